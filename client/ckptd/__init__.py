@@ -1,0 +1,1 @@
+"""ckptd: fetch a checkpoint once per node, save checkpoints off the training step."""

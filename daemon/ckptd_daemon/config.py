@@ -1,0 +1,132 @@
+"""Every setting, with its unit and the reason for its default.
+
+Order: TOML file < `CKPTD_*` environment < command-line flags.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ckptd_proto import errors
+
+SOCKET_PATH_MAX_BYTES = 107  # sun_path of Linux, less the final NUL
+
+
+def _default_socket() -> Path:
+    """systemd's runtime directory, else the user's, else a private one below /tmp."""
+    if runtime := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(runtime.split(":")[0], "ckptd.sock")
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime, "ckptd", "ckptd.sock")
+    return Path(f"/tmp/ckptd-{os.getuid()}/ckptd.sock")
+
+
+def _default_state_dir() -> Path:
+    """systemd's state directory, else the user's cache directory."""
+    if state := os.environ.get("STATE_DIRECTORY"):
+        return Path(state.split(":")[0])
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache, "ckptd")
+    return Path.home() / ".cache" / "ckptd"
+
+
+class Config(BaseSettings):
+    """The settings of one daemon. Sizes in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="CKPTD_", extra="forbid", frozen=True)
+
+    socket: Path = Field(default_factory=_default_socket)
+    """The public unix socket."""
+    state_dir: Path = Field(default_factory=_default_state_dir)
+    """Cache, leases, log and lock; on a local disk."""
+    private: bool = False
+    """Started on demand by a client: ends by itself after `idle_s`."""
+    idle_s: float = Field(900.0, gt=0)
+    allow_network_fs: bool = False
+    """Accept a `state_dir` on a network filesystem, where locks and leases are weaker."""
+    allow_uids: frozenset[int] = frozenset()
+    """Users served besides the daemon's own."""
+    read_roots: tuple[Path, ...] = ()
+    """Below these, and nowhere else, other users may have the daemon read."""
+    save_roots: tuple[Path, ...] = ()
+    """Below these, and nowhere else, other users may have the daemon save."""
+    log_level: str = "info"
+    drain_s: float = Field(25.0, ge=0)
+    """How long SIGTERM lets work finish: below systemd's and Kubernetes' 30 s and up."""
+
+    arena_dir: Path = Path("/dev/shm")
+    arena_bytes: int | None = Field(None, gt=0)
+    """Budget for staged saves; default: half of what `arena_dir` and the memory have free."""
+
+    cache_bytes: int | None = Field(None, gt=0)
+    """Quota of the cache; default: none but `free_floor_bytes`."""
+    free_floor_bytes: int = Field(1 << 30, ge=0)
+    """Disk space that the cache leaves free."""
+    streams: int = Field(8, ge=1, le=64)
+    """Parallel ranges per flight."""
+    connect_s: float = Field(10.0, gt=0)
+    stall_s: float = Field(20.0, gt=0)
+    """A stream that brings nothing for so long is given up and its rest asked for again."""
+    retries: int = Field(5, ge=0)
+    """How often one range may fail in a row before the flight does."""
+    linger_s: float = Field(10.0, ge=0)
+    """How long a flight goes on after its last waiter has left."""
+    revalidate_s: float = Field(10.0, ge=0)
+    """How long an answer about an object's version is believed."""
+
+    @field_validator("socket")
+    @classmethod
+    def _socket_fits(cls, socket: Path) -> Path:
+        length = len(os.fsencode(socket.absolute()))
+        if length > SOCKET_PATH_MAX_BYTES:
+            text = f"the path is {length} bytes long, and the kernel allows {SOCKET_PATH_MAX_BYTES}"
+            raise ValueError(text)
+        return socket.absolute()
+
+    @field_validator("state_dir", "arena_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags first, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load(flags: dict[str, Any], *, file: Path | None) -> Config:
+    """Return the settings from *flags*, the environment and *file*; raises `InvalidArgument`."""
+
+    class FileConfig(Config):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    try:
+        return FileConfig(**flags)
+    except ValidationError as error:
+        wrong = "; ".join(f"{_option(line)}: {line['msg']}" for line in error.errors())
+        raise errors.InvalidArgument(f"the configuration is wrong: {wrong}") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise errors.InvalidArgument(f"cannot read the configuration {file}: {error}") from error
+
+
+def _option(line: ErrorDetails) -> str:
+    return ".".join(str(part) for part in line["loc"])

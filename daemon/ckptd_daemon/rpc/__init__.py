@@ -1,0 +1,1 @@
+"""The gRPC faces: translate, call, translate back."""

@@ -1,0 +1,1 @@
+"""Version 1 of the wire contract (package `ckptd.v1`), generated from the .proto files."""
