@@ -120,6 +120,8 @@ def load(flags: dict[str, Any], *, file: Path | None) -> Config:
         model_config = SettingsConfigDict(toml_file=file)
 
     try:
+        if file is not None:
+            file.open().close()  # pydantic would silently go on without a file
         return FileConfig(**flags)
     except ValidationError as error:
         wrong = "; ".join(f"{_option(line)}: {line['msg']}" for line in error.errors())

@@ -2,8 +2,7 @@
 
 A session is one client process, however many connections it has. The front door announces
 each connection under a unique name, which gRPC then shows as `context.peer()`. A process is
-watched by a pidfd; where there is none (another pid namespace) the session ends with its
-last connection.
+watched by a pidfd; one in a pid namespace that we cannot see is a session per connection.
 """
 
 from __future__ import annotations
@@ -118,17 +117,17 @@ class Sessions:
             return session
         session = Session(process)
         pidfd = process.pidfd()
-        if pidfd is None and process.pid != 0:
+        if pidfd is None:
             session._end()
             return session
         self._by_process[process] = session
-        if pidfd is not None:
-            self._tasks.start_soon(self._watch, session, pidfd)
+        self._tasks.start_soon(self._watch, session, pidfd)
         return session
 
     def connect(self, connection: str, process: Process) -> Session:
         """Note that *process* came in by the connection named *connection*."""
-        session = self.attend(process)
+        # processes that we cannot tell apart are one session per connection
+        session = self.attend(process) if process.pid else Session(process)
         session.connections += 1
         self._by_connection[connection] = session
         return session
@@ -137,8 +136,8 @@ class Sessions:
         """Note that the connection is closed; ends a session that nothing else watches."""
         session = self._by_connection.pop(connection)
         session.connections -= 1
-        if session.connections == 0 and session.process.pid == 0:
-            self._forget(session)
+        if session.process.pid == 0:
+            session._end()
 
     def of(self, connection: str) -> Session:
         """Return the session that came in by *connection*; raises `PermissionDenied`."""
@@ -151,11 +150,8 @@ class Sessions:
     async def _watch(self, session: Session, pidfd: int) -> None:
         try:
             await anyio.wait_readable(pidfd)
-            self._forget(session)
+            del self._by_process[session.process]
+            logger.debug("process %s ended", session.process.pid)
+            session._end()
         finally:
             os.close(pidfd)
-
-    def _forget(self, session: Session) -> None:
-        del self._by_process[session.process]
-        logger.debug("process %s ended", session.process.pid)
-        session._end()

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from ckptd_daemon import config
+from ckptd_proto.errors import InvalidArgument
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("CKPTD_SOCKET", "CKPTD_STATE_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_flags_beat_the_environment_which_beats_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ckptd.toml"
+    file.write_text("streams = 2\nretries = 2\ndrain_s = 2.0\n")
+    monkeypatch.setenv("CKPTD_STREAMS", "3")
+    monkeypatch.setenv("CKPTD_RETRIES", "3")
+    settings = config.load({"streams": 4}, file=file)
+    assert (settings.streams, settings.retries, settings.drain_s) == (4, 3, 2.0)
+
+
+def test_systemd_says_where_socket_and_state_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/ckptd")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/ckptd")
+    settings = config.load({}, file=None)
+    assert settings.socket == Path("/run/ckptd/ckptd.sock")
+    assert settings.state_dir == Path("/var/lib/ckptd")
+
+
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = config.load({"socket": Path("a.sock"), "state_dir": Path("state")}, file=None)
+    assert settings.socket == tmp_path / "a.sock"
+    assert settings.state_dir == tmp_path / "state"
+
+
+def test_a_socket_path_over_107_bytes_is_refused_with_its_length(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"socket: .* 120 bytes long.* 107"):
+        config.load({"socket": Path("/" + "s" * 119)}, file=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("streams = 'many'", "streams"),
+        ("streams = 0", "streams"),
+        ("no_such_setting = 1", "no_such_setting"),
+        ("this is not TOML", "cannot read the configuration"),
+    ],
+)
+def test_a_wrong_file_is_refused_naming_what_is_wrong(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    file = tmp_path / "ckptd.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidArgument, match=complaint):
+        config.load({}, file=file)
+
+
+def test_a_file_that_does_not_exist_is_refused_rather_than_ignored(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"nowhere\.toml"):
+        config.load({}, file=tmp_path / "nowhere.toml")

@@ -1,0 +1,82 @@
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from ckptd_daemon.sessions import Process, Sessions
+from ckptd_proto.errors import PermissionDenied
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+async def test_a_session_ends_the_moment_its_process_is_killed(
+    child: subprocess.Popen[bytes],
+) -> None:
+    async with Sessions.open() as sessions:
+        session = sessions.connect("c-1", Process.of_pid(child.pid, os.getuid()))
+        ends: list[str] = []
+        session.on_end(lambda: ends.append("told"))
+        child.kill()
+        with anyio.fail_after(5):
+            await session.ended.wait()
+        assert ends == ["told"]
+        assert len(sessions) == 0
+
+
+async def test_all_connections_of_a_process_are_one_session(
+    child: subprocess.Popen[bytes],
+) -> None:
+    async with Sessions.open() as sessions:
+        process = Process.of_pid(child.pid, os.getuid())
+        first, second = sessions.connect("c-1", process), sessions.connect("c-2", process)
+        assert first is second
+        sessions.disconnect("c-1")
+        assert sessions.of("c-2") is first
+
+
+async def test_a_process_without_connections_stays_alive_to_us(
+    child: subprocess.Popen[bytes],
+) -> None:
+    async with Sessions.open() as sessions:
+        session = sessions.connect("c-1", Process.of_pid(child.pid, os.getuid()))
+        sessions.disconnect("c-1")
+        assert not session.ended.is_set()
+
+
+async def test_a_later_process_with_the_same_pid_is_another_one(
+    child: subprocess.Popen[bytes],
+) -> None:
+    earlier = replace(Process.of_pid(child.pid, os.getuid()), started=1)
+    async with Sessions.open() as sessions:
+        assert sessions.attend(earlier).ended.is_set()
+
+
+async def test_processes_in_an_unseen_pid_namespace_end_with_their_own_connection() -> None:
+    async with Sessions.open() as sessions:
+        one = sessions.connect("c-1", Process(pid=0, started=0, uid=0))
+        other = sessions.connect("c-2", Process(pid=0, started=0, uid=0))
+        sessions.disconnect("c-1")
+        assert one.ended.is_set()
+        assert not other.ended.is_set()
+
+
+async def test_a_callback_for_an_ended_session_is_called_at_once() -> None:
+    async with Sessions.open() as sessions:
+        session = sessions.attend(Process(pid=2**22 - 1, started=1, uid=0))
+        ends: list[str] = []
+        session.on_end(lambda: ends.append("told"))
+        assert ends == ["told"]
+
+
+async def test_a_connection_that_did_not_pass_the_front_door_has_no_rights() -> None:
+    async with Sessions.open() as sessions:
+        with pytest.raises(PermissionDenied, match="front door"):
+            sessions.of("unix:")
