@@ -1,0 +1,1 @@
+"""What is on the local disk, and the verbs that make it durable."""

@@ -1,0 +1,202 @@
+"""The verbs that make files durable: the only fsync, rename, fallocate and O_DIRECT.
+
+A full disk or quota is a `ResourceExhausted` with numbers here, once; a missing right is a
+`PermissionDenied`; a failing disk is `Unavailable`. Every other `OSError` is the caller's to read.
+Everything here blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ckptd_proto import errors
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_BROKEN: Final = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO})
+_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+_RENAME_EXCHANGE: Final = 2
+_AT_FDCWD: Final = -100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.renameat2.argtypes = [
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+]
+
+
+def free_bytes(path: Path) -> int:
+    """Return what an ordinary user may still write where *path* is, or would be."""
+    while True:
+        try:
+            stat = os.statvfs(path)
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        else:
+            return stat.f_bavail * stat.f_frsize
+
+
+@contextmanager
+def explained(path: Path, *, need_bytes: int | None = None) -> Iterator[None]:
+    """Turn what the disk says while *path* is written into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if (typed := _typed(error, path, need_bytes)) is None:
+            raise
+        raise typed from error
+
+
+def _typed(error: OSError, path: Path, need_bytes: int | None) -> errors.CkptdError | None:
+    words = os.strerror(error.errno or 0)
+    if error.errno in _FULL:
+        free = free_bytes(path)
+        need = "" if need_bytes is None else f"{need_bytes} bytes are needed, "
+        text = f"{words} at {path}: {need}{free} are free; free some space or use another place"
+        return errors.ResourceExhausted(text, need_bytes=need_bytes, free_bytes=free)
+    if error.errno in _REFUSED:
+        text = f"the daemon (uid {os.getuid()}) may not write {path}: {words}; fix its permissions"
+        return errors.PermissionDenied(text)
+    if error.errno in _BROKEN:
+        return errors.Unavailable(f"the disk failed at {path}: {words}; check it and try again")
+    return None
+
+
+def sync_dir(path: Path) -> None:
+    """Make the entries of the directory durable."""
+    with explained(path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sync_file(fd: int, path: Path) -> None:
+    """Make what was written to *fd*, which is *path*, durable."""
+    with explained(path):
+        os.fsync(fd)
+
+
+def make_dirs(path: Path, *, mode: int = 0o777) -> None:
+    """Create the directory and its missing parents, each durable in its own parent."""
+    if path.is_dir():
+        return
+    make_dirs(path.parent, mode=mode)
+    with explained(path):
+        path.mkdir(mode=mode, exist_ok=True)
+    sync_dir(path.parent)
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Replace *path* by a file that holds *data*: at any instant the old, or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with explained(path, need_bytes=len(data)):
+        try:
+            _write_new(temporary, data, mode)
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_dir(path.parent)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write and sync a file into a directory that nobody reads yet and that is synced later."""
+    with explained(path, need_bytes=len(data)):
+        _write_new(path, data, mode)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        pwrite_all(fd, memoryview(data), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(src: Path, dst: Path) -> None:
+    """Give *src*, which is whole and synced, the name *dst*; durable when this returns.
+
+    A file replaces a file. A directory replaces nothing but an empty directory: `OSError`.
+    """
+    with explained(dst):
+        src.rename(dst)
+    sync_dir(dst.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False if the filesystem cannot."""
+    names = os.fsencode(one), os.fsencode(other)
+    with explained(other):
+        result = _libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+        if result != 0:
+            code = ctypes.get_errno()
+            if code in _UNSUPPORTED:
+                return False
+            raise OSError(code, os.strerror(code), str(one), None, str(other))
+    sync_dir(other.parent)
+    return True
+
+
+def preallocate(fd: int, size: int) -> bool:
+    """Give *fd* the length *size*; True if the filesystem has really reserved the space.
+
+    Raises `OSError`: what is full is known to the caller, by name (see `explained`).
+    """
+    while size > 0 and _libc.fallocate(fd, 0, 0, size) != 0:
+        code = ctypes.get_errno()
+        if code in _UNSUPPORTED:
+            os.ftruncate(fd, size)
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    os.ftruncate(fd, size)
+    return True
+
+
+def open_direct(path: Path, flags: int, *, mode: int = 0o666) -> tuple[int, bool]:
+    """Open *path* past the page cache where the filesystem can: the descriptor, and if it could."""
+    with explained(path):
+        fd = os.open(path, flags | os.O_CLOEXEC, mode)
+    return fd, _set_direct(fd, on=True)
+
+
+def _set_direct(fd: int, *, on: bool) -> bool:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
+def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of *data* at *offset*, past the cache if *fd* is direct and the kernel agrees.
+
+    Some filesystems take O_DIRECT when a file is opened and refuse it, or stop at an odd
+    length, when it is written: the descriptor is then buffered from there on.
+    """
+    done = 0
+    while done < len(data):
+        try:
+            done += os.pwrite(fd, data[done:], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+                raise
+            _set_direct(fd, on=False)
