@@ -84,10 +84,14 @@ def sync_dir(path: Path) -> None:
             os.close(fd)
 
 
-def sync_file(fd: int, path: Path) -> None:
-    """Make what was written to *fd*, which is *path*, durable."""
-    with explained(path):
+def sync_file(fd: int) -> None:
+    """Make what was written to *fd* durable."""
+    with explained(_path_of(fd)):
         os.fsync(fd)
+
+
+def _path_of(fd: int) -> Path:
+    return Path(f"/proc/self/fd/{fd}").readlink()
 
 
 def make_dirs(path: Path, *, mode: int = 0o777) -> None:
@@ -153,19 +157,22 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def preallocate(fd: int, size: int) -> bool:
-    """Give *fd* the length *size*; True if the filesystem has really reserved the space.
+    """Give *fd* the length *size*; True if the filesystem has really reserved the space."""
+    with explained(_path_of(fd), need_bytes=size):
+        return _preallocate(fd, size)
 
-    Raises `OSError`: what is full is known to the caller, by name (see `explained`).
-    """
+
+def _preallocate(fd: int, size: int) -> bool:
+    reserved = True
     while size > 0 and _libc.fallocate(fd, 0, 0, size) != 0:
         code = ctypes.get_errno()
         if code in _UNSUPPORTED:
-            os.ftruncate(fd, size)
-            return False
+            reserved = False
+            break
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     os.ftruncate(fd, size)
-    return True
+    return reserved
 
 
 def open_direct(path: Path, flags: int, *, mode: int = 0o666) -> tuple[int, bool]:
@@ -198,5 +205,6 @@ def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
             done += os.pwrite(fd, data[done:], offset + done)
         except OSError as error:
             if error.errno != errno.EINVAL or not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-                raise
+                with explained(_path_of(fd), need_bytes=len(data) - done):
+                    raise
             _set_direct(fd, on=False)
