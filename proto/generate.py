@@ -3,7 +3,7 @@
     python proto/generate.py            rewrite the checked-in modules
     python proto/generate.py --check    fail if they differ from the .proto files
 
-Needs the pinned tools of the dependency group `proto`. They are pinned to the oldest
+Needs the pinned tools of the extra `proto`. They are pinned to the oldest
 versions we support because generated code refuses to load on an older runtime.
 """
 
