@@ -1,0 +1,114 @@
+"""What one rank holds of a state: its plan, and the bytes and tensors to fill it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import Buffer, Parameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ckptd.tensors import framing, values
+from ckptd.tensors.plan import Entry, LocalPlan
+from ckptd.tensors.state import Leaf, capture
+from ckptd_proto import errors
+
+_COMPARED_MAX_BYTES = 1 << 20  # above, the hash would cost more than the mistake is likely
+
+Source = torch.Tensor | bytes
+SourceKey = tuple[str, tuple[int, ...]]
+"""Name and offsets: what tells the pieces of one rank apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """One rank's part of a save, before anything is copied."""
+
+    plan: LocalPlan
+    sources: dict[SourceKey, Source]
+
+
+def take(state: Any) -> Local:
+    """Return what this rank holds of *state*; objects are encoded, tensors only looked at.
+
+    Raises `InvalidArgument`, naming the key, for what could not be given back.
+    """
+    captured = capture(state)
+    entries: list[Entry] = []
+    sources: dict[SourceKey, Source] = {}
+    for name, leaf in captured.leaves.items():
+        made = _tensor_entries if isinstance(leaf.value, torch.Tensor) else _object_entries
+        for entry, source in made(name, leaf):
+            entries.append(entry)
+            sources[name, entry.offsets] = source
+    return Local(LocalPlan(tuple(entries), captured.nodes), sources)
+
+
+def chunks(name: str, tensor: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
+    """Return the pieces of *tensor* in this process's memory, each with its offsets."""
+    if not isinstance(tensor, DTensor):
+        return [((0,) * tensor.dim(), tensor)]
+    try:
+        placed = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]  # torch's own protocol
+    except (RuntimeError, NotImplementedError) as error:
+        text = f"the pieces of the DTensor {name!r} have no place of their own ({error})"
+        raise errors.InvalidArgument(text) from error
+    return [(tuple(chunk.offsets), tensor.to_local()) for chunk in placed]
+
+
+def _object_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:
+    data = values.encode(name, leaf.value)
+    content = values.fingerprint(leaf.value) if leaf.compared else ""
+    return [(Entry(name, "", (), (), (), 0, len(data), content=content), data)]
+
+
+def _tensor_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:
+    tensor: torch.Tensor = leaf.value
+    if reason := _refused(tensor):
+        raise errors.InvalidArgument(f"the tensor {name!r} cannot be saved: {reason}")
+    made: list[tuple[Entry, Source]] = []
+    for offsets, piece in chunks(name, tensor):
+        sizes = tuple(piece.shape)
+        payload_bytes = framing.payload_bytes(tensor.dtype, sizes)
+        is_compared = (
+            leaf.compared
+            and not isinstance(tensor, DTensor)
+            and piece.device.type == "cpu"
+            and payload_bytes <= _COMPARED_MAX_BYTES
+        )
+        entry = Entry(
+            name,
+            framing.dtype_name(tensor.dtype),
+            tuple(tensor.shape),
+            offsets,
+            sizes,
+            len(framing.prefix(tensor.dtype, sizes)),
+            payload_bytes,
+            balanced=leaf.balanced,
+            content=values.tensor_fingerprint(piece) if is_compared else "",
+        )
+        made.append((entry, piece.detach()))
+    return made
+
+
+_REFUSED: tuple[tuple[Callable[[torch.Tensor], bool], str], ...] = (
+    (lambda tensor: tensor.is_meta, "it is on the meta device and has no elements"),
+    (lambda tensor: tensor.is_nested, "it is nested: save its values() and offsets()"),
+    (lambda tensor: tensor.is_quantized, "it is quantized: save int_repr() and its scales"),
+    (lambda tensor: tensor.layout != torch.strided, "it is sparse: save indices() and values()"),
+)
+
+
+def _refused(tensor: torch.Tensor) -> str:
+    """Say why *tensor* has no plain elements; empty if it has."""
+    for applies, reason in _REFUSED:
+        if applies(tensor):
+            return reason
+    if isinstance(tensor, DTensor | Parameter | Buffer) or type(tensor) is torch.Tensor:
+        return ""
+    if is_traceable_wrapper_subclass(tensor):
+        return f"it is a {type(tensor).__name__}, which wraps others: save the tensors inside"
+    return ""

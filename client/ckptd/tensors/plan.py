@@ -1,0 +1,269 @@
+"""Who writes what, and where: the same answer on every rank, from every rank's own list.
+
+Pure: no torch, no files, no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from ckptd.tensors import boxes
+from ckptd.tensors.tree import Node
+from ckptd_proto import errors
+
+_BIG_BYTES = 1 << 20
+_BIG_ALIGN_BYTES = 4096
+_ALIGN_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One piece that a rank holds: a chunk of a tensor, or an object."""
+
+    name: str
+    dtype: str
+    """Empty for an object."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    prefix_bytes: int
+    payload_bytes: int
+    balanced: bool = False
+    """Any rank that holds it may write it; otherwise the lowest does."""
+    content: str = field(default="", compare=False)
+    """Hash of what must not differ between ranks; empty if it may."""
+
+    @property
+    def is_object(self) -> bool:
+        """It is no tensor."""
+        return not self.dtype
+
+    @property
+    def box(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Its offsets and sizes: what tells it from other chunks of its tensor."""
+        return self.offsets, self.sizes
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPlan:
+    """What one rank holds."""
+
+    entries: tuple[Entry, ...]
+    nodes: tuple[Node, ...]
+
+    def hash(self) -> str:
+        """Return a hash of everything that decides the global plan."""
+        return hashlib.sha256(self._encoded(with_content=False)).hexdigest()
+
+    def encode(self) -> bytes:
+        """Return the plan as it travels to the other ranks."""
+        return self._encoded(with_content=True)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return the plan that `encode` made *data* from."""
+        raw = json.loads(data)
+        entries = tuple(
+            Entry(name, dtype, tuple(shape), tuple(offsets), tuple(sizes), *rest)
+            for name, dtype, shape, offsets, sizes, *rest in raw["entries"]
+        )
+        return cls(entries, tuple(Node.from_json(node) for node in raw["nodes"]))
+
+    def _encoded(self, *, with_content: bool) -> bytes:
+        entries = [
+            [
+                *(entry.name, entry.dtype, entry.shape, entry.offsets, entry.sizes),
+                *(entry.prefix_bytes, entry.payload_bytes, entry.balanced),
+                entry.content if with_content else bool(entry.content),
+            ]
+            for entry in self.entries
+        ]
+        nodes = [node.to_json() for node in self.nodes]
+        return json.dumps({"entries": entries, "nodes": nodes}, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An entry at its place in the image of the rank that writes it."""
+
+    entry: Entry
+    rank: int
+    start: int
+    """Where its prefix begins."""
+
+    @property
+    def payload_start(self) -> int:
+        """Where its elements begin."""
+        return self.start + self.entry.prefix_bytes
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.payload_start + self.entry.payload_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalPlan:
+    """Every piece of the checkpoint, exactly once."""
+
+    placed: tuple[Placed, ...]
+    nodes: tuple[Node, ...]
+    image_bytes: tuple[int, ...]
+    """Per rank; 0: the rank writes nothing."""
+    shared: Mapping[tuple[int, ...], tuple[str, ...]]
+    """By ranks that hold them: names whose contents must agree."""
+    hash: str
+
+    def of_rank(self, rank: int) -> list[Placed]:
+        """Return what *rank* writes, in the order of its image."""
+        return [placed for placed in self.placed if placed.rank == rank]
+
+
+def image_name(rank: int) -> str:
+    """Return the file that holds what *rank* writes."""
+    return f"__{rank}_0.distcp"
+
+
+def agree(plans: Sequence[LocalPlan]) -> GlobalPlan:
+    """Return the global plan of all ranks' *plans*; every rank computes the same.
+
+    Raises `InvalidArgument`, naming tensor and ranks, where they contradict each other, leave
+    elements out or hold them twice.
+    """
+    holders: dict[str, list[tuple[int, Entry]]] = {}
+    for rank, plan in enumerate(plans):
+        for entry in plan.entries:
+            holders.setdefault(entry.name, []).append((rank, entry))
+    for name, held in holders.items():
+        _check_alike(name, held)
+        _check_contents(name, held)
+        _check_coverage(name, [entry for _, entry in held])
+    owned = _owned(holders, len(plans))
+    placed, image_bytes = _laid_out(owned)
+    nodes = _merged(plans)
+    shared = _shared(holders)
+    digest = hashlib.sha256("".join(plan.hash() for plan in plans).encode()).hexdigest()
+    return GlobalPlan(placed, nodes, image_bytes, shared, digest)
+
+
+def _check_alike(name: str, held: Sequence[tuple[int, Entry]]) -> None:
+    first_rank, first = held[0]
+    for rank, entry in held[1:]:
+        if (entry.dtype, entry.shape) != (first.dtype, first.shape):
+            text = (
+                f"{name!r} is {_described(first)} on rank {first_rank}, but {_described(entry)}"
+                f" on rank {rank}: put the rank into the key where ranks hold different things"
+            )
+            raise errors.InvalidArgument(text)
+
+
+def _described(entry: Entry) -> str:
+    return "an object" if entry.is_object else f"a {entry.dtype} tensor {list(entry.shape)}"
+
+
+def _check_contents(name: str, held: Sequence[tuple[int, Entry]]) -> None:
+    by_content: dict[tuple[Any, str], list[int]] = defaultdict(list)
+    boxes_held: dict[Any, set[str]] = defaultdict(set)
+    for rank, entry in held:
+        by_content[entry.box, entry.content].append(rank)
+        boxes_held[entry.box].add(entry.content)
+    if all(len(contents) == 1 for contents in boxes_held.values()):
+        return
+    groups = " and ".join(_ranks(ranks) for ranks in by_content.values())
+    text = (
+        f"{name!r} differs between {groups}, and only one of them would be saved: put the rank"
+        f" into the key (for example {name + '.' + str(held[-1][0])!r}) to keep each, or make"
+        " them equal"
+    )
+    raise errors.InvalidArgument(text)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def _check_coverage(name: str, entries: Iterable[Entry]) -> None:
+    chunks = {entry.box: entry for entry in entries}
+    first = next(iter(chunks.values()))
+    if first.is_object:
+        return
+    if problem := boxes.coverage_problem(first.shape, list(chunks)):
+        text = f"the chunks of {name!r} {list(first.shape)} {problem}: is a rank missing?"
+        raise errors.InvalidArgument(text)
+
+
+def _owned(holders: Mapping[str, list[tuple[int, Entry]]], world: int) -> list[list[Entry]]:
+    """Give each chunk to one rank: replicas to the one with the least to write."""
+    owned: list[list[Entry]] = [[] for _ in range(world)]
+    load = [0] * world
+    free: list[tuple[Entry, list[int]]] = []
+    for held in holders.values():
+        copies: dict[Any, tuple[Entry, list[int]]] = {}
+        for rank, entry in held:
+            copies.setdefault(entry.box, (entry, []))[1].append(rank)
+        for entry, ranks in copies.values():
+            if not _has_bytes(entry):
+                continue
+            if entry.balanced and len(ranks) > 1:
+                free.append((entry, ranks))
+            else:
+                owned[ranks[0]].append(entry)
+                load[ranks[0]] += entry.payload_bytes
+    for entry, ranks in sorted(free, key=lambda pair: -pair[0].payload_bytes):  # stable
+        rank = min(ranks, key=lambda rank: (load[rank], rank))
+        owned[rank].append(entry)
+        load[rank] += entry.payload_bytes + entry.prefix_bytes
+    return owned
+
+
+def _has_bytes(entry: Entry) -> bool:
+    """Leave out empty shards; an empty tensor itself is kept."""
+    return entry.is_object or math.prod(entry.shape) == 0 or entry.payload_bytes > 0
+
+
+def _laid_out(owned: Sequence[Sequence[Entry]]) -> tuple[tuple[Placed, ...], tuple[int, ...]]:
+    placed: list[Placed] = []
+    lengths: list[int] = []
+    for rank, entries in enumerate(owned):
+        end = 0
+        for entry in entries:
+            align = _BIG_ALIGN_BYTES if entry.payload_bytes >= _BIG_BYTES else _ALIGN_BYTES
+            payload_start = -(-(end + entry.prefix_bytes) // align) * align
+            placed.append(Placed(entry, rank, payload_start - entry.prefix_bytes))
+            end = placed[-1].end
+        lengths.append(end)
+    return tuple(placed), tuple(lengths)
+
+
+def _merged(plans: Sequence[LocalPlan]) -> tuple[Node, ...]:
+    """Unite the ranks' trees, in the order of the lowest rank that has each node."""
+    merged: dict[Any, tuple[int, Node]] = {}
+    for rank, plan in enumerate(plans):
+        for node in plan.nodes:
+            first_rank, first = merged.setdefault(node.path, (rank, node))
+            if first.kind != node.kind:
+                text = (
+                    f"{node.name!r} is a {first.kind} on rank {first_rank}, but a {node.kind} on"
+                    f" rank {rank}: put the rank into the key where ranks hold different things"
+                )
+                raise errors.InvalidArgument(text)
+    return tuple(node for _, node in merged.values())
+
+
+def _shared(
+    holders: Mapping[str, list[tuple[int, Entry]]],
+) -> dict[tuple[int, ...], tuple[str, ...]]:
+    groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, held in holders.items():
+        ranks = tuple(rank for rank, entry in held if entry.content)
+        if len(ranks) > 1:
+            groups[ranks].append(name)
+    return {ranks: tuple(names) for ranks, names in groups.items()}

@@ -1,0 +1,170 @@
+"""Values that are no tensors: as bytes that load without running code, and back as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import pathlib
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time, timedelta, timezone
+from typing import Any
+
+import torch
+
+from ckptd_proto import errors
+
+_GRANULE_BYTES = 256
+_WAY_OUT = (
+    "save what it is made of (numbers, strings, bytes, lists, tuples, dicts, tensors, numpy"
+    " arrays), or give the object state_dict() and load_state_dict()"
+)
+
+_SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+
+def encode(key: str, value: object) -> bytes:
+    """Return *value* as `torch.load` reads it; raises `InvalidArgument` if it would not come back.
+
+    The bytes are padded, so that a counter that grows does not move everything behind it.
+    """
+    out = io.BytesIO()
+    try:
+        torch.save(value, out, _use_new_zipfile_serialization=False)
+        data = out.getvalue()
+        restored = decode(data)
+        is_same = same(value, restored)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise _refusal(key, value, reason) from error
+    if not is_same:
+        raise _refusal(key, value, f"it comes back as {_short(restored)}")
+    return data.ljust(padded_bytes(len(data)), b"\0")
+
+
+def decode(data: bytes) -> Any:
+    """Return the value in *data*; runs no code that *data* brings along."""
+    with _safe_globals():
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def padded_bytes(length: int) -> int:
+    """Return the size class of *length*: an eighth of its power of two, 256 bytes at least."""
+    granule = max(_GRANULE_BYTES, 1 << max(length.bit_length() - 4, 0))
+    return -(-length // granule) * granule
+
+
+def same(left: object, right: object) -> bool:
+    """Say whether *left* and *right* have the same types and bits all the way down."""
+    return type(left) is type(right) and fingerprint(left) == fingerprint(right)
+
+
+def fingerprint(value: object) -> str:
+    """Return a hash of types and values, the same in every process."""
+    digest = hashlib.sha256()
+    for part in _parts(value):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def tensor_fingerprint(tensor: torch.Tensor) -> str:
+    """Return a hash of dtype, shape and elements of a CPU tensor."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(_elements(tensor))
+    return digest.hexdigest()
+
+
+def _elements(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    elements: Any = flat.view(torch.uint8).numpy()
+    return memoryview(elements) if flat.numel() else memoryview(b"")
+
+
+def _parts(value: object) -> Iterator[bytes]:
+    """Yield *value* in pieces that differ whenever the values do."""
+    kind = type(value)
+    yield f"{kind.__module__}.{kind.__qualname__}".encode()
+    if isinstance(value, float):
+        yield b"nan" if math.isnan(value) else struct.pack("<d", value)
+    elif isinstance(value, complex):
+        yield struct.pack("<dd", value.real, value.imag)
+    elif isinstance(value, bytes | bytearray):
+        yield bytes(value)
+    elif isinstance(value, str):
+        yield value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, list | tuple):
+        yield str(len(value)).encode()
+        for item in value:
+            yield from _parts(item)
+    elif isinstance(value, set | frozenset):
+        yield from (part.encode() for part in sorted(map(fingerprint, value)))
+    elif isinstance(value, dict):
+        yield str(len(value)).encode()
+        for name, item in value.items():
+            yield from _parts(name)
+            yield from _parts(item)
+    elif isinstance(value, torch.Tensor):
+        yield f"{value.requires_grad}".encode()
+        yield tensor_fingerprint(value).encode()
+    elif kind.__module__ == "numpy":
+        yield from _numpy_parts(value)
+    else:
+        yield repr(value).encode("utf-8", "backslashreplace")
+
+
+def _numpy_parts(value: Any) -> Iterator[bytes]:
+    import numpy
+
+    if not isinstance(value, numpy.ndarray | numpy.generic):
+        yield repr(value).encode()  # dtypes
+        return
+    yield f"{value.dtype.str} {value.dtype.descr} {value.shape}".encode()
+    if value.dtype.hasobject:
+        for item in value.reshape(-1).tolist():
+            yield from _parts(item)
+    else:
+        yield value.tobytes()
+
+
+def _refusal(key: str, value: object, reason: str) -> errors.InvalidArgument:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    text = f"{key!r} holds a {kind} that would not load back as it is ({reason}): {_WAY_OUT}"
+    return errors.InvalidArgument(text)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextmanager
+def _safe_globals() -> Iterator[None]:
+    """Allow constructors of plain data, besides what torch itself allows."""
+    plain: list[_SafeGlobal] = [
+        frozenset, range, slice, date, datetime, time, timedelta, timezone,
+        Counter, OrderedDict, pathlib.PosixPath, pathlib.PurePosixPath,
+    ]  # fmt: skip
+    with torch.serialization.safe_globals(plain + _numpy_globals()):
+        yield
+
+
+def _numpy_globals() -> list[_SafeGlobal]:
+    """Name what numpy's own pickles call, under the names of numpy 1 and 2."""
+    try:
+        import numpy
+    except ImportError:
+        return []
+    reconstruct: Any = numpy.zeros(0).__reduce__()[0]
+    scalar: Any = numpy.float64(0).__reduce__()[0]
+    named: list[_SafeGlobal] = [numpy.ndarray, numpy.dtype]
+    for package in ("numpy.core", "numpy._core"):
+        named.append((reconstruct, f"{package}.multiarray._reconstruct"))
+        named.append((scalar, f"{package}.multiarray.scalar"))
+    codes = {*numpy.typecodes["All"]} - {"O"}
+    named.extend({type(numpy.dtype(code)) for code in codes})
+    named.append(type(numpy.dtype(object)))
+    return named
