@@ -1,1 +1,33 @@
-"""ckptd: fetch a checkpoint once per node, save checkpoints off the training step."""
+"""ckptd: fetch a checkpoint once per node, save checkpoints off the training step.
+
+Names are loaded when first used, so that `import ckptd` costs neither gRPC nor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckptd.client import Client as Client
+
+_WHERE = {
+    "Client": "ckptd.client",
+}
+
+__all__ = ["Client"]
+
+
+def __getattr__(name: str) -> object:
+    """Load *name* from the module that defines it."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    if name in {"__version__"}:
+        from importlib.metadata import version
+
+        return version("ckptd")
+    raise AttributeError(f"module 'ckptd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

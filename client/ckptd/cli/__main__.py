@@ -1,0 +1,5 @@
+"""`python -m ckptd.cli`."""
+
+from ckptd.cli import main
+
+main()

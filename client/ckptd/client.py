@@ -1,0 +1,55 @@
+"""The daemon as an object with methods; `ckptd.aio.Client` is the same with await."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptd.connection import Connection
+from ckptd.values import DaemonStatus
+from ckptd_proto.v1 import node_pb2
+
+
+class Client:
+    """A daemon, found or started as the environment says; safe to use from any thread."""
+
+    def __init__(self, socket: Path | str | None = None) -> None:
+        """Connect to the daemon at *socket*, or to the usual one.
+
+        Raises:
+            Unavailable: None runs, and none may be started.
+            FailedPrecondition: It has another version.
+        """
+        self._connection = Connection.open(None if socket is None else Path(socket))
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._connection.path}>"
+
+    def status(self) -> DaemonStatus:
+        """Return what the daemon is doing now."""
+        return daemon_status(self._connection)
+
+    def stop(self) -> None:
+        """Have the daemon finish what it may and end; returns once it has begun to."""
+        stop(self._connection)
+
+
+def daemon_status(connection: Connection) -> DaemonStatus:
+    """Ask the daemon what it is doing now."""
+    reply = connection.call(lambda stubs: stubs.node.Status(node_pb2.StatusRequest()))
+    return DaemonStatus(
+        version=reply.daemon.daemon_version,
+        pid=reply.daemon.pid,
+        uid=reply.daemon.uid,
+        socket=reply.socket,
+        state_dir=reply.state_dir,
+        private=reply.daemon.private,
+        idle=reply.daemon.idle,
+        stopping=reply.draining,
+        uptime_s=reply.uptime_s,
+        sessions=reply.sessions,
+    )
+
+
+def stop(connection: Connection) -> None:
+    """Tell the daemon to stop."""
+    connection.call(lambda stubs: stubs.node.Stop(node_pb2.StopRequest()))

@@ -1,0 +1,318 @@
+"""The way to the daemon: finds or starts it, and finds it again after a restart."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from ckptd import autostart, discovery, forks  # isort: skip  forks: before gRPC is loaded
+
+import grpc
+
+from ckptd import wire
+from ckptd_proto import errors
+from ckptd_proto.v1 import (
+    blobs_pb2_grpc,
+    checkpoints_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    saves_pb2_grpc,
+)
+
+T = TypeVar("T")
+
+HELLO_S = 10.0
+RECONNECT_S = 60.0
+"""How long a daemon may be away before calls without a deadline of their own fail."""
+_BACKOFF_S = 0.02
+_BACKOFF_MAX_S = 0.5
+MESSAGE_MAX_BYTES = 1 << 20
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection
+    ("grpc.enable_retries", 0),  # ours know more
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.default_authority", "localhost"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """The daemon's services, over one connection."""
+
+    blobs: blobs_pb2_grpc.BlobsStub
+    saves: saves_pb2_grpc.SavesStub
+    checkpoints: checkpoints_pb2_grpc.CheckpointsStub
+    node: node_pb2_grpc.NodeStub
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One connection to one life of a daemon."""
+
+    path: Path
+    peer_name: str
+    channel: grpc.Channel
+    stubs: Stubs
+    daemon: node_pb2.HelloReply
+
+
+class Connection:
+    """A daemon, across its restarts; safe to use from any thread."""
+
+    def __init__(self, socket: Path | None, *, may_start: bool, any_version: bool) -> None:
+        self._socket = socket
+        self._may_start = may_start
+        self._any_version = any_version
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # guards what follows
+        self._on_connect: list[Callable[[Stubs], None]] = []
+        self._link = self._find()
+        forks.register(self)
+
+    @classmethod
+    def open(cls, socket: Path | None = None) -> Connection:
+        """Return this process's connection to the daemon at *socket*, or to the usual one.
+
+        Starts a private daemon if none runs and the user lets us.
+        """
+        with _opening:
+            if (connection := _open.get(socket)) is None:
+                connection = cls(socket, may_start=autostart.is_allowed(), any_version=False)
+                _open[socket] = connection
+            return connection
+
+    @classmethod
+    def existing(cls, socket: Path | None = None) -> Connection:
+        """Return a connection to the daemon that runs now, whatever its version; start none."""
+        return cls(socket, may_start=False, any_version=True)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.path} [daemon pid {self.daemon.pid}]>"
+
+    @property
+    def path(self) -> Path:
+        """The daemon's public socket."""
+        return self._link.path
+
+    @property
+    def daemon(self) -> node_pb2.HelloReply:
+        """What the daemon said when we connected last."""
+        return self._link.daemon
+
+    @property
+    def peer_name(self) -> str:
+        """The name under which the daemon listens."""
+        return self._link.peer_name
+
+    def untouchables(self) -> list[object]:
+        """Return the objects that must never be freed in a forked child."""
+        return [self._link, self._link.channel]
+
+    def on_connect(self, callback: Callable[[Stubs], None]) -> None:
+        """Call *callback* after each reconnect, before interrupted calls are repeated.
+
+        It is not called for the connection there is already.
+        """
+        with self._lock:
+            self._on_connect.append(callback)
+
+    def call(self, fn: Callable[[Stubs], T], *, timeout_s: float | None = None) -> T:
+        """Return what *fn* returns, calling it again whenever the daemon went away meanwhile.
+
+        Raises the daemon's errors as they were; `Unavailable` when the daemon stays away for
+        `RECONNECT_S`, `DeadlineExceeded` when *timeout_s* ends first.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        attempt, failing_since = 0, 0.0
+        while True:
+            link = self._live_link()
+            try:
+                return fn(link.stubs)
+            except grpc.RpcError as error:
+                if not wire.is_transport(error):
+                    raise wire.typed(error) from error
+                failure = wire.typed(error)
+                failure.__cause__ = error
+            now = time.monotonic()
+            failing_since = failing_since or now
+            if now - failing_since > RECONNECT_S:
+                raise failure
+            self._back_off(attempt, deadline)
+            attempt += 1
+            self._reconnect(link, deadline)
+
+    def descriptor(self, token: str) -> int:
+        """Return the file descriptor that the daemon offers for *token*; the caller closes it."""
+        self._check_not_forked()
+        path = self.path
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.settimeout(HELLO_S)
+                # by way of the directory: the sibling's own path may be too long
+                name = path.name + discovery.DESCRIPTORS_SUFFIX
+                sock.connect(f"/proc/self/fd/{directory}/{name}")
+                sock.sendall(token.encode() + b"\n")
+                return _received_descriptor(sock)
+        except OSError as error:
+            text = f"the daemon at {path} handed over no descriptor ({error}); try again"
+            raise errors.Unavailable(text) from error
+        finally:
+            os.close(directory)
+
+    def _live_link(self) -> _Link:
+        self._check_not_forked()
+        return self._link
+
+    def _check_not_forked(self) -> None:
+        if os.getpid() != self._pid:
+            text = (
+                "this process was forked from one that uses ckptd, which gRPC does not survive; "
+                "start it with multiprocessing's `spawn` instead"
+            )
+            raise errors.FailedPrecondition(text)
+
+    def _back_off(self, attempt: int, deadline: float | None) -> None:
+        delay = min(_BACKOFF_S * 2**attempt, _BACKOFF_MAX_S) * random.uniform(0.5, 1)
+        if deadline is not None and time.monotonic() + delay > deadline:
+            text = f"the daemon at {self.path} did not come back within the given time"
+            raise errors.DeadlineExceeded(text)
+        time.sleep(delay)
+
+    def _reconnect(self, broken: _Link, deadline: float | None) -> None:
+        """Replace *broken*, unless another thread has."""
+        with self._lock:
+            if self._link is not broken:
+                return
+            broken.channel.close()
+            may_start = self._may_start and broken.daemon.private
+            until = time.monotonic() + RECONNECT_S
+            attempt = 0
+            while True:
+                try:
+                    # the same daemon, or its successor: another would not know our work
+                    link = self._connect(broken.path, may_start=may_start)
+                    break
+                except errors.Unavailable:
+                    if time.monotonic() > until:
+                        raise
+                self._back_off(attempt, deadline)
+                attempt += 1
+            for callback in self._on_connect:
+                callback(link.stubs)
+            self._link = link
+
+    def _find(self) -> _Link:
+        """Connect to the first daemon that accepts us, starting one if need be."""
+        paths = discovery.candidates(self._socket)
+        for path in paths[:-1]:
+            try:
+                return self._connect(path, may_start=False)
+            except (errors.Unavailable, errors.PermissionDenied):
+                continue  # not there, or not for us
+        try:
+            return self._connect(paths[-1], may_start=self._may_start)
+        except errors.Unavailable as error:
+            if len(paths) == 1 or self._may_start:
+                raise
+            tried = ", ".join(map(str, paths))
+            text = f"no daemon runs here (tried {tried}); start one with `ckptd serve`"
+            raise errors.Unavailable(text) from error
+
+    def _connect(self, path: Path, *, may_start: bool) -> _Link:
+        try:
+            link = _link(path)
+            if self._any_version or _agrees(link, may_replace=self._may_start):
+                return link
+        except errors.Unavailable:
+            if not may_start:
+                raise
+        autostart.ensure_running(path)
+        link = _link(path)
+        _agrees(link, may_replace=False)
+        return link
+
+
+_opening = threading.Lock()
+_open: dict[Path | None, Connection] = {}  # one per socket asked for
+
+
+def _link(path: Path) -> _Link:
+    """Connect to *path* and say hello."""
+    peer_name = discovery.knock(path)
+    channel = grpc.insecure_channel(f"unix:{quote(str(path))}", options=_OPTIONS)
+    stubs = Stubs(
+        blobs_pb2_grpc.BlobsStub(channel),
+        saves_pb2_grpc.SavesStub(channel),
+        checkpoints_pb2_grpc.CheckpointsStub(channel),
+        node_pb2_grpc.NodeStub(channel),
+    )
+    request = node_pb2.HelloRequest(client_version=version("ckptd"))
+    try:
+        return _Link(path, peer_name, channel, stubs, stubs.node.Hello(request, timeout=HELLO_S))
+    except grpc.RpcError as error:
+        channel.close()
+        raise wire.typed(error) from error
+
+
+def _agrees(link: _Link, *, may_replace: bool) -> bool:
+    """Say whether the daemon has our version; False: an idle private one that has now ended."""
+    ours, theirs = version("ckptd"), link.daemon.daemon_version
+    if ours == theirs:
+        return True
+    pid = link.daemon.pid
+    if may_replace and link.daemon.private and link.daemon.idle:
+        try:
+            link.stubs.node.Stop(node_pb2.StopRequest(if_idle=True), timeout=HELLO_S)
+        except grpc.RpcError as error:
+            if not wire.is_transport(error):
+                raise wire.typed(error) from error
+        link.channel.close()
+        _wait_ended(link)
+        return False
+    link.channel.close()
+    text = (
+        f"the daemon at {link.path} (pid {pid}) is version {theirs} and this client is {ours}; "
+        f"run `ckptd stop` and start it anew, or install ckptd=={theirs} here"
+    )
+    raise errors.FailedPrecondition(text)
+
+
+def _wait_ended(link: _Link) -> None:
+    """Wait until nobody listens where the old daemon did."""
+    deadline = time.monotonic() + HELLO_S
+    while time.monotonic() < deadline:
+        try:
+            discovery.knock(link.path)
+        except errors.Unavailable:
+            return
+        time.sleep(_BACKOFF_S)
+
+
+def _received_descriptor(sock: socket.socket) -> int:
+    fds = array.array("i")
+    data, ancillary, _flags, _address = sock.recvmsg(
+        1 << 16, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: fds.itemsize])
+            return fds[0]
+    if not data:
+        raise ConnectionResetError("it closed the connection")
+    answer = json.loads(data)
+    raise errors.rebuilt(answer["error"], answer["message"])

@@ -1,0 +1,180 @@
+"""What the daemon is built of, in which order it starts, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol
+
+import anyio
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ckptd_daemon import __version__
+from ckptd_daemon.config import Config
+from ckptd_daemon.door.descriptors import Descriptors
+from ckptd_daemon.door.frontdoor import FrontDoor, Hall
+from ckptd_daemon.door.listener import Listener
+from ckptd_daemon.door.notify import notify
+from ckptd_daemon.rpc.node import Identity, NodeService
+from ckptd_daemon.rpc.refusal import Refusal
+from ckptd_daemon.rpc.status import ErrorStatus
+from ckptd_daemon.sessions import Sessions
+from ckptd_proto.v1 import node_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_MAX_BYTES = 1 << 20
+LAST_REPLIES_S = 1.0  # for answers on their way when everything is done
+IDLE_CHECKS = 10  # per `idle_s`
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class Half(Protocol):
+    """What fetching and saving both promise to whoever runs them."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is staged, leased or in flight."""
+
+    def refuse_new(self) -> None:
+        """From now on new work raises `Unavailable`."""
+
+    async def wait_idle(self) -> None:
+        """Wait until the work in hand is done; leases do not count, they survive a restart."""
+
+    def unfinished(self) -> list[str]:
+        """Return a sentence per piece of work that the next start will resume."""
+
+
+class Stopping:
+    """Whether the daemon is to end; the second signal does not ask."""
+
+    def __init__(self) -> None:
+        self._asked = anyio.Event()
+
+    @property
+    def is_asked(self) -> bool:
+        """Someone asked."""
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Ask; again is no harm."""
+        self._asked.set()
+
+    async def wait_asked(self) -> None:
+        """Wait until someone asks."""
+        await self._asked.wait()
+
+    async def listen(self) -> None:
+        """Take SIGTERM and SIGINT for asking, and a second one for an order."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if self.is_asked:
+                    logger.warning("ended at once by a second signal")
+                    os._exit(128 + number)
+                logger.info("stopping", extra={"signal": signal.Signals(number).name})
+                self.ask()
+
+
+async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]) -> None:
+    """Serve at *listener* until told to stop; then finish what `drain_s` allows."""
+    stopping = Stopping()
+    identity = Identity(
+        uuid.uuid4().hex, config.private, listener.path, config.state_dir, time.monotonic()
+    )
+    async with AsyncExitStack() as stack:
+        sessions = await stack.enter_async_context(Sessions.open())
+        hall = stack.enter_context(Hall.open(config.state_dir / "door"))
+        descriptors = Descriptors(listener.descriptors)
+        halves: list[Half] = []
+        node = NodeService(
+            identity, sessions, halves, stop=stopping.ask, is_stopping=lambda: stopping.is_asked
+        )
+        server = _new_server()
+        node_pb2_grpc.add_NodeServicer_to_server(node, server)
+        await stack.enter_async_context(_running(server, hall, "grpc"))
+        refusal = _new_server()
+        refusal.add_generic_rpc_handlers((Refusal(),))
+        await stack.enter_async_context(_running(refusal, hall, "refusal"))
+        door = FrontDoor(listener.calls, hall, sessions, config.allow_uids | {os.geteuid()})
+
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(stopping.listen)
+        tasks.start_soon(descriptors.serve)
+        tasks.start_soon(door.serve)
+        if config.private:
+            tasks.start_soon(_ask_when_idle, stopping, config.idle_s, sessions, halves)
+        _say_ready(listener)
+        on_ready()
+        await stopping.wait_asked()
+        notify("STOPPING=1")
+        await _drain(halves, config.drain_s)
+        await server.stop(LAST_REPLIES_S)
+
+
+def _new_server() -> grpc.aio.Server:
+    return grpc.aio.server(interceptors=(ErrorStatus(),), options=_OPTIONS)
+
+
+@asynccontextmanager
+async def _running(server: grpc.aio.Server, hall: Hall, name: str) -> AsyncIterator[None]:
+    """Run *server* at the inner socket *name*, with the standard health service."""
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    server.add_insecure_port(f"unix:{hall.address(name)}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+def _say_ready(listener: Listener) -> None:
+    logger.info("ready", extra={"socket": listener.path, "version": __version__})
+    sys.stdout.write(f"ckptd ready unix:{listener.path}\n")
+    sys.stdout.flush()
+    notify("READY=1", f"STATUS=serving at {listener.path}")
+
+
+async def _drain(halves: Sequence[Half], drain_s: float) -> None:
+    """Take no new work, finish what fits, and say what the next start will resume."""
+    for half in halves:
+        half.refuse_new()
+    with anyio.move_on_after(drain_s):
+        for half in halves:
+            await half.wait_idle()
+    for sentence in (sentence for half in halves for sentence in half.unfinished()):
+        logger.warning("left for the next start: %s", sentence)
+    logger.info("stopped")
+
+
+async def _ask_when_idle(
+    stopping: Stopping, idle_s: float, sessions: Sessions, halves: Sequence[Half]
+) -> None:
+    """End a private daemon that nobody has needed for *idle_s*."""
+    since = time.monotonic()
+    while time.monotonic() - since < idle_s:
+        await anyio.sleep(idle_s / IDLE_CHECKS)
+        if len(sessions) > 0 or not all(half.is_idle for half in halves):
+            since = time.monotonic()
+    logger.info("stopping: idle", extra={"idle_s": idle_s})
+    stopping.ask()
+
+
+def run(config: Config, listener: Listener, *, on_ready: Callable[[], None]) -> None:
+    """Run `serve` on a fast event loop; *on_ready* is called when calls are accepted."""
+    anyio.run(serve, config, listener, on_ready, backend_options={"use_uvloop": True})

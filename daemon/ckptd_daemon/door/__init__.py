@@ -1,0 +1,1 @@
+"""The way in: the public socket, who may use it, and how descriptors are handed out."""

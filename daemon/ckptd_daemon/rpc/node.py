@@ -1,0 +1,96 @@
+"""`Node`: the daemon itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ckptd_daemon import __version__
+from ckptd_daemon.rpc.status import Context
+from ckptd_daemon.sessions import Sessions
+from ckptd_proto import errors
+from ckptd_proto.v1 import node_pb2 as pb
+from ckptd_proto.v1 import node_pb2_grpc
+
+
+class Worker(Protocol):
+    """A half of the daemon, as far as `Node` cares."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is staged, leased or in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What stays the same while the daemon runs."""
+
+    instance: str
+    private: bool
+    socket: Path
+    state_dir: Path
+    started: float
+    """By the monotonic clock."""
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """Who the daemon is, what it does, and how to end it."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        sessions: Sessions,
+        workers: Sequence[Worker],
+        *,
+        stop: Callable[[], None],
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._identity = identity
+        self._sessions = sessions
+        self._workers = workers
+        self._stop = stop
+        self._is_stopping = is_stopping
+
+    async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:
+        """Return the daemon's name and version, for the client to judge."""
+        return self._hello()
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
+        """Return what everybody may know."""
+        return pb.StatusReply(
+            daemon=self._hello(),
+            socket=str(self._identity.socket),
+            state_dir=str(self._identity.state_dir),
+            uptime_s=time.monotonic() - self._identity.started,
+            sessions=len(self._sessions),
+            draining=self._is_stopping(),
+        )
+
+    async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopReply:
+        """Begin to stop; only the daemon's own user may."""
+        if self._sessions.of(context.peer()).process.uid != os.geteuid():
+            text = f"only user {os.geteuid()}, whose daemon this is, may stop it"
+            raise errors.PermissionDenied(text)
+        if request.if_idle and not self._is_idle:
+            text = "the daemon has work or leases; wait, or stop it regardless with `ckptd stop`"
+            raise errors.FailedPrecondition(text)
+        self._stop()
+        return pb.StopReply()
+
+    @property
+    def _is_idle(self) -> bool:
+        return all(worker.is_idle for worker in self._workers)
+
+    def _hello(self) -> pb.HelloReply:
+        return pb.HelloReply(
+            daemon_version=__version__,
+            instance=self._identity.instance,
+            pid=os.getpid(),
+            uid=os.geteuid(),
+            private=self._identity.private,
+            idle=self._is_idle,
+        )

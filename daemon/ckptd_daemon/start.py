@@ -1,0 +1,95 @@
+"""From a command line to a running daemon, or one sentence that says why not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckptd_daemon import app, config, logs, mounts
+from ckptd_daemon.door import listener, locks
+from ckptd_proto import errors
+from ckptd_proto.exits import EXIT_CODES, INTERRUPTED
+
+logger = logging.getLogger(__name__)
+
+_FLAGS: list[click.Parameter] = [
+    click.Option(["--socket"], type=click.Path(path_type=Path), help="The public unix socket."),
+    click.Option(
+        ["--state-dir"], type=click.Path(path_type=Path), help="Cache, leases, log; a local disk."
+    ),
+    click.Option(["--log-level"], help="debug, info, warning or error."),
+    click.Option(["--private"], is_flag=True, default=None, help="End by itself when idle."),
+]
+
+
+def main(arguments: list[str]) -> int:
+    """Serve; return the exit code."""
+    detached = "--detach" in arguments
+    try:
+        flags = _parsed(arguments)
+        file = flags.pop("config")
+        settings = config.load({k: v for k, v in flags.items() if v is not None}, file=file)
+        _run(settings, detached=detached)
+    except errors.CkptdError as error:
+        name = f"{type(error).__name__}: " if detached else ""  # for the client that reads it
+        sys.stderr.write(f"ckptd: {name}{error}\n")
+        return EXIT_CODES[type(error)]
+    except click.ClickException as error:
+        sys.stderr.write(f"ckptd: {error.format_message()}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _parsed(arguments: list[str]) -> dict[str, Any]:
+    command = click.Command(
+        "serve",
+        params=[
+            *_FLAGS,
+            click.Option(["--config"], type=click.Path(path_type=Path)),
+            click.Option(["--detach"], is_flag=True, expose_value=False),
+            click.Option(["--json"], is_flag=True, expose_value=False),
+        ],
+    )
+    return command.make_context("ckptd_daemon", arguments).params
+
+
+def _run(settings: config.Config, *, detached: bool) -> None:
+    _make_state_dir(settings)
+    with locks.held(settings.state_dir / "daemon.lock", f"the state in {settings.state_dir}"):
+        log = settings.state_dir / "daemon.log"
+        logs.set_up(settings.log_level, log if detached else None)
+        others = bool(settings.allow_uids - {os.geteuid()})
+        with listener.listening(settings.socket, for_others=others) as sockets:
+            ready = partial(_let_go, log) if detached else None
+            app.run(settings, sockets, on_ready=ready or (lambda: None))
+
+
+def _let_go(log: Path) -> None:
+    """Leave the pipe to whoever started us; what libraries print goes to the log."""
+    for path, fd in ((Path(os.devnull), 1), (log, 2)):
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        os.dup2(opened, fd)
+        os.close(opened)
+
+
+def _make_state_dir(settings: config.Config) -> None:
+    kind = mounts.filesystem(settings.state_dir)
+    if mounts.is_network(kind) and not settings.allow_network_fs:
+        text = (
+            f"the state directory {settings.state_dir} lies on a network filesystem ({kind}), "
+            "where locks are weaker; use a local disk, or set allow_network_fs"
+        )
+        raise errors.FailedPrecondition(text)
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"cannot create {settings.state_dir}: {error.strerror}; use another --state-dir"
+        raise errors.PermissionDenied(text) from error

@@ -1,0 +1,36 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.daemon import Daemon
+
+# no test may reach, or start, a daemon of the machine
+os.environ["CKPTD_AUTOSTART"] = "0"
+for _name in ("CKPTD_SOCKET", "CKPTD_STATE_DIR", "XDG_RUNTIME_DIR"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="ckptd-test-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def daemon(short_path: Path) -> Iterator[Daemon]:
+    """A daemon that runs."""
+    with Daemon(short_path) as running:
+        yield running

@@ -1,0 +1,18 @@
+"""The one place where a test waits for something that tells nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], timeout_s: float = 15.0) -> T:
+    """Return the first truthy value of *condition*; raises `AssertionError` after *timeout_s*."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {condition}"
+        time.sleep(0.01)
+    return found
