@@ -70,6 +70,11 @@ class Config(BaseSettings):
     arena_bytes: int | None = Field(None, gt=0)
     """Budget for staged saves; default: half of what `arena_dir` and the memory have free."""
 
+    slots_per_rank: int = Field(2, ge=1)
+    """Saves of one rank that may be staged at once: one persists while the next is copied."""
+    persist_threads: int = Field(3, ge=1, le=64)
+    """Parallel writers of staged images; a few saturate a disk, more take CPU from training."""
+
     cache_bytes: int | None = Field(None, gt=0)
     """Quota of the cache; default: none but `free_floor_bytes`."""
     free_floor_bytes: int = Field(1 << 30, ge=0)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ckptd_proto.v1 import checkpoints_pb2 as ckptd__proto_dot_v1_dot_checkpoints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63kptd_proto/v1/saves.proto\x12\x08\x63kptd.v1\x1a ckptd_proto/v1/checkpoints.proto\"\x9c\x01\n\x0bJoinRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x12\n\nworld_size\x18\x06 \x01(\r\x12\x13\n\x0broot_device\x18\x07 \x01(\x04\x12\x12\n\nroot_inode\x18\x08 \x01(\x04\"\x18\n\tJoinReply\x12\x0b\n\x03job\x18\x01 \x01(\t\"W\n\nGatherPart\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\t\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\x86\x01\n\x0bOpenRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x11\n\tplan_hash\x18\x05 \x01(\t\x12)\n\x0bon_existing\x18\x06 \x01(\x0e\x32\x14.ckptd.v1.OnExisting\"E\n\tOpenReply\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\'\n\tcommitted\x18\x02 \x01(\x0b\x32\x14.ckptd.v1.Checkpoint\")\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"?\n\x0ePrepareRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"-\n\x0cPrepareReply\x12\x1d\n\x05slots\x18\x01 \x03(\x0b\x32\x0e.ckptd.v1.Slot\"5\n\x04Slot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05token\x18\x03 \x01(\t\"c\n\x0eReserveRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x1f\n\x06images\x18\x03 \x03(\x0b\x32\x0f.ckptd.v1.Image\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\"=\n\x0cReserveReply\x12\x1c\n\x04slot\x18\x01 \x01(\x0b\x32\x0e.ckptd.v1.Slot\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\"\xb0\x01\n\x0bSealRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x1d\n\x04plan\x18\x03 \x03(\x0b\x32\x0f.ckptd.v1.Image\x12\x33\n\x07metrics\x18\x04 \x03(\x0b\x32\".ckptd.v1.SealRequest.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0b\n\tSealReply\"\\\n\x0cWatchRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\"\xbc\x01\n\x07\x41ttempt\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.ckptd.v1.AttemptState\x12\x12\n\ndone_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12(\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x14.ckptd.v1.Checkpoint\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\"=\n\x0c\x41\x62ortRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0c\n\nAbortReply\"\x1a\n\x0bRollRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"-\n\tRollReply\x12 \n\x04lost\x18\x01 \x03(\x0b\x32\x12.ckptd.v1.LostRank\"%\n\x08LostRank\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\x03\")\n\x0cLeaveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"\x0c\n\nLeaveReply*\xcb\x01\n\x0c\x41ttemptState\x12\x1d\n\x19\x41TTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41TTEMPT_STATE_OPEN\x10\x01\x12\x18\n\x14\x41TTEMPT_STATE_STAGED\x10\x02\x12\x17\n\x13\x41TTEMPT_STATE_LOCAL\x10\x03\x12\x19\n\x15\x41TTEMPT_STATE_DURABLE\x10\x04\x12\x1b\n\x17\x41TTEMPT_STATE_COMMITTED\x10\x05\x12\x19\n\x15\x41TTEMPT_STATE_ABORTED\x10\x06*Y\n\nOnExisting\x12\x1b\n\x17ON_EXISTING_UNSPECIFIED\x10\x00\x12\x15\n\x11ON_EXISTING_ERROR\x10\x01\x12\x17\n\x13ON_EXISTING_REPLACE\x10\x02\x32\xaf\x04\n\x05Saves\x12\x32\n\x04Join\x12\x15.ckptd.v1.JoinRequest\x1a\x13.ckptd.v1.JoinReply\x12\x38\n\x06Gather\x12\x14.ckptd.v1.GatherPart\x1a\x14.ckptd.v1.GatherPart(\x01\x30\x01\x12\x32\n\x04Open\x12\x15.ckptd.v1.OpenRequest\x1a\x13.ckptd.v1.OpenReply\x12;\n\x07Prepare\x12\x18.ckptd.v1.PrepareRequest\x1a\x16.ckptd.v1.PrepareReply\x12;\n\x07Reserve\x12\x18.ckptd.v1.ReserveRequest\x1a\x16.ckptd.v1.ReserveReply\x12\x32\n\x04Seal\x12\x15.ckptd.v1.SealRequest\x1a\x13.ckptd.v1.SealReply\x12\x34\n\x05Watch\x12\x16.ckptd.v1.WatchRequest\x1a\x11.ckptd.v1.Attempt0\x01\x12\x35\n\x05\x41\x62ort\x12\x16.ckptd.v1.AbortRequest\x1a\x14.ckptd.v1.AbortReply\x12\x32\n\x04Roll\x12\x15.ckptd.v1.RollRequest\x1a\x13.ckptd.v1.RollReply\x12\x35\n\x05Leave\x12\x16.ckptd.v1.LeaveRequest\x1a\x14.ckptd.v1.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63kptd_proto/v1/saves.proto\x12\x08\x63kptd.v1\x1a ckptd_proto/v1/checkpoints.proto\"\x9c\x01\n\x0bJoinRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x12\n\nworld_size\x18\x06 \x01(\r\x12\x13\n\x0broot_device\x18\x07 \x01(\x04\x12\x12\n\nroot_inode\x18\x08 \x01(\x04\"\x18\n\tJoinReply\x12\x0b\n\x03job\x18\x01 \x01(\t\"W\n\nGatherPart\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\t\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\x86\x01\n\x0bOpenRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x11\n\tplan_hash\x18\x05 \x01(\t\x12)\n\x0bon_existing\x18\x06 \x01(\x0e\x32\x14.ckptd.v1.OnExisting\"E\n\tOpenReply\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\'\n\tcommitted\x18\x02 \x01(\x0b\x32\x14.ckptd.v1.Checkpoint\")\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"?\n\x0ePrepareRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"-\n\x0cPrepareReply\x12\x1d\n\x05slots\x18\x01 \x03(\x0b\x32\x0e.ckptd.v1.Slot\"5\n\x04Slot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05token\x18\x03 \x01(\t\"s\n\x0eReserveRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x1f\n\x06images\x18\x03 \x03(\x0b\x32\x0f.ckptd.v1.Image\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x0e\n\x06mapped\x18\x05 \x03(\t\"=\n\x0cReserveReply\x12\x1c\n\x04slot\x18\x01 \x01(\x0b\x32\x0e.ckptd.v1.Slot\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\"\xb0\x01\n\x0bSealRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x1d\n\x04plan\x18\x03 \x03(\x0b\x32\x0f.ckptd.v1.Image\x12\x33\n\x07metrics\x18\x04 \x03(\x0b\x32\".ckptd.v1.SealRequest.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0b\n\tSealReply\"\\\n\x0cWatchRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\"\xbc\x01\n\x07\x41ttempt\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.ckptd.v1.AttemptState\x12\x12\n\ndone_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12(\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x14.ckptd.v1.Checkpoint\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\"=\n\x0c\x41\x62ortRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0c\n\nAbortReply\"\x1a\n\x0bRollRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"-\n\tRollReply\x12 \n\x04lost\x18\x01 \x03(\x0b\x32\x12.ckptd.v1.LostRank\"%\n\x08LostRank\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\x03\")\n\x0cLeaveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"\x0c\n\nLeaveReply*\xcb\x01\n\x0c\x41ttemptState\x12\x1d\n\x19\x41TTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41TTEMPT_STATE_OPEN\x10\x01\x12\x18\n\x14\x41TTEMPT_STATE_STAGED\x10\x02\x12\x17\n\x13\x41TTEMPT_STATE_LOCAL\x10\x03\x12\x19\n\x15\x41TTEMPT_STATE_DURABLE\x10\x04\x12\x1b\n\x17\x41TTEMPT_STATE_COMMITTED\x10\x05\x12\x19\n\x15\x41TTEMPT_STATE_ABORTED\x10\x06*Y\n\nOnExisting\x12\x1b\n\x17ON_EXISTING_UNSPECIFIED\x10\x00\x12\x15\n\x11ON_EXISTING_ERROR\x10\x01\x12\x17\n\x13ON_EXISTING_REPLACE\x10\x02\x32\xaf\x04\n\x05Saves\x12\x32\n\x04Join\x12\x15.ckptd.v1.JoinRequest\x1a\x13.ckptd.v1.JoinReply\x12\x38\n\x06Gather\x12\x14.ckptd.v1.GatherPart\x1a\x14.ckptd.v1.GatherPart(\x01\x30\x01\x12\x32\n\x04Open\x12\x15.ckptd.v1.OpenRequest\x1a\x13.ckptd.v1.OpenReply\x12;\n\x07Prepare\x12\x18.ckptd.v1.PrepareRequest\x1a\x16.ckptd.v1.PrepareReply\x12;\n\x07Reserve\x12\x18.ckptd.v1.ReserveRequest\x1a\x16.ckptd.v1.ReserveReply\x12\x32\n\x04Seal\x12\x15.ckptd.v1.SealRequest\x1a\x13.ckptd.v1.SealReply\x12\x34\n\x05Watch\x12\x16.ckptd.v1.WatchRequest\x1a\x11.ckptd.v1.Attempt0\x01\x12\x35\n\x05\x41\x62ort\x12\x16.ckptd.v1.AbortRequest\x1a\x14.ckptd.v1.AbortReply\x12\x32\n\x04Roll\x12\x15.ckptd.v1.RollRequest\x1a\x13.ckptd.v1.RollReply\x12\x35\n\x05Leave\x12\x16.ckptd.v1.LeaveRequest\x1a\x14.ckptd.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEALREQUEST_METRICSENTRY']._loaded_options = None
   _globals['_SEALREQUEST_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_ATTEMPTSTATE']._serialized_start=1656
-  _globals['_ATTEMPTSTATE']._serialized_end=1859
-  _globals['_ONEXISTING']._serialized_start=1861
-  _globals['_ONEXISTING']._serialized_end=1950
+  _globals['_ATTEMPTSTATE']._serialized_start=1672
+  _globals['_ATTEMPTSTATE']._serialized_end=1875
+  _globals['_ONEXISTING']._serialized_start=1877
+  _globals['_ONEXISTING']._serialized_end=1966
   _globals['_JOINREQUEST']._serialized_start=75
   _globals['_JOINREQUEST']._serialized_end=231
   _globals['_JOINREPLY']._serialized_start=233
@@ -57,33 +57,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SLOT']._serialized_start=711
   _globals['_SLOT']._serialized_end=764
   _globals['_RESERVEREQUEST']._serialized_start=766
-  _globals['_RESERVEREQUEST']._serialized_end=865
-  _globals['_RESERVEREPLY']._serialized_start=867
-  _globals['_RESERVEREPLY']._serialized_end=928
-  _globals['_SEALREQUEST']._serialized_start=931
-  _globals['_SEALREQUEST']._serialized_end=1107
-  _globals['_SEALREQUEST_METRICSENTRY']._serialized_start=1061
-  _globals['_SEALREQUEST_METRICSENTRY']._serialized_end=1107
-  _globals['_SEALREPLY']._serialized_start=1109
-  _globals['_SEALREPLY']._serialized_end=1120
-  _globals['_WATCHREQUEST']._serialized_start=1122
-  _globals['_WATCHREQUEST']._serialized_end=1214
-  _globals['_ATTEMPT']._serialized_start=1217
-  _globals['_ATTEMPT']._serialized_end=1405
-  _globals['_ABORTREQUEST']._serialized_start=1407
-  _globals['_ABORTREQUEST']._serialized_end=1468
-  _globals['_ABORTREPLY']._serialized_start=1470
-  _globals['_ABORTREPLY']._serialized_end=1482
-  _globals['_ROLLREQUEST']._serialized_start=1484
-  _globals['_ROLLREQUEST']._serialized_end=1510
-  _globals['_ROLLREPLY']._serialized_start=1512
-  _globals['_ROLLREPLY']._serialized_end=1557
-  _globals['_LOSTRANK']._serialized_start=1559
-  _globals['_LOSTRANK']._serialized_end=1596
-  _globals['_LEAVEREQUEST']._serialized_start=1598
-  _globals['_LEAVEREQUEST']._serialized_end=1639
-  _globals['_LEAVEREPLY']._serialized_start=1641
-  _globals['_LEAVEREPLY']._serialized_end=1653
-  _globals['_SAVES']._serialized_start=1953
-  _globals['_SAVES']._serialized_end=2512
+  _globals['_RESERVEREQUEST']._serialized_end=881
+  _globals['_RESERVEREPLY']._serialized_start=883
+  _globals['_RESERVEREPLY']._serialized_end=944
+  _globals['_SEALREQUEST']._serialized_start=947
+  _globals['_SEALREQUEST']._serialized_end=1123
+  _globals['_SEALREQUEST_METRICSENTRY']._serialized_start=1077
+  _globals['_SEALREQUEST_METRICSENTRY']._serialized_end=1123
+  _globals['_SEALREPLY']._serialized_start=1125
+  _globals['_SEALREPLY']._serialized_end=1136
+  _globals['_WATCHREQUEST']._serialized_start=1138
+  _globals['_WATCHREQUEST']._serialized_end=1230
+  _globals['_ATTEMPT']._serialized_start=1233
+  _globals['_ATTEMPT']._serialized_end=1421
+  _globals['_ABORTREQUEST']._serialized_start=1423
+  _globals['_ABORTREQUEST']._serialized_end=1484
+  _globals['_ABORTREPLY']._serialized_start=1486
+  _globals['_ABORTREPLY']._serialized_end=1498
+  _globals['_ROLLREQUEST']._serialized_start=1500
+  _globals['_ROLLREQUEST']._serialized_end=1526
+  _globals['_ROLLREPLY']._serialized_start=1528
+  _globals['_ROLLREPLY']._serialized_end=1573
+  _globals['_LOSTRANK']._serialized_start=1575
+  _globals['_LOSTRANK']._serialized_end=1612
+  _globals['_LEAVEREQUEST']._serialized_start=1614
+  _globals['_LEAVEREQUEST']._serialized_end=1655
+  _globals['_LEAVEREPLY']._serialized_start=1657
+  _globals['_LEAVEREPLY']._serialized_end=1669
+  _globals['_SAVES']._serialized_start=1969
+  _globals['_SAVES']._serialized_end=2528
 # @@protoc_insertion_point(module_scope)

@@ -283,7 +283,7 @@ class Slot(google.protobuf.message.Message):
     id: builtins.str
     size_bytes: builtins.int
     token: builtins.str
-    """Exchange it for the descriptor on the daemon's descriptor socket."""
+    """Exchange it, once and within a minute, for the descriptor on the daemon's descriptor socket."""
     def __init__(
         self,
         *,
@@ -303,11 +303,16 @@ class ReserveRequest(google.protobuf.message.Message):
     RANK_FIELD_NUMBER: builtins.int
     IMAGES_FIELD_NUMBER: builtins.int
     TIMEOUT_S_FIELD_NUMBER: builtins.int
+    MAPPED_FIELD_NUMBER: builtins.int
     attempt: builtins.str
     rank: builtins.int
     timeout_s: builtins.float
     @property
     def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Image]: ...
+    @property
+    def mapped(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Slots that the caller has mapped already: they come without a token."""
+
     def __init__(
         self,
         *,
@@ -315,8 +320,9 @@ class ReserveRequest(google.protobuf.message.Message):
         rank: builtins.int = ...,
         images: collections.abc.Iterable[Global___Image] | None = ...,
         timeout_s: builtins.float = ...,
+        mapped: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "images", b"images", "rank", b"rank", "timeout_s", b"timeout_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "images", b"images", "mapped", b"mapped", "rank", b"rank", "timeout_s", b"timeout_s"]) -> None: ...
 
 Global___ReserveRequest: typing_extensions.TypeAlias = ReserveRequest
 

@@ -1,0 +1,1 @@
+"""From bytes staged in shared memory to a committed checkpoint."""

@@ -1,0 +1,139 @@
+"""The life of an attempt: a value per state, and the table of what may follow what. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, Self
+
+from ckptd_daemon.save.places import Place
+from ckptd_proto import errors
+
+
+class State(Enum):
+    """Only COMMITTED exists for readers."""
+
+    OPEN = "OPEN"
+    STAGED = "STAGED"
+    LOCAL = "LOCAL"
+    DURABLE = "DURABLE"
+    COMMITTED = "COMMITTED"
+    ABORTED = "ABORTED"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing follows."""
+        return not FOLLOWS[self]
+
+
+FOLLOWS: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
+    {
+        State.OPEN: frozenset({State.STAGED, State.ABORTED}),
+        State.STAGED: frozenset({State.LOCAL, State.ABORTED}),
+        State.LOCAL: frozenset({State.DURABLE, State.ABORTED}),
+        State.DURABLE: frozenset({State.COMMITTED, State.ABORTED}),
+        State.COMMITTED: frozenset(),
+        State.ABORTED: frozenset(),
+    }
+)
+
+
+class WrongState(Exception):
+    """A defect of ours: a step that the table does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One file of a checkpoint, by name and length."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is committed, as its manifest says."""
+
+    place: Place
+    step: int
+    attempt: str
+    incarnation: str
+    plan_hash: str
+    size_bytes: int
+    metrics: Mapping[str, float]
+    committed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobKey:
+    """One life of a job that saves into a run."""
+
+    id: str
+    place: Place
+    incarnation: str
+    world_size: int
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A set of images that commit together, or not at all."""
+
+    id: str
+    job: JobKey
+    sequence: int
+    step: int
+    plan_hash: str
+    replaces: bool
+    """A committed step of the same number gives way."""
+    state: State = State.OPEN
+    sealed: Mapping[int, tuple[Image, ...]] = field(default_factory=dict)
+    """What each rank has staged."""
+    plan: tuple[Image, ...] | None = None
+    """Every image of every rank, once rank 0 has sealed."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    """When COMMITTED."""
+    failure: errors.CkptdError | None = None
+    """When ABORTED."""
+
+    @property
+    def total_bytes(self) -> int:
+        """What is staged so far."""
+        return sum(image.size_bytes for images in self.sealed.values() for image in images)
+
+    def unsealed_ranks(self) -> list[int]:
+        """Return the ranks still awaited."""
+        return [rank for rank in range(self.job.world_size) if rank not in self.sealed]
+
+    def to(self, state: State) -> Self:
+        """Return the attempt in *state*; raises `WrongState` if the table forbids it."""
+        if state not in FOLLOWS[self.state]:
+            raise WrongState(f"attempt {self.id} cannot go from {self.state.name} to {state.name}")
+        return replace(self, state=state)
+
+    def with_seal(
+        self,
+        rank: int,
+        images: tuple[Image, ...],
+        *,
+        plan: tuple[Image, ...] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Return the attempt with what *rank* staged: STAGED once every rank has sealed."""
+        if self.state is not State.OPEN or rank in self.sealed:
+            raise WrongState(f"rank {rank} cannot seal attempt {self.id} ({self.state.name})")
+        sealed = replace(self, sealed={**self.sealed, rank: images})
+        if rank == 0:
+            sealed = replace(sealed, plan=plan, metrics=dict(metrics or {}))
+        return sealed if sealed.unsealed_ranks() else sealed.to(State.STAGED)
+
+    def committed(self, checkpoint: Checkpoint) -> Self:
+        """Return the attempt as readers see it from now on."""
+        return replace(self.to(State.COMMITTED), checkpoint=checkpoint)
+
+    def aborted(self, failure: errors.CkptdError) -> Self:
+        """Return the attempt given up because of *failure*."""
+        return replace(self.to(State.ABORTED), failure=failure)

@@ -1,0 +1,147 @@
+"""The one atomic rename that makes a checkpoint exist, and the removal of what never will."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from ckptd_daemon.save import manifests
+from ckptd_daemon.save.attempts import Attempt, Checkpoint
+from ckptd_daemon.save.places import MANIFEST, Place
+from ckptd_daemon.save.proof import Receipt, prove
+from ckptd_daemon.store import durable
+from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
+
+_GONE: Final = ".gone"  # may be deleted by anyone who finds it
+_REPLACED: Final = ".replaced"  # an old step on its way out, until the new one is in place
+
+
+def directory_of(attempt: Attempt) -> Path:
+    """Return where the attempt's files are until it is committed."""
+    return attempt.job.place.attempts / attempt.id
+
+
+def commit(attempt: Attempt, receipts: list[Receipt]) -> Checkpoint:
+    """Prove the attempt complete and make it the step; returns once that is durable.
+
+    If the same life of the job has committed the step by the same plan, that one is the answer.
+    """
+    proven = prove(attempt.plan, attempt.plan_hash, receipts)
+    directory, place = directory_of(attempt), attempt.job.place
+    durable.write_new(directory / MANIFEST, manifests.encode(attempt, proven, time.time()))
+    durable.sync_dir(directory)
+    try:
+        durable.publish(directory, place.step(attempt.step))
+    except (OSError, errors.CkptdError) as error:
+        return _settle_doubt(attempt, error)
+    return _present(attempt)
+
+
+def _settle_doubt(attempt: Attempt, error: Exception) -> Checkpoint:
+    """Return the checkpoint if the step is ours after all, or becomes it; the manifest decides."""
+    place = attempt.job.place
+    found = manifests.read(place, attempt.step)
+    if found is None:
+        raise _typed(error, attempt) from error
+    if found.attempt == attempt.id:
+        durable.sync_dir(place.directory)
+        return found
+    if attempt.replaces:
+        return _replace(attempt)
+    if is_same(found, attempt):
+        discard(attempt)
+        return found
+    raise taken(found) from error
+
+
+def _typed(error: Exception, attempt: Attempt) -> errors.CkptdError:
+    if isinstance(error, errors.CkptdError):
+        return error
+    text = f"cannot commit {attempt.job.place.step(attempt.step)}: {error}; look at the filesystem"
+    return errors.FailedPrecondition(text)
+
+
+def _replace(attempt: Attempt) -> Checkpoint:
+    ours, theirs = directory_of(attempt), attempt.job.place.step(attempt.step)
+    if not durable.exchange(ours, theirs):
+        aside = ours.with_name(ours.name + _REPLACED)
+        durable.publish(theirs, aside)
+        durable.publish(ours, theirs)
+        durable.publish(aside, ours)
+    checkpoint = _present(attempt)
+    discard(attempt)
+    return checkpoint
+
+
+def _present(attempt: Attempt) -> Checkpoint:
+    found = manifests.read(attempt.job.place, attempt.step)
+    if found is None or found.attempt != attempt.id:
+        text = f"{attempt.job.place.step(attempt.step)} was changed by somebody else; save again"
+        raise errors.Aborted(text)
+    return found
+
+
+def is_same(found: Checkpoint, attempt: Attempt) -> bool:
+    """Whether the committed step is what this attempt would make of it."""
+    return (found.incarnation, found.plan_hash) == (attempt.job.incarnation, attempt.plan_hash)
+
+
+def taken(found: Checkpoint) -> errors.AlreadyExists:
+    """Return the error for a step that somebody else has committed."""
+    return errors.AlreadyExists(
+        f"{found.place.step(found.step)} is committed already, by attempt {found.attempt} of "
+        f"incarnation {found.incarnation}; save another step, or pass on_existing='replace'"
+    )
+
+
+def discard(attempt: Attempt) -> None:
+    """Delete what the attempt wrote; first by name, so that no late commit finds it."""
+    directory = directory_of(attempt)
+    gone = directory.with_name(directory.name + _GONE)
+    try:
+        durable.publish(directory, gone)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, errors.CkptdError) as error:
+        logger.warning("cannot move %s away: %s", directory, error)
+        return
+    _delete(gone)
+
+
+def repair(place: Place) -> None:
+    """Put back a step that a crash caught between its old and new content; delete what is gone."""
+    try:
+        left = list(place.attempts.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path in left:
+        if path.name.endswith(_REPLACED):
+            _put_back(path, place)
+        elif path.name.endswith(_GONE):
+            _delete(path)
+
+
+def _put_back(path: Path, place: Place) -> None:
+    try:
+        old = manifests.decode((path / MANIFEST).read_bytes(), place)
+        if place.step(old.step).exists():
+            gone = path.with_name(path.name + _GONE)
+            durable.publish(path, gone)
+            _delete(gone)
+        else:
+            durable.publish(path, place.step(old.step))
+            logger.warning("step %s of %s was put back", old.step, place)
+    except (OSError, ValueError, errors.CkptdError) as error:
+        logger.warning("cannot put %s back: %s", path, error)
+
+
+def _delete(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        logger.warning("cannot delete %s: %s", path, error)

@@ -1,0 +1,238 @@
+"""Who saves: jobs, their ranks, and which life of a run is the present one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptd_daemon.save.arena import Holder
+from ckptd_daemon.save.attempts import Checkpoint, JobKey
+from ckptd_daemon.save.gather import Exchanges, Volume
+from ckptd_daemon.save.places import Place
+from ckptd_daemon.sessions import Session
+from ckptd_daemon.store import durable
+from ckptd_proto import errors
+
+WORLD_SIZE_MAX = 1 << 16
+INCARNATION_BYTES_MAX = 256
+_FENCED_MAX = 64  # incarnations remembered per run
+_FORMAT = 1
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One rank, in the process that joined as it."""
+
+    rank: int
+    session: Session
+    holder: Holder
+    left: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        """It may still save."""
+        return not self.left and not self.session.ended.is_set()
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One life of a job, as far as this daemon has met it."""
+
+    key: JobKey
+    exchanges: Exchanges
+    members: dict[int, Member] = field(default_factory=dict)
+    lost: dict[int, int] = field(default_factory=dict)
+    """Ranks that died, and their pids."""
+    by_sequence: dict[int, str | Checkpoint] = field(default_factory=dict)
+    """The attempt of each late save by its id, or what was committed as its step already."""
+    fenced_by: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Some rank may still save."""
+        return any(member.is_live for member in self.members.values())
+
+
+def key_of(place: Place, incarnation: str, *, rank: int, world_size: int, uid: int) -> JobKey:
+    """Return the job's identity, the same for every rank and after every restart."""
+    if not 1 <= len(incarnation.encode()) <= INCARNATION_BYTES_MAX:
+        text = f"the incarnation has {len(incarnation.encode())} bytes; pass 1 to 256"
+        raise errors.InvalidArgument(text)
+    if not 1 <= world_size <= WORLD_SIZE_MAX:
+        text = f"a world of {world_size} ranks is not possible; pass 1 to {WORLD_SIZE_MAX}"
+        raise errors.InvalidArgument(text)
+    if not rank < world_size:
+        text = f"rank {rank} does not exist in a world of {world_size}; pass 0 to {world_size - 1}"
+        raise errors.InvalidArgument(text)
+    words = json.dumps([str(place.root), place.experiment, place.run, incarnation, uid])
+    return JobKey(
+        hashlib.sha256(words.encode()).hexdigest()[:32], place, incarnation, world_size, uid
+    )
+
+
+class Jobs:
+    """The jobs of this node, by id; the newest life of a run fences the earlier ones."""
+
+    def __init__(self, on_lost: Callable[[Job, Member, str], None]) -> None:
+        self._on_lost = on_lost  # told of each rank that will not save any more, and why
+        self._jobs: dict[str, Job] = {}
+        self._present: dict[Place, str] = {}  # the job that may save into a place
+        self._volume = Volume()
+
+    def __repr__(self) -> str:
+        return f"<Jobs [{len(self._jobs)} jobs, {sum(len(j.members) for j in self)} ranks]>"
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._jobs.values()))
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def job(self, job_id: str) -> Job | None:
+        """Return the job if it is known."""
+        return self._jobs.get(job_id)
+
+    def present(self, place: Place) -> Job | None:
+        """Return the job that may save into *place*."""
+        return self._jobs.get(self._present.get(place, ""))
+
+    def join(self, key: JobKey, rank: int, session: Session) -> Job:
+        """Make *session* one rank of the job; again by the same process: no change.
+
+        An earlier life of the same run is fenced. Raises `FailedPrecondition`.
+        """
+        self._check_owner(key)
+        job = self._jobs.get(key.id)
+        if job is not None and not job.is_live:
+            self._drop(job)
+            job = None
+        if job is None:
+            job = self._jobs[key.id] = Job(key, Exchanges(key.world_size, self._volume))
+        self._check_joinable(job, key, rank, session)
+        if (earlier := self.present(key.place)) not in (None, job):
+            self._fence(earlier, key.incarnation)
+        self._present[key.place] = key.id
+        if rank not in job.members or not job.members[rank].is_live:
+            self._admit(job, rank, session)
+        return job
+
+    def member(self, job_id: str, rank: int, session: Session) -> tuple[Job, Member]:
+        """Return the job and the caller's place in it; raises `FailedPrecondition`."""
+        job = self._jobs.get(job_id)
+        member = job.members.get(rank) if job else None
+        if job is None or member is None or member.session is not session or member.left:
+            text = f"process {session.process.pid} has not joined as rank {rank}; join first"
+            raise errors.FailedPrecondition(text)
+        check_not_fenced(job)
+        return job, member
+
+    def leave(self, job_id: str, rank: int, session: Session) -> None:
+        """Let a rank go; unknown ones are no error."""
+        job = self._jobs.get(job_id)
+        member = job.members.get(rank) if job else None
+        if job and member and member.session is session and not member.left:
+            member.left = True
+            self._on_lost(job, member, f"rank {rank} (pid {session.process.pid}) left the job")
+            if not job.is_live:
+                self._drop(job)
+
+    def _admit(self, job: Job, rank: int, session: Session) -> None:
+        name = f"rank {rank} of {job.key.place.experiment}/{job.key.place.run}"
+        member = Member(rank, session, Holder(name))
+        job.members[rank] = member
+        job.lost.pop(rank, None)
+        job.by_sequence.clear()  # a new process counts its saves anew
+        session.on_end(lambda: self._end(job, member))
+
+    def _end(self, job: Job, member: Member) -> None:
+        if member.left or job.members.get(member.rank) is not member:
+            return
+        pid = member.session.process.pid
+        job.lost[member.rank] = pid
+        reason = f"rank {member.rank} (pid {pid}) died"
+        job.exchanges.fail(errors.Aborted(f"{reason} before the ranks had agreed; restart the job"))
+        self._on_lost(job, member, reason)
+        if not job.is_live:
+            self._drop(job)
+
+    def _fence(self, earlier: Job | None, incarnation: str) -> None:
+        if earlier is None:
+            return
+        earlier.fenced_by = incarnation
+        earlier.exchanges.fail(fenced(earlier))
+        for member in earlier.members.values():
+            if member.is_live:
+                self._on_lost(earlier, member, str(fenced(earlier)))
+
+    def _drop(self, job: Job) -> None:
+        job.exchanges.close()
+        self._jobs.pop(job.key.id, None)
+        if self._present.get(job.key.place) == job.key.id:
+            del self._present[job.key.place]
+
+    def _check_owner(self, key: JobKey) -> None:
+        present = self.present(key.place)
+        if present is not None and present.key.uid != key.uid and present.is_live:
+            text = f"user {present.key.uid} is saving into {key.place}; use another run"
+            raise errors.PermissionDenied(text)
+
+    def _check_joinable(self, job: Job, key: JobKey, rank: int, session: Session) -> None:
+        check_not_fenced(job)
+        if job.key.world_size != key.world_size:
+            others = ", ".join(map(str, sorted(job.members)))
+            text = (
+                f"rank {rank} says the world has {key.world_size} ranks and rank {others} said "
+                f"{job.key.world_size}; start every rank with the same world size"
+            )
+            raise errors.FailedPrecondition(text)
+        member = job.members.get(rank)
+        if member is not None and member.is_live and member.session is not session:
+            text = (
+                f"process {member.session.process.pid} is rank {rank} of {key.place} already; "
+                f"process {session.process.pid} must be another rank, or use another run"
+            )
+            raise errors.FailedPrecondition(text)
+
+
+def fenced(job: Job) -> errors.FailedPrecondition:
+    """Return the error that every call of a fenced job gets."""
+    return errors.FailedPrecondition(
+        f"a newer incarnation ({job.fenced_by}) of {job.key.place.experiment}/"
+        f"{job.key.place.run} has joined; this one ({job.key.incarnation}) may not save any more"
+    )
+
+
+def check_not_fenced(job: Job) -> None:
+    """Raise `FailedPrecondition` if a newer life of the run has begun."""
+    if job.fenced_by is not None:
+        raise fenced(job)
+
+
+def check_fence(directory: Path, key: JobKey) -> None:
+    """Note on disk that *key* is the present life of its run; raises if it was fenced before.
+
+    A restarted daemon meets the ranks of both lives in any order, and must know which is newer.
+    """
+    place = key.place
+    words = json.dumps([str(place.root), place.experiment, place.run])
+    file = directory / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
+    try:
+        record = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        record = {"format": _FORMAT, "present": key.incarnation, "fenced": []}
+    if key.incarnation in record["fenced"]:
+        text = (
+            f"a newer incarnation ({record['present']}) of {place.experiment}/{place.run} has "
+            f"joined; this one ({key.incarnation}) may not save any more"
+        )
+        raise errors.FailedPrecondition(text)
+    if record["present"] != key.incarnation:
+        record["fenced"] = [*record["fenced"], record["present"]][-_FENCED_MAX:]
+        record["present"] = key.incarnation
+    elif file.exists():
+        return
+    durable.make_dirs(directory, mode=0o700)
+    durable.write_file(file, json.dumps(record).encode(), mode=0o600)

@@ -1,0 +1,192 @@
+"""From the arena to files: every image written once, past the page cache, summed as it goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+import crc32c
+from anyio import to_thread
+
+from ckptd_daemon.save.attempts import Image
+from ckptd_daemon.save.headers import padded
+from ckptd_daemon.save.places import SUMS
+from ckptd_daemon.save.proof import CHUNK_BYTES, Receipt
+from ckptd_daemon.store import durable
+from ckptd_proto import errors
+
+BLOCK_BYTES: Final = 2 * CHUNK_BYTES  # per write; larger ones gain nothing
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An image, and where in shared memory it lies."""
+
+    image: Image
+    fd: int
+    offset: int
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    """An image on its way to disk."""
+
+    staged: Staged
+    path: Path
+    fd: int
+    crcs: list[int]
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """The blocks still to be written, shared by the writers of one attempt."""
+
+    blocks: Iterator[tuple[_File, int]]
+    on_written: Callable[[int], None]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stopped: bool = False
+
+    def next(self) -> tuple[_File, int] | None:
+        with self.lock:
+            return None if self.stopped else next(self.blocks, None)
+
+
+async def persist(
+    directory: Path,
+    images: Sequence[Staged],
+    plan_hash: str,
+    *,
+    threads: anyio.CapacityLimiter,
+    on_written: Callable[[int], None],
+) -> list[Receipt]:
+    """Write *images* into *directory*, made anew, each synced and with its checksums beside it.
+
+    *on_written* hears, in a writer's thread, of each block's bytes. Cancelled, it ends after the
+    blocks in hand. Raises what the disk said, typed.
+    """
+    files = await to_thread.run_sync(_begin, directory, images, limiter=threads)
+    work = _Work(iter([(file, at) for file in files for at in _starts(file)]), on_written)
+    try:
+        await _write(work, threads)
+        return await to_thread.run_sync(_finish, directory, files, plan_hash, limiter=threads)
+    finally:
+        for file in files:
+            os.close(file.fd)
+
+
+async def _write(work: _Work, threads: anyio.CapacityLimiter) -> None:
+    """Write all blocks; the writers end at the next block when one fails or we are cancelled."""
+    try:
+        async with anyio.create_task_group() as watch:
+            watch.start_soon(_stop_when_cancelled, work)
+            async with anyio.create_task_group() as writers:
+                for _ in range(int(threads.total_tokens)):
+                    writers.start_soon(
+                        partial(to_thread.run_sync, limiter=threads), _write_blocks, work
+                    )
+            watch.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise _first(group) from group
+
+
+async def _stop_when_cancelled(work: _Work) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        work.stopped = True
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _starts(file: _File) -> range:
+    return range(0, file.staged.image.size_bytes, BLOCK_BYTES)
+
+
+def _begin(directory: Path, images: Sequence[Staged]) -> list[_File]:
+    need = sum(staged.image.size_bytes for staged in images)
+    durable.make_dirs(directory.parent)
+    if (free := durable.free_bytes(directory.parent)) < need:
+        text = f"the checkpoint takes {need} bytes and {directory.parent.parent} has {free} free"
+        raise errors.ResourceExhausted(f"{text}; free some space", need_bytes=need, free_bytes=free)
+    with durable.explained(directory):
+        directory.mkdir()
+    files: list[_File] = []
+    try:
+        for staged in images:
+            files.append(_create(directory, staged))  # noqa: PERF401  what is open must be known
+    except BaseException:
+        for file in files:
+            os.close(file.fd)
+        raise
+    return files
+
+
+def _create(directory: Path, staged: Staged) -> _File:
+    path = directory / staged.image.name
+    fd, _ = durable.open_direct(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        durable.preallocate(fd, padded(staged.image.size_bytes))
+    except BaseException:
+        os.close(fd)
+        raise
+    return _File(staged, path, fd, [0] * -(-staged.image.size_bytes // CHUNK_BYTES))
+
+
+def _write_blocks(work: _Work) -> None:
+    while (block := work.next()) is not None:
+        file, start = block
+        try:
+            work.on_written(_write_block(file, start))
+        except BaseException:
+            work.stopped = True  # the others need not go on
+            raise
+
+
+def _write_block(file: _File, start: int) -> int:
+    """Sum and write one block straight from shared memory; whole pages, the last one padded."""
+    size = min(BLOCK_BYTES, file.staged.image.size_bytes - start)
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    at = file.staged.offset + start
+    window = mmap.mmap(file.staged.fd, padded(size), flags, mmap.PROT_READ, offset=at)
+    with window, memoryview(window) as view:
+        for chunk in range(0, size, CHUNK_BYTES):
+            with view[chunk : min(chunk + CHUNK_BYTES, size)] as data:
+                file.crcs[(start + chunk) // CHUNK_BYTES] = crc32c.crc32c(data)
+        durable.pwrite_all(file.fd, view, start)
+    return size
+
+
+def _finish(directory: Path, files: list[_File], plan_hash: str) -> list[Receipt]:
+    receipts = [_seal(file, plan_hash) for file in files]
+    durable.sync_dir(directory)
+    return receipts
+
+
+def _seal(file: _File, plan_hash: str) -> Receipt:
+    image = file.staged.image
+    with durable.explained(file.path):
+        os.ftruncate(file.fd, image.size_bytes)
+    durable.sync_file(file.fd)
+    record = {
+        "format": _FORMAT,
+        "size_bytes": image.size_bytes,
+        "chunk_bytes": CHUNK_BYTES,
+        "crc32c": file.crcs,
+    }
+    sums = json.dumps(record).encode()
+    durable.write_new(file.path.with_name(file.path.name + SUMS), sums)
+    return Receipt(image, plan_hash, hashlib.sha256(sums).hexdigest(), len(file.crcs))

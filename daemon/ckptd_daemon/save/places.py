@@ -1,0 +1,161 @@
+"""Where the checkpoints of a run live, and what may be called so. Pure but for `usable_root`."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from ckptd_daemon.store import durable
+from ckptd_proto import errors
+
+NAME_BYTES_MAX: Final = 128
+IMAGE_NAME_BYTES_MAX: Final = 250  # with `.sums` behind it still a file name
+MANIFEST: Final = "manifest.json"
+SUMS: Final = ".sums"
+STEP_MAX: Final = (1 << 63) - 1
+_STEP_PREFIX: Final = "step-"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The directory of one run."""
+
+    root: Path
+    experiment: str
+    run: str
+
+    @classmethod
+    def named(cls, root: str, experiment: str, run: str) -> Self:
+        """Return the place, its names checked; raises `InvalidArgument`."""
+        check_name("experiment", experiment)
+        check_name("run", run)
+        return cls(checked_root(root), experiment, run)
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    @property
+    def directory(self) -> Path:
+        """Holds the steps."""
+        return self.root / self.experiment / self.run
+
+    @property
+    def attempts(self) -> Path:
+        """Holds what is not committed yet."""
+        return self.directory / ".attempts"
+
+    def step(self, step: int) -> Path:
+        """Return the directory of a committed step."""
+        return self.directory / f"{_STEP_PREFIX}{step}"
+
+
+def step_number(name: str) -> int | None:
+    """Return the step whose directory is called *name*, None if that is not a step's name."""
+    digits = name.removeprefix(_STEP_PREFIX)
+    if name == digits or not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        return None
+    return int(digits) if f"{int(digits)}" == digits else None
+
+
+def checked_root(root: str) -> Path:
+    """Return *root* as a path; raises `InvalidArgument` unless it is absolute and plain."""
+    path = Path(root)
+    if not path.is_absolute() or ".." in path.parts or "\0" in root:
+        text = f"the root {root!r} is not a plain absolute path; pass one that starts with `/`"
+        raise errors.InvalidArgument(text)
+    return path
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise `InvalidArgument` unless *name* can be one directory below the root."""
+    length = len(name.encode(errors="surrogatepass"))
+    if not 1 <= length <= NAME_BYTES_MAX:
+        wrong = f"is {length} bytes long, and 1 to {NAME_BYTES_MAX} are allowed"
+    elif name.startswith("."):
+        wrong = "starts with a dot"
+    elif "/" in name:
+        wrong = "contains a slash"
+    elif not _is_plain(name):
+        wrong = "contains a control character"
+    else:
+        return
+    raise errors.InvalidArgument(f"the {kind} name {name!r} {wrong}; choose another name")
+
+
+def check_image_name(name: str) -> None:
+    """Raise `InvalidArgument` unless *name* can be a file of a checkpoint."""
+    length = len(name.encode(errors="surrogatepass"))
+    if not 1 <= length <= IMAGE_NAME_BYTES_MAX:
+        wrong = f"is {length} bytes long, and 1 to {IMAGE_NAME_BYTES_MAX} are allowed"
+    elif name in {".", ".."} or "/" in name or not _is_plain(name):
+        wrong = "is no plain file name"
+    elif name == MANIFEST or name.endswith(SUMS):
+        wrong = "is the daemon's to write"
+    else:
+        return
+    raise errors.InvalidArgument(f"the image name {name!r} {wrong}; choose another name")
+
+
+def _is_plain(name: str) -> bool:
+    return not any(unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"} for letter in name)
+
+
+def usable_root(
+    root: Path,
+    *,
+    device: int,
+    inode: int,
+    uid: int,
+    save_roots: tuple[Path, ...],
+) -> None:
+    """Create *root* if it is missing, and raise unless user *uid* may have us save there.
+
+    *device* and *inode* are what the client's stat said; inode 0 if it saw nothing there.
+    """
+    check_user_below(root, uid, save_roots)
+    try:
+        if inode == 0:
+            durable.make_dirs(root)
+        stat = root.stat()
+        is_dir = root.is_dir()
+    except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        if inode != 0:
+            raise errors.FailedPrecondition(_elsewhere(root, device, inode, "nothing")) from error
+        raise errors.InvalidArgument(f"the root {root} cannot be a directory: {error}") from error
+    if inode != 0 and (stat.st_dev, stat.st_ino) != (device, inode):
+        seen = f"device {stat.st_dev} inode {stat.st_ino}"
+        raise errors.FailedPrecondition(_elsewhere(root, device, inode, seen))
+    if not is_dir:
+        raise errors.InvalidArgument(f"the root {root} is not a directory; pass one")
+    if not os.access(root, os.W_OK | os.X_OK):
+        text = f"the daemon (uid {os.getuid()}) may not write in {root}; make it writable for it"
+        raise errors.PermissionDenied(text)
+
+
+def check_user_below(root: Path, uid: int, allowed: tuple[Path, ...]) -> None:
+    """Raise `PermissionDenied` if *uid* is another user and *root* not below an *allowed* one."""
+    if uid == os.getuid():
+        return
+    real = root.resolve()
+    if not any(real.is_relative_to(one.resolve()) for one in allowed):
+        text = f"user {uid} may not have this daemon work in {root}; add it to its `save_roots`"
+        raise errors.PermissionDenied(text)
+
+
+def check_no_links(place: Place, uid: int) -> None:
+    """Raise `PermissionDenied` if another user's *place* leads out of its root by a link."""
+    if uid != os.getuid() and place.directory.resolve() != place.root.resolve().joinpath(
+        place.experiment, place.run
+    ):
+        text = f"{place} leads elsewhere by a symbolic link; remove the link"
+        raise errors.PermissionDenied(text)
+
+
+def _elsewhere(root: Path, device: int, inode: int, seen: str) -> str:
+    return (
+        f"{root} is device {device} inode {inode} for this process and {seen} for the daemon; "
+        f"both must see the same directory: mount it in both at the same path"
+    )

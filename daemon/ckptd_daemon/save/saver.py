@@ -1,0 +1,462 @@
+"""Saving, as the ranks ask for it: from joining a job to the outcome of an attempt."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import anyio
+from anyio import to_thread
+
+from ckptd_daemon.config import Config
+from ckptd_daemon.save import commit, headers, jobs, manifests, places, recovery
+from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
+from ckptd_daemon.save.finisher import Finisher
+from ckptd_daemon.save.headers import Header
+from ckptd_daemon.save.jobs import Job, Jobs, Member
+from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.proof import check_complete
+from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks, is_staged
+from ckptd_daemon.sessions import Session
+from ckptd_proto import errors
+
+IMAGES_MAX: Final = 64  # per rank
+METRICS_MAX: Final = 1024
+_SEQUENCES_MAX: Final = 16  # saves that ranks of one job may be apart
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStatistics:
+    """What the save half does now."""
+
+    jobs: int
+    attempts: tuple[Progress, ...]
+    arena: ArenaStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class SlotOffer:
+    """A slot, and the token for its descriptor; no token if the caller has it mapped."""
+
+    id: str
+    size_bytes: int
+    token: str
+
+
+class Saver:
+    """Jobs, their attempts and the arena between them."""
+
+    def __init__(
+        self,
+        config: Config,
+        arena: Arena,
+        tracks: Tracks,
+        finisher: Finisher,
+        offer: Callable[[int, int], str],
+    ) -> None:
+        self._config = config
+        self._arena = arena
+        self._tracks = tracks
+        self._finisher = finisher
+        self._offer = offer
+        self._jobs = Jobs(self._lose)
+        self._opening = anyio.Lock()  # two ranks must not both be the first
+        self._is_refusing = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: Config, offer: Callable[[int, int], str]) -> AsyncIterator[Self]:
+        """Serve saves; begin with finishing what an earlier daemon left staged.
+
+        *offer* gives a token by which a process of a uid collects a descriptor.
+        """
+        async with Arena.open(config) as (arena, left), anyio.create_task_group() as tasks:
+            tracks = Tracks(arena)
+            saver = cls(
+                config, arena, tracks, Finisher(tracks, tasks, config.persist_threads), offer
+            )
+            await saver._recover(left)
+            yield saver
+            tasks.cancel_scope.cancel()
+
+    def __repr__(self) -> str:
+        return f"<Saver [{len(self._jobs)} jobs, {len(self._tracks)} attempts] {self._arena!r}>"
+
+    def statistics(self) -> SaveStatistics:
+        """Return counts and attempts as they are now."""
+        attempts = tuple(track.progress() for track in self._tracks)
+        return SaveStatistics(len(self._jobs), attempts, self._arena.statistics())
+
+    @property
+    def is_idle(self) -> bool:
+        """No attempt is open or on its way."""
+        return len(self._tracks) == 0
+
+    def refuse_new(self) -> None:
+        """Take no new attempt; those that are open may still be sealed."""
+        self._is_refusing = True
+
+    async def wait_idle(self) -> None:
+        """Wait until every attempt in hand has ended."""
+        await self._tracks.wait_none()
+
+    def unfinished(self) -> list[str]:
+        """Return a sentence per attempt that the next start finishes from the arena."""
+        return [
+            f"step {track.attempt.step} in {track.attempt.job.place} is staged and not committed"
+            for track in self._tracks
+            if is_staged(track)
+        ]
+
+    async def join(
+        self,
+        place: Place,
+        incarnation: str,
+        *,
+        rank: int,
+        world_size: int,
+        root_device: int,
+        root_inode: int,
+        session: Session,
+    ) -> str:
+        """Make the caller one rank of a job and return the job's id."""
+        self._check_open()
+        uid = session.process.uid
+        key = jobs.key_of(place, incarnation, rank=rank, world_size=world_size, uid=uid)
+        await to_thread.run_sync(self._check_place, key, root_device, root_inode)
+        return self._jobs.join(key, rank, session).key.id
+
+    def leave(self, job_id: str, rank: int, session: Session) -> None:
+        """Let a rank go."""
+        self._jobs.leave(job_id, rank, session)
+
+    def lost_ranks(self, job_id: str) -> Mapping[int, int]:
+        """Return the pid of each rank of the job that has died."""
+        job = self._jobs.job(job_id)
+        return dict(job.lost) if job else {}
+
+    async def gather(
+        self,
+        job_id: str,
+        rank: int,
+        name: str,
+        payload: bytes,
+        *,
+        timeout_s: float,
+        session: Session,
+    ) -> list[bytes]:
+        """Return the payload of every rank of the job, in rank order."""
+        job, _ = self._jobs.member(job_id, rank, session)
+        for lost, pid in job.lost.items():
+            raise errors.Aborted(f"rank {lost} (pid {pid}) died; restart the job")
+        return await job.exchanges.gather(name, rank, payload, timeout_s=timeout_s)
+
+    async def open_attempt(
+        self,
+        job_id: str,
+        rank: int,
+        *,
+        sequence: int,
+        step: int,
+        plan_hash: str,
+        replaces: bool,
+        session: Session,
+    ) -> Attempt | Checkpoint:
+        """Return the attempt of the job's n-th save, or the checkpoint if it exists already."""
+        self._check_open()
+        job, member = self._jobs.member(job_id, rank, session)
+        if step > places.STEP_MAX:
+            raise errors.InvalidArgument(f"step {step} is too large; pass one below 2^63")
+        self._abort_overtaken(job, member, sequence)
+        async with self._opening:
+            known = job.by_sequence.get(sequence)
+            if isinstance(known, Checkpoint):
+                return known
+            track = self._tracks.find(known) if known is not None else None
+            if track is not None:
+                return self._joined(track, rank, step=step, plan_hash=plan_hash)
+            found = await to_thread.run_sync(manifests.read, job.key.place, step)
+            self._jobs.member(job_id, rank, session)  # it may have left meanwhile
+            attempt = Attempt(
+                f"{sequence}-{secrets.token_hex(12)}", job.key, sequence, step, plan_hash, replaces
+            )
+            if found is not None and not replaces:
+                if not commit.is_same(found, attempt):
+                    raise commit.taken(found)
+                self._note(job, sequence, found)
+                return found
+            self._tracks.add(Track(attempt, opened_by=rank))
+            self._note(job, sequence, attempt.id)
+            return attempt
+
+    async def prepare(
+        self, job_id: str, rank: int, size_bytes: int, *, session: Session
+    ) -> list[SlotOffer]:
+        """Allocate the rank's slots for images of *size_bytes* in all."""
+        self._check_open()
+        job, member = self._jobs.member(job_id, rank, session)
+        need = headers.region_bytes(job.key.world_size) + headers.padded(size_bytes)
+        slots = await self._arena.prepare(member.holder, need)
+        return [self._offered(slot, (), session) for slot in slots]
+
+    async def reserve(
+        self,
+        attempt_id: str,
+        rank: int,
+        images: Sequence[Image],
+        *,
+        mapped: Sequence[str],
+        timeout_s: float,
+        session: Session,
+    ) -> tuple[SlotOffer, list[int]]:
+        """Return a slot for the rank's images, and where each goes in it."""
+        track, member = self._open_track(attempt_id, rank, session)
+        _check_images(images)
+        laid, size = headers.layout(tuple(images), track.attempt.job.world_size)
+        reservation = track.reserved.get(rank)
+        if reservation is None:
+            beside = sum(other.slot.size_bytes for other in track.reserved.values())
+            self._arena.check_fits(size, beside_bytes=beside)
+            purpose = f"step {track.attempt.step} of {track.attempt.job.place}"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_when_final, track, tasks.cancel_scope)
+                slot = await self._arena.reserve(
+                    member.holder, size, purpose=purpose, timeout_s=timeout_s
+                )
+                reservation = self._hold(track, rank, Reservation(slot, laid))
+                tasks.cancel_scope.cancel()
+        if reservation is None:
+            raise _ended(track)
+        if reservation.laid != laid:
+            text = f"rank {rank} reserved twice for {attempt_id}, with different images"
+            raise errors.InvalidArgument(f"{text}; reserve once per save")
+        offsets = [item.offset for item in laid]
+        return self._offered(reservation.slot, mapped, session), offsets
+
+    def seal(
+        self,
+        attempt_id: str,
+        rank: int,
+        *,
+        plan: Sequence[Image] | None,
+        metrics: Mapping[str, float],
+        session: Session,
+    ) -> None:
+        """Note that the rank's images are complete; the last rank's seal stages the attempt.
+
+        Nothing here waits: no other call can come between the header and the new state.
+        """
+        track = self._known(attempt_id)
+        if track.attempt.state is State.COMMITTED or rank in track.attempt.sealed:
+            return
+        track, _ = self._open_track(attempt_id, rank, session)
+        if (reservation := track.reserved.get(rank)) is None:
+            raise errors.FailedPrecondition(f"rank {rank} has reserved nothing; reserve first")
+        if len(metrics) > METRICS_MAX:
+            text = f"{len(metrics)} metrics are too many; pass {METRICS_MAX} at most"
+            raise errors.InvalidArgument(text)
+        images = tuple(laid.image for laid in reservation.laid)
+        whole_plan = None if plan is None else tuple(plan)
+        sealed = track.attempt.with_seal(rank, images, plan=whole_plan, metrics=metrics)
+        try:
+            if sealed.state is State.STAGED:
+                check_complete(sealed.plan, (i for one in sealed.sealed.values() for i in one))
+            header = headers.encode(Header(_as_sealed_by(rank, sealed), rank, reservation.laid))
+            reservation.slot.memory.seal(header)
+        except errors.CkptdError as failure:
+            self._tracks.abort(track, failure)
+            raise
+        track.become(sealed)
+        if sealed.state is State.STAGED:
+            self._finisher.finish(track)
+
+    def abort(self, attempt_id: str, rank: int, reason: str, session: Session) -> None:
+        """Give an attempt up; one that has ended, or is staged by all ranks, is left alone."""
+        track = self._tracks.find(attempt_id)
+        if track is None or track.attempt.state is not State.OPEN:
+            return
+        self._jobs.member(track.attempt.job.id, rank, session)
+        text = f"rank {rank} (pid {session.process.pid}) gave up step {track.attempt.step}"
+        self._tracks.abort(track, errors.Aborted(f"{text}: {reason}; save again"))
+
+    async def watch(
+        self, attempt_id: str, place: Place, step: int, session: Session
+    ) -> AsyncIterator[Progress]:
+        """Yield the attempt's states until the last; of one long past, just that."""
+        track = self._tracks.find(attempt_id)
+        if track is not None:
+            async for progress in track.follow():
+                yield progress
+            return
+        places.check_user_below(place.root, session.process.uid, self._config.save_roots)
+        yield await to_thread.run_sync(_past, attempt_id, place, step)
+
+    async def checkpoints(
+        self, root: str, experiment: str, run: str, session: Session
+    ) -> list[Checkpoint]:
+        """Return what is committed below *root*; empty names mean every name."""
+        readable = (*self._config.save_roots, *self._config.read_roots)
+        path = places.checked_root(root)
+        places.check_user_below(path, session.process.uid, readable)
+        return await to_thread.run_sync(manifests.committed, path, experiment, run)
+
+    async def _recover(self, left: Sequence[tuple[Slot, Header]]) -> None:
+        for track in recovery.tracks(left):
+            self._tracks.add(track)
+            attempt = track.attempt
+            if attempt.state is State.OPEN:
+                await to_thread.run_sync(commit.discard, attempt)
+                self._tracks.abort(track, recovery.lost(attempt))
+            elif checkpoint := await to_thread.run_sync(recovery.outcome, attempt):
+                track.become(recovery.durable(attempt))
+                self._tracks.commit(track, checkpoint)
+            else:
+                self._finisher.finish(track)
+
+    def _check_open(self) -> None:
+        if self._is_refusing:
+            raise errors.Unavailable("the daemon is stopping; try again when it has restarted")
+
+    def _check_place(self, key: JobKey, device: int, inode: int) -> None:
+        roots = self._config.save_roots
+        places.usable_root(
+            key.place.root, device=device, inode=inode, uid=key.uid, save_roots=roots
+        )
+        places.check_no_links(key.place, key.uid)
+        jobs.check_fence(self._config.state_dir / "incarnations", key)
+        commit.repair(key.place)
+
+    def _joined(self, track: Track, rank: int, *, step: int, plan_hash: str) -> Attempt:
+        attempt = track.attempt
+        if attempt.state is State.ABORTED:
+            raise _ended(track)
+        wrong = None
+        if attempt.step != step:
+            wrong = f"saves step {attempt.step} and rank {rank} step {step}"
+        elif attempt.plan_hash != plan_hash:
+            wrong = f"has plan {attempt.plan_hash} and rank {rank} has {plan_hash}"
+        if wrong is None:
+            return attempt
+        text = f"rank {track.opened_by} {wrong} in the same save; call save() alike in every rank"
+        failure = errors.InvalidArgument(text)
+        if attempt.state is State.OPEN:
+            self._tracks.abort(track, failure)
+        raise failure
+
+    def _note(self, job: Job, sequence: int, what: str | Checkpoint) -> None:
+        job.by_sequence[sequence] = what
+        for old in [old for old in job.by_sequence if old <= sequence - _SEQUENCES_MAX]:
+            del job.by_sequence[old]
+
+    def _abort_overtaken(self, job: Job, member: Member, sequence: int) -> None:
+        """Abort what the rank has passed over: it will never seal it."""
+        pid = member.session.process.pid
+        for track in self._open_tracks(job):
+            attempt = track.attempt
+            if attempt.sequence < sequence and member.rank not in attempt.sealed:
+                text = f"rank {member.rank} (pid {pid}) went on without staging step {attempt.step}"
+                self._tracks.abort(track, errors.Aborted(f"{text}; save again"))
+
+    def _lose(self, job: Job, member: Member, reason: str) -> None:
+        for track in self._open_tracks(job):
+            if member.rank not in track.attempt.sealed:
+                text = f"{reason} before it had staged step {track.attempt.step}; nothing was saved"
+                self._tracks.abort(track, errors.Aborted(text))
+        self._arena.forget(member.holder)
+
+    def _open_tracks(self, job: Job) -> list[Track]:
+        return [
+            track
+            for track in self._tracks
+            if track.attempt.job.id == job.key.id and track.attempt.state is State.OPEN
+        ]
+
+    def _known(self, attempt_id: str) -> Track:
+        if (track := self._tracks.find(attempt_id)) is None:
+            text = (
+                f"the daemon knows no attempt {attempt_id}: it was restarted before it was staged"
+            )
+            raise errors.Aborted(f"{text}; save again")
+        return track
+
+    def _open_track(self, attempt_id: str, rank: int, session: Session) -> tuple[Track, Member]:
+        track = self._known(attempt_id)
+        if track.attempt.state is State.ABORTED:
+            raise _ended(track)
+        _, member = self._jobs.member(track.attempt.job.id, rank, session)
+        if track.attempt.state is not State.OPEN:
+            raise errors.FailedPrecondition(
+                f"attempt {attempt_id} is staged already; start another"
+            )
+        return track, member
+
+    def _hold(self, track: Track, rank: int, reservation: Reservation) -> Reservation | None:
+        """Keep the reservation unless the attempt ended, or a repeated call was faster."""
+        if track.attempt.state is State.OPEN and rank not in track.reserved:
+            track.reserved[rank] = reservation
+        else:
+            self._arena.release(reservation.slot)
+        return track.reserved.get(rank)
+
+    def _offered(self, slot: Slot, mapped: Sequence[str], session: Session) -> SlotOffer:
+        memory = slot.memory
+        known = memory.id in mapped
+        token = "" if known else self._offer(memory.fd, session.process.uid)
+        return SlotOffer(memory.id, memory.size_bytes, token)
+
+
+def _check_images(images: Sequence[Image]) -> None:
+    if len(images) > IMAGES_MAX:
+        text = f"{len(images)} images of one rank are too many; {IMAGES_MAX} are allowed"
+        raise errors.InvalidArgument(text)
+    for image in images:
+        places.check_image_name(image.name)
+    if len({image.name for image in images}) < len(images):
+        raise errors.InvalidArgument("two images of one rank have the same name; rename one")
+
+
+def _as_sealed_by(rank: int, attempt: Attempt) -> Attempt:
+    """Return what the header of *rank* says: only rank 0 carries plan and metrics."""
+    if rank == 0:
+        return attempt
+    return replace(attempt, plan=None, metrics={})
+
+
+async def _cancel_when_final(track: Track, scope: anyio.CancelScope) -> None:
+    await track.wait_final()
+    scope.cancel()
+
+
+def _ended(track: Track) -> errors.CkptdError:
+    """Return the failure of an aborted attempt as a new error: each call raises its own."""
+    failure = track.attempt.failure
+    assert failure is not None
+    numbers = {}
+    if isinstance(failure, errors.ResourceExhausted):
+        numbers = {"need_bytes": failure.need_bytes, "free_bytes": failure.free_bytes}
+    return errors.rebuilt(type(failure).__name__, str(failure), **numbers)
+
+
+def _past(attempt_id: str, place: Place, step: int) -> Progress:
+    """Return the outcome of an attempt that this daemon has never met, or has forgotten."""
+    nobody = JobKey("", place, "", 1, 0)
+    attempt = Attempt(attempt_id, nobody, 0, step, "", replaces=False)
+    try:
+        found = manifests.read(place, step)
+    except (errors.AlreadyExists, OSError):
+        found = None
+    if found is not None and found.attempt == attempt_id:
+        return Progress(
+            replace(attempt, state=State.COMMITTED, checkpoint=found),
+            found.size_bytes,
+            found.size_bytes,
+        )
+    failure = errors.Aborted(
+        f"the daemon knows no attempt {attempt_id}, and {place.step(step)} is not its work: it was "
+        f"lost before it was staged; save again"
+    )
+    return Progress(replace(attempt, state=State.ABORTED, failure=failure), 0, 0)
