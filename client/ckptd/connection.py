@@ -20,7 +20,7 @@ from ckptd import autostart, discovery, forks  # isort: skip  forks: before gRPC
 
 import grpc
 
-from ckptd import wire
+from ckptd import calls, wire
 from ckptd_proto import errors
 from ckptd_proto.v1 import (
     blobs_pb2_grpc,
@@ -46,6 +46,8 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),  # ours know more
     ("grpc.enable_http_proxy", 0),
     ("grpc.default_authority", "localhost"),
+    ("grpc.max_metadata_size", 64 << 10),  # errors travel in it
+    ("grpc.absolute_max_metadata_size", 64 << 10),
 )
 
 
@@ -147,6 +149,7 @@ class Connection:
                     raise wire.typed(error) from error
                 failure = wire.typed(error)
                 failure.__cause__ = error
+            calls.check_not_cancelled()
             now = time.monotonic()
             failing_since = failing_since or now
             if now - failing_since > RECONNECT_S:
@@ -191,14 +194,19 @@ class Connection:
         if deadline is not None and time.monotonic() + delay > deadline:
             text = f"the daemon at {self.path} did not come back within the given time"
             raise errors.DeadlineExceeded(text)
-        time.sleep(delay)
+        tracked = calls.current.get()
+        if tracked is None:
+            time.sleep(delay)
+        else:
+            tracked.cancelled.wait(delay)
+            calls.check_not_cancelled()
 
     def _reconnect(self, broken: _Link, deadline: float | None) -> None:
         """Replace *broken*, unless another thread has."""
         with self._lock:
             if self._link is not broken:
                 return
-            broken.channel.close()
+            # not closed: other threads may have calls on it, which end by themselves
             may_start = self._may_start and broken.daemon.private
             until = time.monotonic() + RECONNECT_S
             attempt = 0
@@ -254,7 +262,7 @@ _open: dict[Path | None, Connection] = {}  # one per socket asked for
 def _link(path: Path) -> _Link:
     """Connect to *path* and say hello."""
     peer_name = discovery.knock(path)
-    channel = grpc.insecure_channel(f"unix:{quote(str(path))}", options=_OPTIONS)
+    channel = calls.Channel(grpc.insecure_channel(f"unix:{quote(str(path))}", options=_OPTIONS))
     stubs = Stubs(
         blobs_pb2_grpc.BlobsStub(channel),
         saves_pb2_grpc.SavesStub(channel),

@@ -22,11 +22,14 @@ from ckptd_daemon.door.descriptors import Descriptors
 from ckptd_daemon.door.frontdoor import FrontDoor, Hall
 from ckptd_daemon.door.listener import Listener
 from ckptd_daemon.door.notify import notify
+from ckptd_daemon.rpc.checkpoints import CheckpointsService
 from ckptd_daemon.rpc.node import Identity, NodeService
 from ckptd_daemon.rpc.refusal import Refusal
+from ckptd_daemon.rpc.saves import SavesService
 from ckptd_daemon.rpc.status import ErrorStatus
+from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Sessions
-from ckptd_proto.v1 import node_pb2_grpc
+from ckptd_proto.v1 import checkpoints_pb2_grpc, node_pb2_grpc, saves_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +101,23 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         sessions = await stack.enter_async_context(Sessions.open())
         hall = stack.enter_context(Hall.open(config.state_dir / "door"))
         descriptors = Descriptors(listener.descriptors)
-        halves: list[Half] = []
+        saver = await stack.enter_async_context(Saver.open(config, descriptors.offer))
+        halves: list[Half] = [saver]
         node = NodeService(
-            identity, sessions, halves, stop=stopping.ask, is_stopping=lambda: stopping.is_asked
+            identity,
+            sessions,
+            halves,
+            stop=stopping.ask,
+            is_stopping=lambda: stopping.is_asked,
+            saves=saver.statistics,
         )
-        server = _new_server()
+        server = _new_server(stopping)
         node_pb2_grpc.add_NodeServicer_to_server(node, server)
+        saves_pb2_grpc.add_SavesServicer_to_server(SavesService(saver, sessions), server)
+        checkpoints = CheckpointsService(saver, sessions)
+        checkpoints_pb2_grpc.add_CheckpointsServicer_to_server(checkpoints, server)
         await stack.enter_async_context(_running(server, hall, "grpc"))
-        refusal = _new_server()
+        refusal = _new_server(stopping)
         refusal.add_generic_rpc_handlers((Refusal(),))
         await stack.enter_async_context(_running(refusal, hall, "refusal"))
         door = FrontDoor(listener.calls, hall, sessions, config.allow_uids | {os.geteuid()})
@@ -125,8 +137,9 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         await server.stop(LAST_REPLIES_S)
 
 
-def _new_server() -> grpc.aio.Server:
-    return grpc.aio.server(interceptors=(ErrorStatus(),), options=_OPTIONS)
+def _new_server(stopping: Stopping) -> grpc.aio.Server:
+    interceptor = ErrorStatus(lambda: stopping.is_asked)
+    return grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from ckptd_daemon import mounts
 from ckptd_proto import errors
 
 SOCKET_PATH_MAX_BYTES = 107  # sun_path of Linux, less the final NUL
@@ -34,12 +35,14 @@ def _default_socket() -> Path:
 
 
 def _default_state_dir() -> Path:
-    """systemd's state directory, else the user's cache directory."""
+    """systemd's state directory, else the user's cache if on a local disk, else below /tmp."""
     if state := os.environ.get("STATE_DIRECTORY"):
         return Path(state.split(":")[0])
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache, "ckptd")
-    return Path.home() / ".cache" / "ckptd"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    state_dir = Path(cache, "ckptd") if cache else Path.home() / ".cache" / "ckptd"
+    if mounts.is_network(mounts.filesystem(state_dir)):
+        return Path(f"/tmp/ckptd-{os.getuid()}/state")
+    return state_dir
 
 
 class Config(BaseSettings):

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ckptd_daemon import __version__
+from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
+from ckptd_daemon.save.saver import SaveStatistics
 from ckptd_daemon.sessions import Sessions
 from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2 as pb
@@ -48,12 +50,14 @@ class NodeService(node_pb2_grpc.NodeServicer):
         *,
         stop: Callable[[], None],
         is_stopping: Callable[[], bool],
+        saves: Callable[[], SaveStatistics],
     ) -> None:
         self._identity = identity
         self._sessions = sessions
         self._workers = workers
         self._stop = stop
         self._is_stopping = is_stopping
+        self._saves = saves
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:
         """Return the daemon's name and version, for the client to judge."""
@@ -61,6 +65,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         """Return what everybody may know."""
+        saves = self._saves()
         return pb.StatusReply(
             daemon=self._hello(),
             socket=str(self._identity.socket),
@@ -68,6 +73,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
             uptime_s=time.monotonic() - self._identity.started,
             sessions=len(self._sessions),
             draining=self._is_stopping(),
+            attempts=map(attempt_message, saves.attempts),
+            arena=pb.ArenaStatus(
+                used_bytes=saves.arena.used_bytes,
+                budget_bytes=saves.arena.budget_bytes,
+                slots=saves.arena.slots,
+            ),
         )
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopReply:
