@@ -9,10 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ckptd.checkpointer import Checkpointer as Checkpointer
     from ckptd.client import Client as Client
+    from ckptd.saving import Save as Save
 
 _WHERE = {
+    "Checkpoint": "ckptd.values",
+    "Checkpointer": "ckptd.checkpointer",
     "Client": "ckptd.client",
+    "Save": "ckptd.saving",
 }
 
 __all__ = ["Client"]

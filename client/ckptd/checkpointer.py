@@ -1,0 +1,363 @@
+"""Saving and loading a training job's state: the use case, a page long."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from ckptd import exchange as exchanges
+from ckptd.catalog import Catalog, checkpoint_of
+from ckptd.connection import Connection
+from ckptd.exchange import settle
+from ckptd.membership import Membership
+from ckptd.planning import Agreed, Planner
+from ckptd.saving import Save
+from ckptd.slots import Slots
+from ckptd.tensors import index, load, stage, values
+from ckptd.tensors.images import Images
+from ckptd.tensors.index import Index
+from ckptd.tensors.local import Local
+from ckptd.tensors.restore import Restore
+from ckptd.values import Checkpoint
+from ckptd_proto import errors
+from ckptd_proto.v1 import saves_pb2
+
+_STEP_MAX = (1 << 63) - 1
+_ON_EXISTING = {
+    "error": saves_pb2.ON_EXISTING_ERROR,
+    "replace": saves_pb2.ON_EXISTING_REPLACE,
+}
+
+
+class Checkpointer:
+    """The checkpoints of one run, for every rank of the job that trains it.
+
+    Every rank makes one, with the same arguments and at the same point, and calls `prepare`,
+    `save` and `load` alike. The ranks talk over the process group if there is one, else through
+    the node's daemon.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        experiment: str,
+        run: str,
+        ranks: Literal["self"] | None = None,
+        socket: Path | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        """Join the job.
+
+        Args:
+            root: The directory below which checkpoints live; seen alike by the daemon.
+            experiment: What the run belongs to.
+            run: The run; steps are unique in it.
+            ranks: "self" if this process is a job of its own, whatever others run beside it.
+            socket: The daemon's; by default the usual one, started if none runs.
+            timeout: Seconds that `save` and `load` wait for other ranks, and for room to stage.
+
+        Raises:
+            InvalidArgument: A name that cannot be a directory, or ranks that name different ones.
+            FailedPrecondition: There are other ranks, and no way to them.
+            CkptdError: The daemon's reasons.
+        """
+        self._timeout_s = timeout
+        self._connection = Connection.open(socket)
+        self._exchange = exchanges.choose(
+            self._connection, alone=ranks == "self", timeout_s=timeout
+        )
+        place = _checked_root(root)
+        self._member = Membership.join(self._connection, self._exchange, place, experiment, run)
+        self._catalog = Catalog(self._connection, place, experiment, run)
+        self._planner = Planner(self._exchange)
+        self._slots = Slots(self._connection)
+        self._sequence = 0
+        self._saves: list[Save] = []  # whose failure nobody may have heard of
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="ckptd-prepare")
+        self._preparing: Future[None] | None = None
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        flying = sum(not save.done() for save in self._saves)
+        return f"<Checkpointer {self._member.place} [{flying} saves in flight]>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except errors.CkptdError as failure:
+            if error is None:
+                raise
+            error.add_note(f"besides, ckptd could not finish saving: {failure}")
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        """Agree on the plan and make memory ready, in the background, for saving *state*.
+
+        Without it the first save does so, and takes longer than the others. Every rank calls it.
+        """
+        self._check_usable()
+        agreed, _, self._sequence = self._planner.agree(
+            state, lambda: {"call": "prepare", "sequence": self._sequence}
+        )
+        self._wait_prepared()
+        size_bytes = sum(agreed.images(self._exchange.rank).values())
+        self._preparing = self._background.submit(self._prepare, size_bytes)
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        *,
+        step: int,
+        metrics: Mapping[str, float] | None = None,
+        on_existing: Literal["error", "replace"] = "error",
+    ) -> Save:
+        """Copy *state* out of the training step; return once this rank's part is safe.
+
+        Args:
+            state: Modules, optimizers, schedulers, tensors and plain values, nested as you like.
+            step: What the checkpoint is called; every rank names the same.
+            metrics: Numbers to find it by.
+            on_existing: What to do with another checkpoint of this step.
+
+        Returns:
+            The save, to ask for its `result`.
+
+        Raises:
+            InvalidArgument: A value would not come back as it is; the message names its key.
+            ResourceExhausted: It does not fit; nothing has been copied.
+            Aborted: A rank died; the message names it.
+            AlreadyExists: The step is committed, with another plan or by another job.
+            CkptdError: Also what went wrong with an earlier save, if nobody has heard of it.
+        """
+        started = time.monotonic()
+        self._check_usable()
+        numbers: dict[str, float] = {}
+
+        def header() -> dict[str, Any]:
+            self._raise_untold()
+            numbers.update(_checked(step, metrics, on_existing))
+            return {
+                "call": "save",
+                "step": step,
+                "world size": self._exchange.world_size,
+                "on_existing": on_existing,
+                "sequence": self._sequence,
+            }
+
+        agreed, local, sequence = self._planner.agree(state, header)
+        self._sequence = sequence + 1
+        save = Save(step)
+        opened = self._open(sequence, step, agreed, on_existing)
+        if opened.HasField("committed"):
+            save.succeed(checkpoint_of(opened.committed))
+        else:
+            self._stage(opened.attempt, agreed, local, numbers)
+            save.watch(self._connection, self._member.watch_request(opened.attempt, step))
+            self._saves.append(save)
+        save.blocked_s = time.monotonic() - started
+        return save
+
+    def latest(self) -> Checkpoint | None:
+        """Return the committed checkpoint with the highest step; None if there is none."""
+        committed = self._catalog.committed()
+        return committed[-1] if committed else None
+
+    def load(self, state: dict[str, Any], which: Literal["latest"] | int = "latest") -> Checkpoint:
+        """Fill *state* in place with what was saved, by any number of ranks.
+
+        Args:
+            state: As it was given to `save`, or some of its keys. Modules, optimizers and tensors
+                are filled where they are; other values are replaced in their dict or list.
+            which: "latest", or a step.
+
+        Raises:
+            NotFound: Nothing of that name is committed.
+            InvalidArgument: The checkpoint lacks something, or has it otherwise; lists it all.
+                Nothing has been changed.
+            DataLoss: The files are corrupt; names file and chunk. *state* is to be thrown away.
+        """
+        self._check_usable()
+        checkpoint = self._agreed_checkpoint(which)
+        restored: list[tuple[Images, Restore]] = []
+
+        def look() -> dict[str, Any]:
+            images = Images.open(checkpoint.path)
+            where = str(checkpoint.path / index.NAME)
+            found = Index.decode(images.read(index.NAME), where=where)
+
+            def read_object(name: str) -> Any:
+                return _read_object(images, found, name)
+
+            restore = Restore(state, found, read_object)
+            restore.check()
+            restored.append((images, restore))
+            return {}
+
+        settle(self._exchange, look)  # nothing is changed unless every rank can load
+        (images, restore) = restored[0]
+
+        def fill() -> dict[str, Any]:
+            load.fill(images, restore.wishes)
+            restore.finish()
+            return {}
+
+        settle(self._exchange, fill)
+        return checkpoint
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait for the saves in flight and leave the job; again: nothing happens.
+
+        Raises:
+            DeadlineExceeded: Some save is still in flight after *timeout* seconds; it goes on.
+            CkptdError: What went wrong with a save, if nobody has heard of it.
+        """
+        if self._is_closed:
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for save in self._saves:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not save.wait(left_s):
+                text = f"step {save.step} is not committed after {timeout:g} s; it goes on"
+                raise errors.DeadlineExceeded(text)
+        self._is_closed = True
+        self._background.shutdown()
+        self._member.leave()
+        self._slots.close()
+        self._exchange.close()
+        self._raise_untold()
+
+    def _open(
+        self, sequence: int, step: int, agreed: Agreed, on_existing: str
+    ) -> saves_pb2.OpenReply:
+        request = saves_pb2.OpenRequest(
+            job=self._member.job,
+            rank=self._exchange.rank,
+            sequence=sequence,
+            step=step,
+            plan_hash=agreed.hash,
+            on_existing=_ON_EXISTING[on_existing],
+        )
+        reply: saves_pb2.OpenReply = self._connection.call(lambda stubs: stubs.saves.Open(request))
+        return reply
+
+    def _stage(
+        self, attempt: str, agreed: Agreed, local: Local, metrics: Mapping[str, float]
+    ) -> None:
+        """Copy this rank's part to where the daemon takes it from; on failure tell the others."""
+        rank = self._exchange.rank
+        try:
+            self._wait_prepared()
+            sizes = agreed.images(rank)
+            reserved = self._reserve(attempt, sizes)
+            memory = self._slots.memory(reserved.slot)
+            for (name, size_bytes), start in zip(sizes.items(), reserved.offsets, strict=True):
+                image = memory[start : start + size_bytes]
+                if (document := agreed.documents.get(name)) is not None:
+                    image[:] = document
+                else:
+                    stage.fill(image, agreed.mine, local.sources)
+            seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
+            if rank == 0:
+                seal.plan.extend(_images(agreed.all_images()))
+                seal.metrics.update(metrics)
+            self._connection.call(lambda stubs: stubs.saves.Seal(seal))
+        except BaseException as error:
+            self._member.abort(attempt, error)
+            raise
+
+    def _reserve(self, attempt: str, sizes: Mapping[str, int]) -> saves_pb2.ReserveReply:
+        request = saves_pb2.ReserveRequest(
+            attempt=attempt,
+            rank=self._exchange.rank,
+            images=_images(sizes),
+            timeout_s=self._timeout_s,
+            mapped=self._slots.mapped,
+        )
+        reply: saves_pb2.ReserveReply = self._connection.call(
+            lambda stubs: stubs.saves.Reserve(request)
+        )
+        return reply
+
+    def _prepare(self, size_bytes: int) -> None:
+        request = saves_pb2.PrepareRequest(
+            job=self._member.job, rank=self._exchange.rank, size_bytes=size_bytes
+        )
+        for slot in self._connection.call(lambda stubs: stubs.saves.Prepare(request)).slots:
+            self._slots.memory(slot)
+
+    def _wait_prepared(self) -> None:
+        """Raise what went wrong with `prepare`, once."""
+        preparing, self._preparing = self._preparing, None
+        if preparing is not None:
+            preparing.result()
+
+    def _agreed_checkpoint(self, which: Literal["latest"] | int) -> Checkpoint:
+        """Return what *which* means to rank 0, the same for all ranks."""
+
+        def choose() -> dict[str, Any]:
+            return {"step": self._catalog.find(which).step} if self._exchange.rank == 0 else {}
+
+        step = settle(self._exchange, choose)[0]["step"]
+        return self._catalog.find(step)
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise errors.FailedPrecondition("the Checkpointer is closed; make another")
+
+    def _raise_untold(self) -> None:
+        failures = [failure for save in self._saves if (failure := save.untold_failure())]
+        self._saves = [save for save in self._saves if not save.done()]
+        if failures:
+            raise failures[0]
+
+
+def _checked_root(root: str | os.PathLike[str]) -> Path:
+    text = os.fspath(root)
+    if "://" in text:
+        raise errors.Unimplemented(f"checkpoints live in directories as yet, not at {text!r}")
+    return Path(text).absolute()
+
+
+def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -> dict[str, float]:
+    """Return the metrics; raises `InvalidArgument`."""
+    if type(step) is not int or not 0 <= step <= _STEP_MAX:
+        raise errors.InvalidArgument(f"step is {step!r}; pass an int from 0 to 2^63 - 1")
+    if on_existing not in _ON_EXISTING:
+        text = f'on_existing is {on_existing!r}; pass "error" or "replace"'
+        raise errors.InvalidArgument(text)
+    numbers: dict[str, float] = {}
+    for name, value in (metrics or {}).items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            text = f"the metric {name!r} is a {type(value).__name__}; pass a number"
+            raise errors.InvalidArgument(text) from error
+    return numbers
+
+
+def _images(sizes: Mapping[str, int]) -> list[saves_pb2.Image]:
+    return [saves_pb2.Image(name=name, size_bytes=size) for name, size in sizes.items()]
+
+
+def _read_object(images: Images, found: Index, name: str) -> Any:
+    where = found.objects.get(name)
+    if where is None:
+        text = f"the index names {name!r} and does not say where it is; load another step"
+        raise errors.DataLoss(text)
+    data = bytearray(where.length)
+    with images.cursor(where.file) as cursor:
+        cursor.read_into(memoryview(data), where.offset)
+    return values.decode(bytes(data))

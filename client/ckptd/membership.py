@@ -1,0 +1,156 @@
+"""This process as one rank of a job, in the eyes of the daemon."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from ckptd import incarnation
+from ckptd.connection import Connection, Stubs
+from ckptd.exchange import Exchange, ProcessGroup, ThroughDaemon, settle
+from ckptd_proto import errors
+from ckptd_proto.v1 import saves_pb2
+
+logger = logging.getLogger(__name__)
+
+_ABORT_S = 5.0
+_LEAVE_S = 5.0
+_generations = count()  # every rank makes its Checkpointers in the same order
+
+
+class Membership:
+    """A rank that has joined; joins again whenever the daemon has restarted."""
+
+    def __init__(self, connection: Connection, request: saves_pb2.JoinRequest) -> None:
+        self.job = ""
+        self._connection = connection
+        self._request = request
+        self._has_left = False
+
+    @classmethod
+    def join(
+        cls, connection: Connection, exchange: Exchange, root: Path, experiment: str, run: str
+    ) -> Self:
+        """Join the job; raises, on every rank, if one of them cannot or names another place."""
+        request = saves_pb2.JoinRequest(
+            root=str(root),
+            experiment=experiment,
+            run=run,
+            rank=exchange.rank,
+            world_size=exchange.world_size,
+        )
+        member = cls(connection, request)
+
+        def enter() -> dict[str, Any]:
+            member._enter(root)
+            return {}
+
+        if isinstance(exchange, ThroughDaemon):
+            request.incarnation = incarnation.of_launch()
+            member._enter(root)
+            exchange.meet_in(member.job, next(_generations))
+            _check_one_place(settle(exchange, member._introduction))
+            return member
+        heard = settle(exchange, member._introduction)
+        _check_one_place(heard)
+        request.incarnation = heard[0]["incarnation"]
+        settle(exchange, enter)
+        if isinstance(exchange, ProcessGroup):
+            exchange.lost = member.lost
+        return member
+
+    @property
+    def place(self) -> Path:
+        """Where the job's checkpoints appear."""
+        return Path(self._request.root, self._request.experiment, self._request.run)
+
+    def abort(self, attempt: str, error: BaseException) -> None:
+        """Give *attempt* up, so that the other ranks learn why."""
+        reason = str(error) or type(error).__name__
+        request = saves_pb2.AbortRequest(attempt=attempt, rank=self._request.rank, reason=reason)
+        try:
+            self._connection.call(
+                lambda stubs: stubs.saves.Abort(request, timeout=_ABORT_S), timeout_s=_ABORT_S
+            )
+        except errors.CkptdError as failure:
+            error.add_note(f"the daemon could not be told: {failure}")
+
+    def lost(self) -> str:
+        """Say which ranks have died; empty if none has, or nobody knows."""
+        request = saves_pb2.RollRequest(job=self.job)
+        try:
+            roll = self._connection.call(
+                lambda stubs: stubs.saves.Roll(request, timeout=_ABORT_S), timeout_s=_ABORT_S
+            )
+        except errors.CkptdError:
+            logger.warning("the daemon could not say which ranks have died", exc_info=True)
+            return ""
+        lost = ", ".join(f"rank {each.rank} (pid {each.pid})" for each in roll.lost)
+        return f"{lost} died" if lost else ""
+
+    def leave(self) -> None:
+        """Leave the job: its memory is given back. A daemon that is gone has forgotten us."""
+        self._has_left = True
+        request = saves_pb2.LeaveRequest(job=self.job, rank=self._request.rank)
+        try:
+            self._connection.call(
+                lambda stubs: stubs.saves.Leave(request, timeout=_LEAVE_S), timeout_s=_LEAVE_S
+            )
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            logger.debug("the daemon is gone; nothing is left to leave", exc_info=True)
+
+    def watch_request(self, attempt: str, step: int) -> saves_pb2.WatchRequest:
+        """Return the question for the fate of *attempt*."""
+        joined = self._request
+        return saves_pb2.WatchRequest(
+            attempt=attempt,
+            root=joined.root,
+            experiment=joined.experiment,
+            run=joined.run,
+            step=step,
+        )
+
+    def _enter(self, root: Path) -> None:
+        if root.exists():
+            stat = root.stat()
+            self._request.root_device, self._request.root_inode = stat.st_dev, stat.st_ino
+        reply = self._connection.call(lambda stubs: stubs.saves.Join(self._request))
+        self.job = reply.job
+        self._connection.on_connect(self._enter_again)
+
+    def _enter_again(self, stubs: Stubs) -> None:
+        if self._has_left:
+            return
+        try:
+            stubs.saves.Join(self._request, timeout=_ABORT_S)
+        except grpc.RpcError as error:  # the next call of this rank is refused with the reason
+            logger.warning("could not join the job again: %s", error)
+
+    def _introduction(self) -> dict[str, Any]:
+        return {
+            "place": str(self.place),
+            "daemon": self._connection.daemon.instance,
+            "incarnation": uuid.uuid4().hex,
+        }
+
+
+def _check_one_place(heard: list[dict[str, Any]]) -> None:
+    for rank, said in enumerate(heard):
+        if said["place"] != heard[0]["place"]:
+            text = (
+                f"rank {rank} saves into {said['place']} and rank 0 into {heard[0]['place']}: give"
+                " every rank the same root, experiment and run"
+            )
+            raise errors.InvalidArgument(text)
+        if said["daemon"] != heard[0]["daemon"]:
+            text = (
+                f"rank {rank} has another daemon than rank 0, and this version commits a job of one"
+                ' daemon only: run it on one node, or pass ranks="self" with a run of its own per'
+                " rank"
+            )
+            raise errors.Unimplemented(text)

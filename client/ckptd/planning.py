@@ -1,0 +1,129 @@
+"""What all ranks are about to save: agreed on once, and again only when it changed."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptd.exchange import Exchange, settle
+from ckptd.tensors import index, metadata, plan
+from ckptd.tensors.local import Local, take
+from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed, image_name
+from ckptd_proto import errors
+
+Header = Callable[[], dict[str, Any]]
+"""Gives what a rank says first; if it raises, every rank does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """A global plan, and this rank's part of it."""
+
+    plan: GlobalPlan
+    mine: tuple[Placed, ...]
+    documents: Mapping[str, bytes]
+    """What the plan alone decides, by image name: rank 0 has it and writes it."""
+
+    @property
+    def hash(self) -> str:
+        """The same on every rank, and for the same plan in another life of the job."""
+        return self.plan.hash
+
+    def images(self, rank: int) -> dict[str, int]:
+        """Return the sizes of the images that *rank* writes, by name."""
+        size_bytes = self.plan.image_bytes[rank]
+        images = {image_name(rank): size_bytes} if size_bytes else {}
+        if rank == 0:
+            images |= {name: len(document) for name, document in self.documents.items()}
+        return images
+
+    def all_images(self) -> dict[str, int]:
+        """Return the sizes of all images of the checkpoint, as rank 0 knows them."""
+        world = range(len(self.plan.image_bytes))
+        return {name: size for rank in world for name, size in self.images(rank).items()}
+
+
+class Planner:
+    """Agrees with the other ranks; keeps the last plan."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._hashes: list[str] = []  # of the local plans that `_agreed` was made from
+        self._agreed: Agreed | None = None
+
+    def agree(self, state: Any, header: Header) -> tuple[Agreed, Local, int]:
+        """Return the plan, this rank's part, and the greatest `sequence` of all headers.
+
+        Every other entry of the headers must be the same on every rank; raises `InvalidArgument`
+        telling who said what.
+        """
+        local: Local | None = None
+
+        def say() -> dict[str, Any]:
+            nonlocal local
+            first = header()
+            local = take(state)
+            known = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
+            said = {"plan": local.plan.hash(), "known": known, "contents": self._contents(local)}
+            return {"header": first, **said}
+
+        heard = settle(self._exchange, say)
+        assert local is not None  # `say` has run, or `settle` has raised
+        _check_agreement([each["header"] for each in heard])
+        hashes = [each["plan"] for each in heard]
+        agreed = self._agreed
+        if agreed is None or not self._still_holds(heard, hashes):
+            agreed = self._agree_anew(local)
+            self._agreed, self._hashes = agreed, hashes
+        return agreed, local, max(each["header"]["sequence"] for each in heard)
+
+    def _still_holds(self, heard: list[dict[str, Any]], hashes: list[str]) -> bool:
+        """Say whether every rank has the plan of before; the same answer on every rank."""
+        if any(each["known"] != heard[0]["known"] for each in heard) or hashes != self._hashes:
+            return False
+        assert self._agreed is not None
+        for number, ranks in enumerate(self._agreed.plan.shared):
+            if len({heard[rank]["contents"][number] for rank in ranks}) > 1:
+                return False  # the full exchange finds out which key it is
+        return True
+
+    def _agree_anew(self, local: Local) -> Agreed:
+        payload = zlib.compress(local.plan.encode(), 1)
+        gathered = self._exchange.all_gather(payload)
+        plans = [LocalPlan.decode(zlib.decompress(each)) for each in gathered]
+        agreed = plan.agree(plans)
+        documents: dict[str, bytes] = {}
+        if self._exchange.rank == 0:
+            documents = {metadata.NAME: metadata.encode(agreed), index.NAME: index.encode(agreed)}
+        return Agreed(agreed, tuple(agreed.of_rank(self._exchange.rank)), documents)
+
+    def _contents(self, local: Local) -> list[str]:
+        """Hash, per group of ranks, what the ranks of the group must hold alike."""
+        if self._agreed is None:
+            return []
+        content = {entry.name: entry.content for entry in local.plan.entries}
+        return [
+            hashlib.sha256("\0".join(content.get(name, "") for name in names).encode()).hexdigest()
+            if self._exchange.rank in ranks
+            else ""
+            for ranks, names in self._agreed.plan.shared.items()
+        ]
+
+
+def _check_agreement(headers: list[Mapping[str, Any]]) -> None:
+    for name in headers[0]:
+        if name == "sequence":
+            continue
+        said: dict[str, list[int]] = {}
+        for rank, header in enumerate(headers):
+            said.setdefault(str(header[name]), []).append(rank)
+        if len(said) > 1:
+            groups = ", ".join(
+                f"{value} on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}"
+                for value, ranks in said.items()
+            )
+            text = f"the ranks disagree on the {name}: {groups}; call save() alike on every rank"
+            raise errors.InvalidArgument(text)

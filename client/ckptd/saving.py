@@ -1,0 +1,125 @@
+"""One save, from the moment it is staged until it is committed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from ckptd.catalog import checkpoint_of
+from ckptd.connection import Connection, Stubs
+from ckptd.values import Checkpoint
+from ckptd_proto import errors
+from ckptd_proto.v1 import saves_pb2
+
+_STAGED = frozenset(
+    {
+        saves_pb2.ATTEMPT_STATE_STAGED,
+        saves_pb2.ATTEMPT_STATE_LOCAL,
+        saves_pb2.ATTEMPT_STATE_DURABLE,
+        saves_pb2.ATTEMPT_STATE_COMMITTED,
+    }
+)
+_PAUSE_S = 0.2
+_FINAL = frozenset({saves_pb2.ATTEMPT_STATE_COMMITTED, saves_pb2.ATTEMPT_STATE_ABORTED})
+
+
+class Save:
+    """A checkpoint on its way; it gets there whatever becomes of this process."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.blocked_s = 0.0
+        """How long the call to `save()` took."""
+        self._lock = threading.Lock()  # guards what follows
+        self._staged = threading.Event()
+        self._done = threading.Event()
+        self._checkpoint: Checkpoint | None = None
+        self._failure: errors.CkptdError | None = None
+        self._is_told = False
+
+    def __repr__(self) -> str:
+        if not self._done.is_set():
+            state = "staged" if self._staged.is_set() else "being staged"
+        else:
+            state = "failed" if self._failure else "committed"
+        return f"<Save step {self.step} [{state}]>"
+
+    def staged(self) -> bool:
+        """Say whether every rank's part is out of the ranks' hands: their death loses nothing."""
+        return self._staged.is_set()
+
+    def done(self) -> bool:
+        """Say whether `result` would return, or raise, at once."""
+        return self._done.is_set()
+
+    def result(self, timeout: float | None = None) -> Checkpoint:
+        """Return the checkpoint once it is committed.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+
+        Raises:
+            DeadlineExceeded: It is not committed yet; it goes on.
+            CkptdError: What went wrong; nothing is listed.
+        """
+        if not self._done.wait(timeout):
+            text = f"step {self.step} is not committed after {timeout:g} s; it goes on, ask again"
+            raise errors.DeadlineExceeded(text)
+        with self._lock:
+            self._is_told = True
+            if self._failure is not None:
+                raise self._failure
+            assert self._checkpoint is not None  # done means either
+            return self._checkpoint
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until it is done; say whether it is."""
+        return self._done.wait(timeout_s)
+
+    def untold_failure(self) -> errors.CkptdError | None:
+        """Return what went wrong, once, if nobody has asked for the result."""
+        with self._lock:
+            if self._is_told or self._failure is None:
+                return None
+            self._is_told = True
+            return self._failure
+
+    def succeed(self, checkpoint: Checkpoint) -> None:
+        """Note that it is committed."""
+        with self._lock:
+            self._checkpoint = checkpoint
+        self._staged.set()
+        self._done.set()
+
+    def fail(self, failure: errors.CkptdError) -> None:
+        """Note that it will not be."""
+        with self._lock:
+            self._failure = failure
+        self._done.set()
+
+    def watch(self, connection: Connection, request: saves_pb2.WatchRequest) -> None:
+        """Follow the attempt on a thread of its own until it has ended."""
+        name = f"ckptd-save-{self.step}"
+        arguments = (connection, request)
+        threading.Thread(target=self._follow, args=arguments, name=name, daemon=True).start()
+
+    def _follow(self, connection: Connection, request: saves_pb2.WatchRequest) -> None:
+        def watch(stubs: Stubs) -> saves_pb2.Attempt:
+            last = saves_pb2.Attempt()
+            for last in stubs.saves.Watch(request):
+                if last.state in _STAGED:
+                    self._staged.set()
+            return last
+
+        try:
+            last = connection.call(watch)
+            while last.state not in _FINAL:  # the daemon ended the call, not the attempt
+                time.sleep(_PAUSE_S)
+                last = connection.call(watch)
+        except errors.CkptdError as error:
+            self.fail(error)
+            return
+        if last.state == saves_pb2.ATTEMPT_STATE_COMMITTED:
+            self.succeed(checkpoint_of(last.checkpoint))
+        else:
+            self.fail(errors.rebuilt(last.error, last.reason))

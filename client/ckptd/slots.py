@@ -1,0 +1,47 @@
+"""The daemon's shared memory in this process's address space."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+
+from ckptd.connection import Connection
+from ckptd_proto.v1 import saves_pb2
+
+_KEPT = 4  # a rank uses two slots in turn; older ones would keep memory that the daemon gave up
+
+
+class Slots:
+    """Maps each slot once, and keeps it: the next save finds its pages present."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._mapped: OrderedDict[str, mmap.mmap] = OrderedDict()
+
+    def memory(self, slot: saves_pb2.Slot) -> memoryview:
+        """Return the slot's memory; maps and pre-faults it the first time."""
+        mapped = self._mapped.get(slot.id)
+        if mapped is None or len(mapped) != slot.size_bytes:
+            mapped = self._mapped[slot.id] = self._map(slot)
+        self._mapped.move_to_end(slot.id)
+        while len(self._mapped) > _KEPT:
+            self._mapped.popitem(last=False)  # unmapped when its last view is gone
+        return memoryview(mapped)
+
+    @property
+    def mapped(self) -> list[str]:
+        """The ids of the slots whose descriptors need not be handed over again."""
+        return list(self._mapped)
+
+    def close(self) -> None:
+        """Give every mapping back."""
+        self._mapped.clear()
+
+    def _map(self, slot: saves_pb2.Slot) -> mmap.mmap:
+        fd = self._connection.descriptor(slot.token)
+        try:
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            return mmap.mmap(fd, slot.size_bytes, flags=flags)
+        finally:
+            os.close(fd)
