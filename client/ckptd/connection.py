@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import array
-import json
-import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from ckptd import autostart, discovery, forks  # isort: skip  forks: before gRPC is loaded
+from ckptd import autostart, descriptors, discovery, forks  # isort: skip  forks: before gRPC is loaded
 
 import grpc
 
@@ -79,7 +75,7 @@ class Connection:
         self._socket = socket
         self._may_start = may_start
         self._any_version = any_version
-        self._pid = os.getpid()
+        forks.check_usable()
         self._lock = threading.RLock()  # guards what follows
         self._on_connect: list[Callable[[Stubs], None]] = []
         self._link = self._find()
@@ -91,6 +87,7 @@ class Connection:
 
         Starts a private daemon if none runs and the user lets us.
         """
+        forks.check_usable()
         with _opening:
             if (connection := _open.get(socket)) is None:
                 connection = cls(socket, may_start=autostart.is_allowed(), any_version=False)
@@ -141,7 +138,8 @@ class Connection:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         attempt, failing_since = 0, 0.0
         while True:
-            link = self._live_link()
+            forks.check_usable()
+            link = self._link
             try:
                 return fn(link.stubs)
             except grpc.RpcError as error:
@@ -160,34 +158,8 @@ class Connection:
 
     def descriptor(self, token: str) -> int:
         """Return the file descriptor that the daemon offers for *token*; the caller closes it."""
-        self._check_not_forked()
-        path = self.path
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-                sock.settimeout(HELLO_S)
-                # by way of the directory: the sibling's own path may be too long
-                name = path.name + discovery.DESCRIPTORS_SUFFIX
-                sock.connect(f"/proc/self/fd/{directory}/{name}")
-                sock.sendall(token.encode() + b"\n")
-                return _received_descriptor(sock)
-        except OSError as error:
-            text = f"the daemon at {path} handed over no descriptor ({error}); try again"
-            raise errors.Unavailable(text) from error
-        finally:
-            os.close(directory)
-
-    def _live_link(self) -> _Link:
-        self._check_not_forked()
-        return self._link
-
-    def _check_not_forked(self) -> None:
-        if os.getpid() != self._pid:
-            text = (
-                "this process was forked from one that uses ckptd, which gRPC does not survive; "
-                "start it with multiprocessing's `spawn` instead"
-            )
-            raise errors.FailedPrecondition(text)
+        forks.check_usable()
+        return descriptors.receive(self.path, token)
 
     def _back_off(self, attempt: int, deadline: float | None) -> None:
         delay = min(_BACKOFF_S * 2**attempt, _BACKOFF_MAX_S) * random.uniform(0.5, 1)
@@ -309,18 +281,3 @@ def _wait_ended(link: _Link) -> None:
         except errors.Unavailable:
             return
         time.sleep(_BACKOFF_S)
-
-
-def _received_descriptor(sock: socket.socket) -> int:
-    fds = array.array("i")
-    data, ancillary, _flags, _address = sock.recvmsg(
-        1 << 16, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC
-    )
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: fds.itemsize])
-            return fds[0]
-    if not data:
-        raise ConnectionResetError("it closed the connection")
-    answer = json.loads(data)
-    raise errors.rebuilt(answer["error"], answer["message"])

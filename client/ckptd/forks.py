@@ -13,6 +13,8 @@ import socket
 import stat
 from typing import Protocol
 
+from ckptd_proto import errors
+
 # gRPC's own fork handlers wait for threads that are busy, and print when they cannot
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -29,6 +31,7 @@ class Connected(Protocol):
 
 
 _connected: list[Connected] = []  # every connection this process ever made
+_forked = False  # whether those are the parent's
 
 
 def register(connection: Connected) -> None:
@@ -38,7 +41,19 @@ def register(connection: Connected) -> None:
     _connected.append(connection)
 
 
+def check_usable() -> None:
+    """Raise `FailedPrecondition` in a child whose parent was connected when it forked."""
+    if _forked:
+        text = (
+            "this process was forked from one that uses ckptd, which gRPC does not survive; "
+            "start it with multiprocessing's `spawn` instead"
+        )
+        raise errors.FailedPrecondition(text)
+
+
 def _give_up() -> None:
+    global _forked
+    _forked = True
     names = {connection.peer_name for connection in _connected}
     for connection in _connected:
         for thing in connection.untouchables():

@@ -1,0 +1,47 @@
+"""Receives file descriptors from the daemon, by its sibling socket."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from pathlib import Path
+
+from ckptd import discovery
+from ckptd_proto import errors
+
+ANSWER_S = 10.0
+
+
+def receive(path: Path, token: str) -> int:
+    """Return the descriptor that the daemon at *path* offers for *token*; the caller closes it."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(ANSWER_S)
+            # by way of the directory: the sibling's own path may be too long
+            name = path.name + discovery.DESCRIPTORS_SUFFIX
+            sock.connect(f"/proc/self/fd/{directory}/{name}")
+            sock.sendall(token.encode() + b"\n")
+            return _received(sock)
+    except OSError as error:
+        text = f"the daemon at {path} handed over no descriptor ({error}); try again"
+        raise errors.Unavailable(text) from error
+    finally:
+        os.close(directory)
+
+
+def _received(sock: socket.socket) -> int:
+    fds = array.array("i")
+    data, ancillary, _flags, _address = sock.recvmsg(
+        1 << 16, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: fds.itemsize])
+            return fds[0]
+    if not data:
+        raise ConnectionResetError("it closed the connection")
+    answer = json.loads(data)
+    raise errors.rebuilt(answer["error"], answer["message"])
