@@ -11,7 +11,9 @@ SET_UP = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt "
 
 
 def blocks() -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 def test_the_readme_opens_with_one_command_for_the_demo_and_one_for_the_tests() -> None:
