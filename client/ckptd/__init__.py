@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckptd.checkpointer import Checkpointer as Checkpointer
     from ckptd.client import Client as Client
+    from ckptd.fetching import fetch as fetch
+    from ckptd.fetching import open as open
     from ckptd.saving import Save as Save
+    from ckptd.values import Blob as Blob
+    from ckptd.values import Progress as Progress
 
 _WHERE = {
     "Checkpoint": "ckptd.values",
     "Checkpointer": "ckptd.checkpointer",
+    "Blob": "ckptd.values",
     "Client": "ckptd.client",
+    "Progress": "ckptd.values",
+    "fetch": "ckptd.fetching",
+    "open": "ckptd.fetching",
     "Save": "ckptd.saving",
 }
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ckptd import cache
 from ckptd.connection import Connection
-from ckptd.values import DaemonStatus
+from ckptd.fetching import Ask, OnProgress, fetched, opened
+from ckptd.values import Blob, DaemonStatus
 from ckptd_proto.v1 import node_pb2
 
 
@@ -27,6 +31,41 @@ class Client:
     def status(self) -> DaemonStatus:
         """Return what the daemon is doing now."""
         return daemon_status(self._connection)
+
+    def fetch(
+        self,
+        ref: str | os.PathLike[str],
+        *,
+        sha256: str | None = None,
+        on_progress: OnProgress | None = None,
+        keep_s: float = 0.0,
+        offline: bool = False,
+        timeout: float | None = None,
+    ) -> Path:
+        """Return the local path of what *ref* names; see `ckptd.fetch`."""
+        ask = Ask(os.fspath(ref), sha256, on_progress, keep_s, offline, timeout)
+        return fetched(lambda: self._connection, ask).path
+
+    def open(
+        self,
+        ref: str | os.PathLike[str],
+        *,
+        sha256: str | None = None,
+        on_progress: OnProgress | None = None,
+        offline: bool = False,
+        timeout: float | None = None,
+    ) -> AbstractContextManager[Path]:
+        """Fetch *ref*, and hold its file inside the block only; see `ckptd.open`."""
+        ask = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout)
+        return opened(lambda: self._connection, ask)
+
+    def blobs(self) -> list[Blob]:
+        """Return what the node's cache holds, the least recently used first."""
+        return cache.blobs(self._connection)
+
+    def remove_blob(self, key: str) -> int:
+        """Drop a blob that nobody holds from the cache; returns the bytes it took."""
+        return cache.remove(self._connection, key)
 
     def stop(self) -> None:
         """Have the daemon finish what it may and end; returns once it has begun to."""

@@ -40,3 +40,34 @@ class Checkpoint:
     metrics: Mapping[str, float]
     committed_at: float
     """Seconds since the epoch, by the committing node's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fetch is."""
+
+    phase: str
+    """`resolving`, `waiting` (for room on disk), `downloading`, `verifying` or `retrying`."""
+    done_bytes: int
+    total_bytes: int | None
+    """None while the origin has not said."""
+    streams: int
+    reason: str
+    """Why it waits, in words; empty while it moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A verified file in the node's cache."""
+
+    key: str
+    object: str
+    version: str
+    path: Path
+    size_bytes: int
+    sha256: str | None
+    verification: str
+    """What it was checked against: `sha256`, `store_checksum` or `transport`."""
+    leases: int
+    used_at: float
+    """Seconds since the epoch."""

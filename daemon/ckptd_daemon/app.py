@@ -20,6 +20,8 @@ from ckptd_daemon.door.descriptors import Descriptors
 from ckptd_daemon.door.frontdoor import FrontDoor, Hall
 from ckptd_daemon.door.listener import Listener
 from ckptd_daemon.door.notify import notify
+from ckptd_daemon.fetch.fetcher import Fetcher
+from ckptd_daemon.rpc.blobs import BlobsService
 from ckptd_daemon.rpc.checkpoints import CheckpointsService
 from ckptd_daemon.rpc.node import Identity, NodeService
 from ckptd_daemon.rpc.refusal import Refusal
@@ -28,7 +30,7 @@ from ckptd_daemon.rpc.status import ErrorStatus
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.stopping import Half, Stopping, ask_when_idle, drain
-from ckptd_proto.v1 import checkpoints_pb2_grpc, node_pb2_grpc, saves_pb2_grpc
+from ckptd_proto.v1 import blobs_pb2_grpc, checkpoints_pb2_grpc, node_pb2_grpc, saves_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         hall = stack.enter_context(Hall.open(config.state_dir / "door"))
         descriptors = Descriptors(listener.descriptors)
         saver = await stack.enter_async_context(Saver.open(config, descriptors.offer))
-        halves: list[Half] = [saver]
+        fetcher = await stack.enter_async_context(Fetcher.open(config, sessions))
+        halves: list[Half] = [saver, fetcher]
         node = NodeService(
             identity,
             sessions,
@@ -64,6 +67,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         )
         server = _new_server(stopping)
         node_pb2_grpc.add_NodeServicer_to_server(node, server)
+        blobs_pb2_grpc.add_BlobsServicer_to_server(BlobsService(fetcher, sessions), server)
         saves_pb2_grpc.add_SavesServicer_to_server(SavesService(saver, sessions), server)
         checkpoints = CheckpointsService(saver, sessions)
         checkpoints_pb2_grpc.add_CheckpointsServicer_to_server(checkpoints, server)

@@ -13,7 +13,9 @@ from ckptd_proto import errors
 from ckptd_proto.exits import EXIT_CODES, INTERRUPTED
 
 _COMMANDS = {
+    "cache": "ckptd.cli.fetch",
     "demo": "ckptd.cli.demo",
+    "fetch": "ckptd.cli.fetch",
     "serve": "ckptd.cli.node",
     "status": "ckptd.cli.node",
     "stop": "ckptd.cli.node",

@@ -1,0 +1,40 @@
+"""What the node's cache holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptd.values import Blob
+from ckptd_proto.v1 import blobs_pb2
+
+if TYPE_CHECKING:
+    from ckptd.connection import Connection
+
+
+def blobs(connection: Connection) -> list[Blob]:
+    """Return the blobs of the cache, the least recently used first."""
+    request = blobs_pb2.ListBlobsRequest()
+    messages = connection.call(lambda stubs: list(stubs.blobs.List(request)))
+    return sorted(map(_blob, messages), key=lambda blob: blob.used_at)
+
+
+def remove(connection: Connection, key: str) -> int:
+    """Drop a blob that nobody holds; returns the bytes it took."""
+    request = blobs_pb2.RemoveBlobRequest(key=key)
+    return connection.call(lambda stubs: stubs.blobs.Remove(request)).freed_bytes
+
+
+def _blob(message: blobs_pb2.Blob) -> Blob:
+    verification = blobs_pb2.Verification.Name(message.verification)
+    return Blob(
+        key=message.key,
+        object=message.object,
+        version=message.version,
+        path=Path(message.path),
+        size_bytes=message.size_bytes,
+        sha256=message.sha256 or None,
+        verification=verification.removeprefix("VERIFICATION_").lower(),
+        leases=message.leases,
+        used_at=message.used_at,
+    )

@@ -1,0 +1,164 @@
+"""`ckptd fetch`, `ckptd cache`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptd.cli import json_option
+from ckptd_proto import errors
+
+if TYPE_CHECKING:
+    from ckptd.fetching import OnProgress
+    from ckptd.values import Progress
+
+_FICLONE = 0x40049409  # linux/fs.h
+_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class _Duration(click.ParamType[float]):
+    """Seconds, or a number with s, m, h or d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no duration; write 90, 30s, 5m, 1h or 2d", param, ctx)
+        return float(found[1]) * _UNIT_S[found[2]]
+
+
+@click.command()
+@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Put a copy here: a file or directory."
+)
+@click.option("--sha256", metavar="HEX", help="What the bytes must hash to (one REF only).")
+@click.option(
+    "--keep",
+    type=_Duration(),
+    default="1h",
+    show_default=True,
+    help="Hold it in the cache so long.",
+)
+@click.option("--offline", is_flag=True, help="Answer from the cache or fail.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@json_option
+def fetch(
+    refs: tuple[str, ...],
+    output: Path | None,
+    sha256: str | None,
+    keep: float,
+    offline: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Fetch each REF once for this node; print its local path."""
+    from ckptd.fetching import fetch as fetch_ref
+
+    if sha256 is not None and len(refs) > 1:
+        raise errors.InvalidArgument("--sha256 states one hash; use #sha256=… for several refs")
+    if output is not None and len(refs) > 1 and not output.is_dir():
+        raise errors.InvalidArgument(f"{output} is no directory, and there are several refs")
+    for ref in refs:
+        with _bar(ref, is_shown=not quiet and sys.stderr.isatty()) as on_progress:
+            path = fetch_ref(
+                ref, sha256=sha256, keep_s=keep, offline=offline, on_progress=on_progress
+            )
+        if output is not None:
+            path = _copied(path, output / path.name if output.is_dir() else output)
+        found = {"path": str(path), "size_bytes": path.stat().st_size}
+        click.echo(json.dumps(found) if as_json else str(path))
+
+
+@click.group()
+def cache() -> None:
+    """Look at, and clear, the node's cache."""
+
+
+@cache.command("ls")
+@json_option
+def list_blobs(as_json: bool) -> None:
+    """List the blobs, the least recently used first."""
+    from ckptd.cache import blobs
+    from ckptd.connection import Connection
+
+    for blob in blobs(Connection.existing()):
+        if as_json:
+            click.echo(json.dumps({**asdict(blob), "path": str(blob.path)}))
+        else:
+            held = f"{blob.leases} leases" if blob.leases else "free"
+            click.echo(f"{blob.key}  {blob.size_bytes:>14}  {held:>10}  {blob.object}")
+
+
+@cache.command("rm")
+@click.argument("key")
+@json_option
+def remove_blob(key: str, as_json: bool) -> None:
+    """Drop the blob KEY, if nobody holds it."""
+    from ckptd.cache import remove
+    from ckptd.connection import Connection
+
+    freed = remove(Connection.existing(), key)
+    click.echo(json.dumps({"freed_bytes": freed}) if as_json else f"freed {freed} bytes")
+
+
+@contextmanager
+def _bar(ref: str, *, is_shown: bool) -> Iterator[OnProgress | None]:
+    """Show a bar on stderr; it gets readings inside the block."""
+    if not is_shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = "{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        name = escape(ref.partition("?")[0].rpartition("/")[2])
+        task = bars.add_task(name, total=None)
+
+        def show(progress: Progress) -> None:
+            waits = f" ({progress.reason})" if progress.reason else ""
+            bars.update(
+                task,
+                completed=progress.done_bytes,
+                total=progress.total_bytes,
+                description=f"{name} {progress.phase}{escape(waits)}",
+            )
+
+        yield show
+
+
+def _copied(source: Path, target: Path) -> Path:
+    """Put a reflink or copy of *source* at *target*, all of it or nothing; never a link."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with source.open("rb") as reader, temporary.open("xb") as writer:
+            try:
+                fcntl.ioctl(writer, _FICLONE, reader.fileno())
+            except OSError:  # another filesystem, or one that cannot share blocks
+                shutil.copyfileobj(reader, writer, 8 << 20)
+            writer.flush()
+            os.fsync(writer.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        text = f"cannot write {target}: {error.strerror}; choose another place with -o"
+        raise errors.PermissionDenied(text) from error
+    return target.absolute()

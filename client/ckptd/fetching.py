@@ -1,0 +1,196 @@
+"""Fetching: a reference becomes a local, verified, read-only file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptd.values import Progress
+from ckptd_proto import errors, refs
+
+if TYPE_CHECKING:
+    from ckptd.connection import Connection, Stubs
+    from ckptd_proto.v1 import blobs_pb2
+
+OnProgress = Callable[[Progress], object]
+RELEASE_S = 5.0
+
+
+def fetch(
+    ref: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    on_progress: OnProgress | None = None,
+    keep_s: float = 0.0,
+    offline: bool = False,
+    timeout: float | None = None,
+) -> Path:
+    """Return the local path of what *ref* names, fetching it if nobody on this node has.
+
+    The file is verified and read-only, and it stays until this process ends, and *keep_s* longer.
+
+    Args:
+        ref: A path, `file://…` or `http(s)://…`; `#sha256=…` may follow.
+        sha256: What the bytes must hash to, in hex.
+        on_progress: Called on this thread, a few times a second.
+        keep_s: How many seconds the file stays after this process has ended.
+        offline: Answer from the cache or fail.
+        timeout: Seconds until `DeadlineExceeded`; the node goes on fetching for a while.
+
+    Raises:
+        CkptdError: One of `ckptd.errors`, by what you can do about it.
+    """
+    ask = Ask(os.fspath(ref), sha256, on_progress, keep_s, offline, timeout)
+    return fetched(_usual_connection, ask).path
+
+
+@contextmanager
+def open(
+    ref: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    on_progress: OnProgress | None = None,
+    offline: bool = False,
+    timeout: float | None = None,
+) -> Iterator[Path]:
+    """Fetch *ref* as `fetch` does, and hold its file inside the block only."""
+    ask = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout)
+    with opened(_usual_connection, ask) as path:
+        yield path
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The arguments of `fetch`."""
+
+    ref: str
+    sha256: str | None = None
+    on_progress: OnProgress | None = None
+    keep_s: float = 0.0
+    offline: bool = False
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A path, and the lease on it; none if the file is not the daemon's."""
+
+    path: Path
+    lease: str = ""
+
+
+def fetched(connect: Callable[[], Connection], ask: Ask) -> Fetched:
+    """Fetch by the daemon that *connect* gives; a local path needs none."""
+    ref = refs.parse(ask.ref, ask.sha256)
+    if ref.path is not None:
+        return Fetched(_local(ref.path.absolute(), ref.sha256))
+    deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
+    message = connect().call(
+        lambda stubs: _stream(stubs, ask, deadline), timeout_s=_left_s(deadline)
+    )
+    _require_same_file(message)
+    return Fetched(Path(message.path), message.lease)
+
+
+@contextmanager
+def opened(connect: Callable[[], Connection], ask: Ask) -> Iterator[Path]:
+    """Fetch, and give the lease back at the end of the block."""
+    found = fetched(connect, ask)
+    try:
+        yield found.path
+    finally:
+        if found.lease:
+            _release(connect(), found.lease)
+
+
+def _usual_connection() -> Connection:
+    from ckptd.connection import Connection
+
+    return Connection.open()
+
+
+def _left_s(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _local(path: Path, sha256: str | None) -> Path:
+    """Return *path* if it is there, and is what was stated."""
+    try:
+        if sha256 is None:
+            path.stat()
+            return path
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        text = f"there is no file {path}, and it is no URL such as https://…"
+        raise errors.NotFound(text) from None
+    except IsADirectoryError:
+        text = f"{path} is a directory, and a SHA-256 can only be stated for a file"
+        raise errors.InvalidArgument(text) from None
+    except PermissionError as error:
+        raise errors.PermissionDenied(f"you may not read {path}") from error
+    if found != sha256:
+        raise errors.DataLoss(f"{path} has the SHA-256 {found}, not the stated {sha256}")
+    return path
+
+
+def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
+    """Take in progress until the file comes."""
+    from ckptd_proto.v1 import blobs_pb2
+
+    request = blobs_pb2.FetchRequest(
+        ref=ask.ref, sha256=ask.sha256 or "", keep_s=ask.keep_s, offline=ask.offline
+    )
+    events = stubs.blobs.Fetch(request, timeout=_left_s(deadline))
+    try:
+        for event in events:
+            if event.HasField("blob"):
+                return event.blob
+            if ask.on_progress is not None:
+                ask.on_progress(_progress(event.progress))
+    finally:
+        events.cancel()  # no harm once it has ended
+    raise errors.Unavailable("the daemon ended the fetch without an answer; ask again")
+
+
+def _progress(message: blobs_pb2.FetchProgress) -> Progress:
+    from ckptd_proto.v1 import blobs_pb2
+
+    phase = blobs_pb2.FetchPhase.Name(message.phase).removeprefix("FETCH_PHASE_").lower()
+    total = message.total_bytes if message.HasField("total_bytes") else None
+    return Progress(phase, message.done_bytes, total, message.streams, message.reason)
+
+
+def _require_same_file(message: blobs_pb2.Blob) -> None:
+    """Notice a daemon in another mount namespace before its path misleads the caller."""
+    theirs = f"device {message.device} inode {message.inode}"
+    try:
+        found = os.stat(message.path)  # noqa: PTH116  the path is the daemon's word, to be checked
+    except OSError as error:
+        ours = error.strerror or "unreadable"
+    else:
+        if (found.st_dev, found.st_ino) == (message.device, message.inode):
+            return
+        ours = f"device {found.st_dev} inode {found.st_ino}"
+    raise errors.FailedPrecondition(
+        f"{message.path} is {theirs} for the daemon, and for this process it is {ours}: "
+        "they see different files; mount the daemon's cache here under the same path"
+    )
+
+
+def _release(connection: Connection, lease: str) -> None:
+    from ckptd_proto.v1 import blobs_pb2
+
+    request = blobs_pb2.ReleaseRequest(lease=lease)
+    try:
+        connection.call(
+            lambda stubs: stubs.blobs.Release(request, timeout=RELEASE_S), timeout_s=RELEASE_S
+        )
+    except (errors.Unavailable, errors.DeadlineExceeded):
+        return  # it then ends with this process

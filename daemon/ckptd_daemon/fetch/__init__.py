@@ -1,0 +1,1 @@
+"""Bring each object version to this node once."""

@@ -1,0 +1,77 @@
+"""One caller's fetch: what it asks, how far it is, what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from ckptd_daemon.fetch.progress import Gauge, Progress
+from ckptd_daemon.sessions import Process
+from ckptd_daemon.store.blobs import Blob
+from ckptd_proto import errors
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller wants."""
+
+    ref: str
+    sha256: str | None = None
+    keep_s: float = 0.0
+    offline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A file that the caller may read while its lease lives."""
+
+    path: Path
+    size_bytes: int
+    device: int
+    inode: int
+    sha256: str | None
+    blob: Blob | None = None
+    """None for a file that was here already, and is not ours."""
+    lease: str = ""
+
+
+class Call:
+    """One caller's fetch in progress."""
+
+    def __init__(self, request: Request, holder: Process) -> None:
+        self.request = request
+        self.holder = holder
+        self.scope = anyio.CancelScope()
+        self.gauge = Gauge()  # replaced by that of the flight it boards
+        self._ended = anyio.Event()
+        self._handed: Handed | None = None
+        self._error: Exception | None = None
+
+    def progress(self) -> Progress:
+        """Return how far it is."""
+        return self.gauge.read()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait until the fetch has ended, for *timeout_s* at most; tell whether it has."""
+        with anyio.move_on_after(timeout_s):
+            await self._ended.wait()
+        return self._ended.is_set()
+
+    def leave(self) -> None:
+        """Stop caring; harmless after the end."""
+        self.scope.cancel()
+
+    def result(self) -> Handed:
+        """Return what an ended fetch came to, or raise its error."""
+        if self._error is not None:
+            raise self._error
+        if self._handed is None:
+            raise errors.Unavailable("the daemon is stopping; ask again once it is back")
+        return self._handed
+
+    def end(self, handed: Handed | None, error: Exception | None) -> None:
+        """Note the outcome."""
+        self._handed, self._error = handed, error
+        self._ended.set()

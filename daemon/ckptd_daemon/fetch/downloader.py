@@ -1,0 +1,66 @@
+"""Fills a partial from its origin: parallel streams where that is sound, else one reply."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from ckptd_daemon.config import Config
+from ckptd_daemon.fetch.progress import Gauge, Phase
+from ckptd_daemon.fetch.reply import Reply
+from ckptd_daemon.fetch.retry import Patience
+from ckptd_daemon.fetch.streams import Streams, Threads
+from ckptd_daemon.sources.source import NoRangesError, Object, Source, TransientError
+from ckptd_daemon.store.buffers import Buffers
+from ckptd_daemon.store.partials import Partial
+
+
+class Downloader:
+    """The byte paths of the daemon, under one budget of memory and threads."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        buffers: Buffers,
+        make_room: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._buffers = buffers
+        self._make_room = make_room
+        self._threads = Threads()
+
+    async def fill(self, obj: Object, partial: Partial, gauge: Gauge) -> int:
+        """Bring what *partial* lacks; returns the object's size.
+
+        Raises `ChangedError` or one of our typed errors. What has landed stays in any case.
+        """
+        gauge.phase, gauge.total_bytes = Phase.DOWNLOADING, obj.size_bytes
+        if obj.is_rangeable and obj.direct is not None:
+            streams = Streams(self._config, obj, obj.direct, partial, gauge)
+            await streams.fill(self._buffers, self._threads)
+        return await self._fill_general(obj, partial, gauge)
+
+    async def _fill_general(self, obj: Object, partial: Partial, gauge: Gauge) -> int:
+        """Bring what is still missing, one reply at a time."""
+        patience = Patience(obj.id, self._config.retries)
+        may_resume = obj.is_rangeable
+        while obj.size_bytes is None or partial.missing():
+            if not may_resume:
+                partial.forget()
+            landed = len(partial.landed)
+            try:
+                async with self._buffers.lend() as buffer:
+                    reply = Reply(obj, partial, buffer, self._make_room)
+                    stopped_at = await reply.read(self._source, gauge)
+                if obj.size_bytes is None:
+                    return stopped_at
+            except NoRangesError:
+                may_resume = False
+            except TransientError as error:
+                if may_resume and len(partial.landed) > landed:
+                    patience.succeeded()
+                gauge.phase, gauge.reason = Phase.RETRYING, str(error)
+                await patience.wait(error)
+                gauge.phase, gauge.reason = Phase.DOWNLOADING, ""
+        return obj.size_bytes

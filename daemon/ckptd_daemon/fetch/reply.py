@@ -1,0 +1,81 @@
+"""One reply of the general path, cut into the chunks of a partial."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from anyio import to_thread
+from crc32c import crc32c
+
+from ckptd_daemon.fetch.progress import Gauge
+from ckptd_daemon.sources.source import Object, Source
+from ckptd_daemon.store.partials import Partial
+
+
+class Reply:
+    """Reads from the first missing chunk to the end, or to a chunk that has landed already."""
+
+    def __init__(
+        self,
+        obj: Object,
+        partial: Partial,
+        buffer: memoryview,
+        make_room: Callable[[int], Awaitable[None]],
+    ) -> None:
+        missing = partial.missing()
+        self._object = obj
+        self._partial = partial
+        self._buffer = buffer
+        self._make_room = make_room  # for what the size, being unknown, did not reserve
+        self._chunk = missing[0] if missing else 0
+        self._crc = 0  # of the part of the chunk that is on the disk
+        self._at = partial.header.extent(self._chunk)[0]  # where in the object the buffer goes
+        self._filled = 0
+        self._unlanded_bytes = 0
+
+    async def read(self, source: Source, gauge: Gauge) -> int:
+        """Return where in the object it stopped; every chunk before has landed."""
+        gauge.streams = 1
+        gauge.done_bytes = lambda: self._partial.landed_bytes + self._unlanded_bytes
+        try:
+            async with source.read(self._object, self._at) as blocks:
+                async for block in blocks:
+                    await self._take(memoryview(block))
+                    if self._chunk in self._partial.landed:
+                        break
+        finally:
+            gauge.streams = 0
+            self._unlanded_bytes = 0
+        if self._at + self._filled > self._start():
+            await to_thread.run_sync(self._flush, True)
+        return self._at
+
+    async def _take(self, block: memoryview) -> None:
+        while block:
+            if self._object.size_bytes is None and self._at + self._filled == self._start():
+                await self._make_room(self._partial.header.chunk_bytes)
+            left = min(len(self._buffer), self._end() - self._at) - self._filled
+            part, block = block[:left], block[left:]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            self._unlanded_bytes += len(part)
+            if len(part) == left:
+                await to_thread.run_sync(self._flush, self._at + self._filled == self._end())
+
+    def _start(self) -> int:
+        return self._partial.header.extent(self._chunk)[0]
+
+    def _end(self) -> int:
+        return self._partial.header.extent(self._chunk)[1]
+
+    def _flush(self, ends_chunk: bool) -> None:
+        """Write the buffer, and note the chunk that it ends; blocks on the disk."""
+        self._crc = crc32c(self._buffer[: self._filled], self._crc)
+        self._partial.write(self._buffer, self._filled, self._at)
+        self._at += self._filled
+        self._filled = 0
+        if ends_chunk:
+            size = self._at - self._start()
+            self._partial.record(self._chunk, self._crc, size)
+            self._unlanded_bytes -= size
+            self._chunk, self._crc = self._chunk + 1, 0

@@ -1,0 +1,181 @@
+"""One HTTP/1.1 connection that brings byte ranges straight into reused memory and to the disk.
+
+The byte path: a thread per stream, the standard library's client, `readinto`, direct writes and
+a CRC32C while the bytes are hot. It does the plain case only; whatever else an origin says is
+`NotFastError`, and the general path asks again.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from crc32c import crc32c
+
+from ckptd_daemon.fetch import ranges
+from ckptd_daemon.sources.http import TRANSIENT_STATUS, retry_after_s
+from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
+from ckptd_daemon.store.partials import Partial
+
+PIECE_MIN_BYTES = 64 << 10
+PIECE_MAX_BYTES = 1 << 20
+PIECE_FAST_S = 0.1
+PIECE_SLOW_S = 1.0
+
+
+class NotFastError(Exception):
+    """The origin does something that this path leaves to the general one."""
+
+
+class Stream:
+    """A connection used by one thread at a time; `interrupt` may come from any thread."""
+
+    def __init__(self, obj: Object, endpoint: Endpoint, connect_s: float, stall_s: float) -> None:
+        self._object = obj
+        self._stall_s = stall_s
+        self._path, self._connection = _connection(endpoint.url, connect_s)
+        self._headers = {**endpoint.headers, "Accept-Encoding": "identity"}
+        if (etag := obj.validator.etag) is not None and obj.validator.is_strong:
+            self._headers["If-Match"] = etag
+        self._socket: socket.socket | None = None
+        self._interrupted = False
+        self._piece_bytes = PIECE_MIN_BYTES
+        self.unlanded_bytes = 0
+        """Received, but not yet part of a chunk on the disk."""
+        self._beat: float | None = None  # when the last piece came; None while none is due
+
+    def is_silent(self, since: float) -> bool:
+        """Whether a piece is due and none has come after *since*, by the monotonic clock."""
+        beat = self._beat
+        return beat is not None and beat < since
+
+    def connect(self) -> None:
+        """Connect, and shake hands; blocks for at most `connect_s` per address."""
+        try:
+            self._connection.connect()
+        except (OSError, ssl.SSLError) as error:
+            raise TransientError(f"cannot connect: {_words(error)}") from error
+        self._socket = self._connection.sock
+        self._socket.settimeout(self._stall_s)
+        if self._interrupted:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def interrupt(self) -> None:
+        """Make a call that blocks in another thread fail promptly."""
+        self._interrupted = True
+        if self._socket is not None:
+            try:
+                # not SSLSocket.shutdown: it would forget the TLS layer under the reading thread
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            except OSError:
+                return  # closed already, which is what was wanted
+
+    def fetch(self, run: range, partial: Partial, buffer: memoryview) -> None:
+        """Bring the chunks of *run* to the disk; those that landed before a failure stay."""
+        start, end = partial.header.extent(run.start)[0], partial.header.extent(run[-1])[1]
+        try:
+            with self._listening():
+                reply = self._ask(start, end)
+            for index in run:
+                self._fetch_chunk(reply, index, partial, buffer)
+        finally:
+            self.unlanded_bytes = 0
+
+    def _fetch_chunk(
+        self, reply: http.client.HTTPResponse, index: int, partial: Partial, buffer: memoryview
+    ) -> None:
+        start, end = partial.header.extent(index)
+        crc = 0
+        for offset, length in ranges.blocks(start, end, len(buffer)):
+            with self._listening():
+                self._fill(reply, buffer[:length])
+            crc = crc32c(buffer[:length], crc)
+            partial.write(buffer, length, offset)
+        partial.record(index, crc, end - start)
+        self.unlanded_bytes -= end - start
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Expect pieces inside the block, and explain what the network does."""
+        self._beat = time.monotonic()
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            raise TransientError(f"the connection broke off: {_words(error)}") from error
+        finally:
+            self._beat = None
+
+    def _ask(self, start: int, end: int) -> http.client.HTTPResponse:
+        headers = {**self._headers, "Range": f"bytes={start}-{end - 1}"}
+        self._connection.request("GET", self._path, headers=headers)
+        reply = self._connection.getresponse()
+        if reply.status in TRANSIENT_STATUS:
+            wait = retry_after_s(reply.getheader("Retry-After"))
+            raise TransientError(f"the origin answers {reply.status}", retry_after_s=wait)
+        self._check(reply, start, end)
+        return reply
+
+    def _check(self, reply: http.client.HTTPResponse, start: int, end: int) -> None:
+        if reply.status == 412:
+            raise ChangedError("the origin has another version by now")
+        if reply.status != 206 or reply.getheader("Content-Encoding", "identity") != "identity":
+            raise NotFastError(f"status {reply.status}")
+        validator, size = self._object.validator, self._object.size_bytes
+        if not validator.admits(reply.getheader("ETag"), reply.getheader("Last-Modified")):
+            raise ChangedError("the origin has another version by now")
+        said = reply.getheader("Content-Range", "")
+        if said != f"bytes {start}-{end - 1}/{size}":
+            if (total := re.fullmatch(r"bytes \d+-\d+/(\d+)", said)) and int(total[1]) != size:
+                raise ChangedError(f"the origin now has {total[1]} bytes instead of {size}")
+            raise NotFastError("another range than was asked for")
+        if reply.length != end - start:
+            raise NotFastError("no Content-Length, or a wrong one")
+
+    def _fill(self, reply: http.client.HTTPResponse, block: memoryview) -> None:
+        at = 0
+        while at < len(block):
+            began = time.monotonic()
+            want = min(self._piece_bytes, len(block) - at)
+            got = reply.readinto(block[at : at + want])
+            at += got
+            self.unlanded_bytes += got
+            if got < want:  # the end, or an interruption: `readinto` raises for neither
+                raise TransientError("the reply broke off early")
+            self._beat = time.monotonic()
+            self._adapt_piece(self._beat - began)
+
+    def _adapt_piece(self, took_s: float) -> None:
+        """Keep pieces small enough on a slow link that each shows it is alive."""
+        if took_s < PIECE_FAST_S:
+            self._piece_bytes = min(self._piece_bytes * 2, PIECE_MAX_BYTES)
+        elif took_s > PIECE_SLOW_S:
+            self._piece_bytes = max(self._piece_bytes // 2, PIECE_MIN_BYTES)
+
+
+def _connection(url: str, connect_s: float) -> tuple[str, http.client.HTTPConnection]:
+    parts = urlsplit(url)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    host = parts.hostname or ""
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(host, parts.port, timeout=connect_s)
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=connect_s)
+    connection.auto_open = 0  # connecting is its own step, for it can be abandoned
+    return path, connection
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "nothing came in time"
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

@@ -1,0 +1,114 @@
+"""One flight's work: an object version from its origin into the blob store."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio import to_thread
+
+from ckptd_daemon.fetch.downloader import Downloader
+from ckptd_daemon.fetch.progress import Gauge, Phase
+from ckptd_daemon.fetch.verify import Hasher
+from ckptd_daemon.sources.source import ChangedError, Object
+from ckptd_daemon.store.blobs import Blob, BlobStore, key_of, safe_name
+from ckptd_daemon.store.buffers import Buffers
+from ckptd_daemon.store.journal import Header
+from ckptd_daemon.store.partials import CHUNK_BYTES, Partial
+from ckptd_daemon.store.room import Space
+
+HASH_TRIES = 2  # bytes may be damaged on their way once
+
+
+class MismatchError(Exception):
+    """The object's bytes have another SHA-256 than the one that this flight was to bring."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(f"SHA-256 {found} instead of {expected}")
+        self.expected = expected
+        self.found = found
+
+
+class Transfer:
+    """Brings object versions: room, partial, bytes, verification, publication."""
+
+    def __init__(
+        self, store: BlobStore, space: Space, buffers: Buffers, downloader: Downloader
+    ) -> None:
+        self._store = store
+        self._space = space
+        self._buffers = buffers
+        self._downloader = downloader
+        self._hasher = Hasher(buffers)
+
+    async def bring(self, obj: Object, sha256: str | None, gauge: Gauge) -> Blob:
+        """Return the published blob; on any failure but a wrong version or hash, what came stays.
+
+        Raises `ChangedError`, `MismatchError`, or one of our typed errors.
+        """
+        gauge.object_id = obj.id
+        found = ""
+        for _ in range(HASH_TRIES):
+            async with self._opened(obj, gauge) as partial:
+                size_bytes, found = await self._filled(obj, partial, sha256, gauge)
+                if sha256 is None or found == sha256:
+                    work = functools.partial(self._store.publish, partial, size_bytes, sha256)
+                    return await to_thread.run_sync(work)
+            await to_thread.run_sync(self._store.remove, partial.path)
+        raise MismatchError(sha256 or "", found)
+
+    @asynccontextmanager
+    async def _opened(self, obj: Object, gauge: Gauge) -> AsyncIterator[Partial]:
+        """Open the object's partial, with room on the disk for all of it."""
+        key = key_of(obj.id, obj.version)
+        header = Header(
+            object_id=obj.id,
+            version=obj.version,
+            name=safe_name(obj.name),
+            size_bytes=obj.size_bytes,
+            chunk_bytes=CHUNK_BYTES,
+            is_resumable=obj.is_rangeable,
+        )
+        partial = Partial(self._store.partial_path(key), header)
+        gauge.phase = Phase.WAITING
+        try:
+            async with self._space.book(key, obj.size_bytes or 0), self._buffers.lend() as buffer:
+                gauge.phase = Phase.VERIFYING
+                await to_thread.run_sync(partial.open, buffer)
+            yield partial
+        except ChangedError:
+            await to_thread.run_sync(self._store.remove, partial.path)
+            raise
+        finally:
+            partial.close()
+
+    async def _filled(
+        self, obj: Object, partial: Partial, sha256: str | None, gauge: Gauge
+    ) -> tuple[int, str]:
+        """Fill *partial*; returns its size and, if one was stated, the SHA-256 that it has."""
+        if sha256 is None:
+            return await self._downloader.fill(obj, partial, gauge), ""
+        digests: list[str | None] = []
+        failures: list[Exception] = []
+        size_bytes = 0
+
+        async def trail() -> None:
+            digests.append(await self._hasher.trail(partial))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(trail)
+            is_filled = False
+            try:
+                size_bytes = await self._downloader.fill(obj, partial, gauge)
+                is_filled = True
+            except Exception as error:  # noqa: BLE001  re-raised outside the group
+                failures.append(error)
+            finally:
+                if not is_filled:
+                    partial.give_up()
+            gauge.phase = Phase.VERIFYING
+        if failures:
+            raise failures[0]
+        return size_bytes, digests[0] or await self._hasher.digest(partial, size_bytes)

@@ -1,0 +1,56 @@
+"""SHA-256 of what is on the disk, trailing the download so that the end comes soon after it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+from anyio import CapacityLimiter, to_thread
+
+from ckptd_daemon.store.buffers import Buffers
+from ckptd_daemon.store.partials import Partial
+
+THREADS = 8  # each waits most of the time
+
+
+class Hasher:
+    """Computes the SHA-256 of partials, in threads of its own."""
+
+    def __init__(self, buffers: Buffers) -> None:
+        self._buffers = buffers
+        self._threads = CapacityLimiter(THREADS)
+
+    async def trail(self, partial: Partial) -> str | None:
+        """Hash *partial* chunk by chunk as they land.
+
+        Returns None if that was given up, the partial was started anew meanwhile, or its size is
+        unknown.
+        """
+        async with self._buffers.lend() as buffer:
+            return await to_thread.run_sync(_trail, partial, buffer, limiter=self._threads)
+
+    async def digest(self, partial: Partial, size_bytes: int) -> str:
+        """Return the SHA-256 of a filled partial in one pass."""
+        async with self._buffers.lend() as buffer:
+            work = functools.partial(_digest, partial, size_bytes, buffer)
+            return await to_thread.run_sync(work, limiter=self._threads)
+
+
+def _trail(partial: Partial, buffer: memoryview) -> str | None:
+    if partial.header.size_bytes is None:
+        return None
+    lives = partial.lives
+    digest = hashlib.sha256()
+    for index in range(partial.header.chunk_count):
+        if not partial.wait_landed(index):
+            return None
+        for block in partial.blocks(*partial.header.extent(index), buffer):
+            digest.update(block)
+    return digest.hexdigest() if partial.lives == lives else None
+
+
+def _digest(partial: Partial, size_bytes: int, buffer: memoryview) -> str:
+    digest = hashlib.sha256()
+    for block in partial.blocks(0, size_bytes, buffer):
+        digest.update(block)
+    return digest.hexdigest()

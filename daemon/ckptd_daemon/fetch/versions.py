@@ -1,0 +1,58 @@
+"""What an object is now: asked once by whoever comes first, and believed for a while."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ckptd_daemon.fetch.flights import Flights
+from ckptd_daemon.fetch.progress import Gauge
+from ckptd_daemon.fetch.retry import patiently
+from ckptd_daemon.sources.http import canonical_id
+from ckptd_daemon.sources.source import Object, Source
+
+REMEMBERED_MAX = 4096
+
+
+class Versions:
+    """Answers about objects, each remembered for `revalidate_s`."""
+
+    def __init__(
+        self, source: Source, tasks: TaskGroup, *, revalidate_s: float, retries: int
+    ) -> None:
+        self._source = source
+        self._revalidate_s = revalidate_s
+        self._retries = retries
+        self._flights: Flights[Object] = Flights(tasks, linger_s=0)
+        self._known: dict[str, tuple[float, Object]] = {}  # by hashed URL, oldest first
+
+    async def of(self, url: str) -> Object:
+        """Return what *url* names now, or named at most `revalidate_s` ago."""
+        key = _key(url)
+        asked_at, obj = self._known.get(key, (0.0, None))
+        if obj is not None and anyio.current_time() - asked_at < self._revalidate_s:
+            return obj
+        async with self._flights.board(key, partial(self._ask, key, url)) as flight:
+            return await flight.outcome()
+
+    def forget(self, url: str) -> None:
+        """Ask again next time."""
+        self._known.pop(_key(url), None)
+
+    async def _ask(self, key: str, url: str, gauge: Gauge) -> Object:
+        asked_at = anyio.current_time()
+        stat = partial(self._source.stat, url)
+        obj = await patiently(stat, canonical_id(url), self._retries, gauge)
+        self._known.pop(key, None)
+        self._known[key] = asked_at, obj
+        while len(self._known) > REMEMBERED_MAX:
+            del self._known[next(iter(self._known))]
+        return obj
+
+
+def _key(url: str) -> str:
+    """Tell URLs apart, credentials included, without keeping these readable."""
+    return hashlib.sha256(url.encode()).hexdigest()

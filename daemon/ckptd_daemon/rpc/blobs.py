@@ -1,0 +1,131 @@
+"""The Blobs service: translate, call, translate back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ckptd_daemon.fetch.call import Call, Handed, Request
+from ckptd_daemon.fetch.fetcher import Fetcher
+from ckptd_daemon.fetch.progress import Phase, Progress
+from ckptd_daemon.rpc.status import Context
+from ckptd_daemon.sessions import Sessions
+from ckptd_daemon.store.blobs import Blob, Verification
+from ckptd_proto import errors
+from ckptd_proto.v1 import blobs_pb2, blobs_pb2_grpc
+
+PROGRESS_S = 0.25
+PROGRESS_MAX_PER_S = 200  # of the whole daemon
+KEEP_MAX_S = 366 * 86400.0
+
+_VERIFICATION = {
+    Verification.SHA256: blobs_pb2.VERIFICATION_SHA256,
+    Verification.STORE_CHECKSUM: blobs_pb2.VERIFICATION_STORE_CHECKSUM,
+    Verification.TRANSPORT: blobs_pb2.VERIFICATION_TRANSPORT,
+}
+_PHASE = {
+    Phase.RESOLVING: blobs_pb2.FETCH_PHASE_RESOLVING,
+    Phase.WAITING: blobs_pb2.FETCH_PHASE_WAITING,
+    Phase.DOWNLOADING: blobs_pb2.FETCH_PHASE_DOWNLOADING,
+    Phase.VERIFYING: blobs_pb2.FETCH_PHASE_VERIFYING,
+    Phase.RETRYING: blobs_pb2.FETCH_PHASE_RETRYING,
+}
+
+
+class BlobsService(blobs_pb2_grpc.BlobsServicer):
+    """Fetching, and what the cache holds."""
+
+    def __init__(self, fetcher: Fetcher, sessions: Sessions) -> None:
+        self._fetcher = fetcher
+        self._sessions = sessions
+        self._listeners = 0
+
+    async def Fetch(
+        self, request: blobs_pb2.FetchRequest, context: Context
+    ) -> AsyncIterator[blobs_pb2.FetchEvent]:
+        """Tell how far it is, newest reading only, then hand the file over."""
+        holder = self._sessions.of(context.peer()).process
+        with self._fetcher.calling(_request(request), holder) as call:
+            context.add_done_callback(_leaving(call))
+            self._listeners += 1
+            try:
+                told = None
+                while not await call.wait(self._interval_s() if told else 0):
+                    progress = call.progress()
+                    if progress != told:
+                        yield blobs_pb2.FetchEvent(progress=_progress(progress))
+                    told = progress
+            finally:
+                self._listeners -= 1
+            yield blobs_pb2.FetchEvent(blob=_handed(call.result()))
+
+    def _interval_s(self) -> float:
+        return max(PROGRESS_S, self._listeners / PROGRESS_MAX_PER_S)
+
+    async def Release(
+        self, request: blobs_pb2.ReleaseRequest, context: Context
+    ) -> blobs_pb2.ReleaseReply:
+        """Give a lease back."""
+        await self._fetcher.release(request.lease)
+        return blobs_pb2.ReleaseReply()
+
+    async def List(
+        self, request: blobs_pb2.ListBlobsRequest, context: Context
+    ) -> AsyncIterator[blobs_pb2.Blob]:
+        """List the cache."""
+        for blob, leases in self._fetcher.blobs():
+            yield _blob(blob, leases)
+
+    async def Remove(
+        self, request: blobs_pb2.RemoveBlobRequest, context: Context
+    ) -> blobs_pb2.RemoveBlobReply:
+        """Drop one blob."""
+        return blobs_pb2.RemoveBlobReply(freed_bytes=await self._fetcher.remove(request.key))
+
+
+def _leaving(call: Call) -> Any:
+    """Return what gRPC calls when the caller is gone, though it may not close the generator."""
+    return lambda _context: call.leave()
+
+
+def _request(message: blobs_pb2.FetchRequest) -> Request:
+    if not 0 <= message.keep_s <= KEEP_MAX_S:
+        raise errors.InvalidArgument(f"keep_s is {message.keep_s}, not within 0..{KEEP_MAX_S:.0f}")
+    return Request(message.ref, message.sha256 or None, message.keep_s, message.offline)
+
+
+def _progress(progress: Progress) -> blobs_pb2.FetchProgress:
+    return blobs_pb2.FetchProgress(
+        phase=_PHASE[progress.phase],
+        done_bytes=max(0, progress.done_bytes),
+        total_bytes=progress.total_bytes,
+        streams=progress.streams,
+        reason=progress.reason,
+    )
+
+
+def _handed(handed: Handed) -> blobs_pb2.Blob:
+    message = blobs_pb2.Blob() if handed.blob is None else _blob(handed.blob, 0)
+    message.path = str(handed.path)
+    message.size_bytes = handed.size_bytes
+    message.device = handed.device
+    message.inode = handed.inode
+    message.sha256 = handed.sha256 or ""
+    message.lease = handed.lease
+    if handed.blob is None and handed.sha256 is not None:
+        message.verification = blobs_pb2.VERIFICATION_SHA256
+    return message
+
+
+def _blob(blob: Blob, leases: int) -> blobs_pb2.Blob:
+    return blobs_pb2.Blob(
+        key=blob.key,
+        object=blob.object_id,
+        version=blob.version,
+        path=str(blob.path),
+        size_bytes=blob.size_bytes,
+        sha256=blob.sha256 or "",
+        verification=_VERIFICATION[blob.verification],
+        leases=leases,
+        used_at=blob.used_at,
+    )

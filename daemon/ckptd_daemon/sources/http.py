@@ -1,0 +1,296 @@
+"""http(s)://, the general way: redirects, proxies, TLS and odd servers, by aiohttp."""
+
+from __future__ import annotations
+
+import base64
+import re
+import ssl
+import urllib.request
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Self
+from urllib.parse import unquote
+
+import aiohttp
+from yarl import URL
+
+from ckptd_daemon.sources.source import (
+    ChangedError,
+    Endpoint,
+    NoRangesError,
+    Object,
+    TransientError,
+    Validator,
+)
+from ckptd_proto import errors
+
+BLOCK_BYTES = 1 << 18
+REDIRECTS_MAX = 10
+MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
+NAME_MAX_BYTES = 200
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SIGNATURES = re.compile(
+    r"x-(amz|goog|oss)-.*|sig|se|sp|sv|sr|st|spr|sks|ske|skt|skv|skoid|sktid"
+    r"|signature|expires|key-pair-id|policy|awsaccesskeyid|googleaccessid|.*token",
+    re.IGNORECASE,
+)
+
+
+def canonical_id(url: str) -> str:
+    """Return the name of what *url* points at, without user, signature or fragment."""
+    parsed = URL(url)
+    kept = [(key, value) for key, value in parsed.query.items() if not _SIGNATURES.fullmatch(key)]
+    return str(parsed.with_user(None).with_fragment(None).with_query(kept))
+
+
+def file_name(url: str) -> str:
+    """Return the last component of the path of *url* if it can be a file name, else `content`."""
+    name = unquote(URL(url).raw_path.rpartition("/")[2])
+    is_plain = name not in {"", ".", ".."} and "/" not in name and name.isprintable()
+    return name if is_plain and len(name.encode()) <= NAME_MAX_BYTES else "content"
+
+
+def validator_of(headers: Mapping[str, str]) -> Validator:
+    """Return the version that a reply claims, and how far to believe it."""
+    etag, modified = headers.get("ETag"), headers.get("Last-Modified")
+    if etag is not None and not etag.startswith("W/"):
+        return Validator(etag, modified, is_strong=True)
+    is_old = modified is not None and _is_settled(modified, headers.get("Date"))
+    return Validator(etag, modified, is_strong=is_old)
+
+
+def _is_settled(modified: str, date: str | None) -> bool:
+    try:
+        now = parsedate_to_datetime(date) if date is not None else datetime.now(UTC)
+        return (now - parsedate_to_datetime(modified)).total_seconds() >= MODIFIED_STRONG_S
+    except (TypeError, ValueError):  # not a date, or one without a zone
+        return False
+
+
+def version_of(validator: Validator, size_bytes: int | None) -> str:
+    """Return the words that name the version; new at each call if the origin has none."""
+    length = "" if size_bytes is None else f" {size_bytes} bytes"
+    if validator.etag is not None:
+        return f"etag {validator.etag}{length}"
+    if validator.is_strong:
+        return f"modified {validator.last_modified}{length}"
+    return f"unversioned {uuid.uuid4().hex}"
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Return how long a Retry-After header asks to wait, given in seconds or as a date."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        wait = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, wait)
+
+
+def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
+    """Return the error that an answer with *status* means."""
+    if status in TRANSIENT_STATUS:
+        wait = retry_after_s(headers.get("Retry-After"))
+        return TransientError(f"the origin answers {status}", retry_after_s=wait)
+    match status:
+        case 401 | 407:
+            return errors.Unauthenticated(
+                f"{name}: the origin answers {status}: it wants credentials, or other ones"
+            )
+        case 403:
+            return errors.PermissionDenied(
+                f"{name}: the origin answers 403: these credentials may not read it"
+            )
+        case 404 | 410:
+            return errors.NotFound(f"{name}: the origin answers {status}: there is no such object")
+        case 412:
+            return ChangedError("the origin has another version by now")
+        case _:
+            return errors.FailedPrecondition(
+                f"{name}: the origin answers {status}, which is no way to send a file"
+            )
+
+
+class HttpSource:
+    """Files of HTTP servers."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, *, connect_s: float, stall_s: float) -> AsyncIterator[Self]:
+        """Keep one pool of connections until the block ends."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
+        session = aiohttp.ClientSession(
+            timeout=timeout,
+            trust_env=True,
+            auto_decompress=False,
+            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()),
+            headers={"Accept-Encoding": "identity", "User-Agent": "ckptd"},
+            skip_auto_headers={"Accept"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        async with session:
+            yield cls(session)
+
+    async def stat(self, url: str) -> Object:
+        """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
+        name = canonical_id(url)
+        async with self._get(url, {"Range": "bytes=0-0"}, name) as reply:
+            if reply.status == 206:
+                return self._described(url, reply, _total(reply.headers, name), ranges=True)
+            if reply.status == 200:
+                return self._described(url, reply, reply.content_length, ranges=False)
+            if reply.status != 416:
+                raise refusal(reply.status, reply.headers, name)
+        async with self._get(url, {}, name) as reply:  # an empty object has no first byte
+            if reply.status != 200:
+                raise refusal(reply.status, reply.headers, name)
+            return self._described(url, reply, reply.content_length, ranges=False)
+
+    @asynccontextmanager
+    async def read(self, obj: Object, start: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Stream from *start* to the end, following redirects anew."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        if obj.validator.is_strong and obj.validator.etag is not None:
+            headers["If-Match"] = obj.validator.etag
+        async with self._get(obj.url, headers, obj.id) as reply:
+            self._check(obj, start, reply)
+            expected = None if obj.size_bytes is None else obj.size_bytes - start
+            async with aclosing(self._blocks(reply, expected)) as blocks:
+                yield blocks
+
+    def _check(self, obj: Object, start: int, reply: aiohttp.ClientResponse) -> None:
+        if start and reply.status == 200:
+            raise NoRangesError
+        if reply.status != (206 if start else 200):
+            raise refusal(reply.status, reply.headers, obj.id)
+        if not obj.validator.admits(reply.headers.get("ETag"), reply.headers.get("Last-Modified")):
+            raise ChangedError("the origin has another version by now")
+        size = obj.size_bytes
+        if (
+            start
+            and reply.headers.get("Content-Range") != f"bytes {start}-{(size or 0) - 1}/{size}"
+        ):
+            raise NoRangesError
+        length = reply.content_length
+        if length is not None and size is not None and length != size - start:
+            raise ChangedError(f"the origin now has {length} bytes instead of {size - start}")
+        if length is None and reply.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            raise errors.FailedPrecondition(
+                f"{obj.id}: the origin tells neither the length nor the end of its reply, so a "
+                "cut cannot be told from the end; serve it with Content-Length or chunked"
+            )
+        _require_identity(reply, obj.id)
+
+    async def _blocks(
+        self, reply: aiohttp.ClientResponse, expected_bytes: int | None
+    ) -> AsyncGenerator[bytes, None]:
+        seen = 0
+        try:
+            async for block in reply.content.iter_chunked(BLOCK_BYTES):
+                seen += len(block)
+                yield block
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise TransientError(f"the reply broke off: {_words(error)}") from error
+        if expected_bytes is not None and seen != expected_bytes:
+            raise TransientError(f"the reply has {seen} bytes instead of {expected_bytes}")
+
+    def _described(
+        self, url: str, reply: aiohttp.ClientResponse, size_bytes: int | None, *, ranges: bool
+    ) -> Object:
+        name = canonical_id(url)
+        _require_identity(reply, name)
+        validator = validator_of(reply.headers)
+        return Object(
+            id=name,
+            version=version_of(validator, size_bytes),
+            name=file_name(url),
+            size_bytes=size_bytes,
+            accepts_ranges=ranges,
+            validator=validator,
+            url=url,
+            direct=_direct(reply),
+        )
+
+    @asynccontextmanager
+    async def _get(
+        self, url: str, headers: Mapping[str, str], name: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Yield the final reply; its body may be left unread.
+
+        aiohttp drops the Authorization header when a redirect leaves the host.
+        """
+        bare, credentials = _split_credentials(url)
+        try:
+            reply = await self._session.get(
+                bare, headers={**credentials, **headers}, max_redirects=REDIRECTS_MAX
+            )
+        except aiohttp.InvalidURL as error:
+            raise errors.InvalidArgument(f"{name} is not a URL that can be asked for") from error
+        except aiohttp.TooManyRedirects as error:
+            text = f"{name}: more than {REDIRECTS_MAX} redirects; the origin sends us in circles"
+            raise errors.FailedPrecondition(text) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            text = f"{name}: the origin's certificate is not trusted here; see SSL_CERT_FILE"
+            raise errors.Unavailable(text) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise TransientError(f"the origin cannot be reached: {_words(error)}") from error
+        async with reply:
+            try:
+                yield reply
+            finally:
+                if not reply.content.at_eof():
+                    reply.close()
+
+
+def _split_credentials(url: str) -> tuple[URL, dict[str, str]]:
+    parsed = URL(url)
+    if parsed.user is None:
+        return parsed, {}
+    userinfo = f"{parsed.user}:{parsed.password or ''}".encode()
+    header = {"Authorization": "Basic " + base64.b64encode(userinfo).decode()}
+    return parsed.with_user(None), header
+
+
+def _direct(reply: aiohttp.ClientResponse) -> Endpoint | None:
+    """Return where *reply* came from if nothing stood between, with what it was asked with."""
+    url = reply.url
+    host = url.host or ""
+    if urllib.request.getproxies().get(url.scheme) and not urllib.request.proxy_bypass(host):
+        return None
+    sent = reply.request_info.headers
+    headers = {key: sent[key] for key in ("Authorization", "User-Agent") if key in sent}
+    return Endpoint(str(url.with_fragment(None)), headers)
+
+
+def _total(headers: Mapping[str, str], name: str) -> int:
+    found = re.fullmatch(r"bytes 0-0/(\d+)", headers.get("Content-Range", ""))
+    if found is None:
+        raise errors.FailedPrecondition(
+            f"{name}: the origin answers 206 with a Content-Range that was not asked for"
+        )
+    return int(found[1])
+
+
+def _require_identity(reply: aiohttp.ClientResponse, name: str) -> None:
+    encoding = reply.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise errors.FailedPrecondition(
+            f"{name}: the origin sends it {encoding}-encoded although the plain bytes were asked for"
+        )
+
+
+def _words(error: BaseException) -> str:
+    """Say what happened without the URL, which aiohttp puts into its messages."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    cause = error.strerror if isinstance(error, OSError) else None
+    return cause or type(error).__name__

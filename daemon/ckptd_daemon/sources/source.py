@@ -1,0 +1,88 @@
+"""What every remote is: an object with an immutable version, readable by byte ranges."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """How an origin names the version of an object, in its own words."""
+
+    etag: str | None = None
+    last_modified: str | None = None
+    is_strong: bool = False
+    """Equal validators promise equal bytes, so that ranges of several replies may be joined."""
+
+    def admits(self, etag: str | None, last_modified: str | None) -> bool:
+        """Tell whether a reply with these validators is of this very version."""
+        if self.is_strong and self.etag is not None:
+            return etag == self.etag
+        return (etag, last_modified) == (self.etag, self.last_modified)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the bytes are once every redirect is followed; may hold secrets, so it has no repr."""
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One immutable version of a remote file, as its origin described it."""
+
+    id: str
+    """Its canonical name, without credentials: the same for everyone who asks."""
+    version: str
+    """With `id` it names the bytes for ever; unique to this answer if the origin has no versions."""
+    name: str
+    """The file name that it suggests; safe as a path component."""
+    size_bytes: int | None
+    accepts_ranges: bool
+    validator: Validator
+    url: str = field(repr=False)
+    """As it was asked for, secrets included."""
+    direct: Endpoint | None = None
+    """Set when plain HTTP/1.1 without a proxy reaches the bytes."""
+
+    @property
+    def is_rangeable(self) -> bool:
+        """Whether ranges may be asked for in any order and joined."""
+        return self.accepts_ranges and self.size_bytes is not None and self.validator.is_strong
+
+
+class TransientError(Exception):
+    """The origin failed for now; the message says how, without secrets."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ChangedError(Exception):
+    """The origin has another version of the object than the one being read."""
+
+
+class NoRangesError(Exception):
+    """The origin answers a range with something else, though it had promised ranges."""
+
+
+class Source(Protocol):
+    """A kind of remote.
+
+    Both methods raise `TransientError` for what may pass, and one of our typed errors else.
+    """
+
+    async def stat(self, url: str) -> Object:
+        """Describe what *url* names now."""
+
+    def read(self, obj: Object, start: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Stream the object's bytes from *start* to its end: all of them, or an error.
+
+        Raises `ChangedError` and, with *start* > 0, `NoRangesError`.
+        """

@@ -1,0 +1,244 @@
+"""Published files: whole, verified, read-only, each beside a note that says what it is.
+
+A partial's directory becomes the blob's directory. The note `blob.json` is written when the
+bytes are verified and durable; from then on start-up finishes what a crash interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ckptd_daemon.store import durable, journal
+from ckptd_daemon.store.partials import DATA, JOURNAL, Partial
+from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+NOTE = "blob.json"
+RESERVED_NAMES = frozenset({NOTE, DATA, JOURNAL})
+
+
+def safe_name(name: str) -> str:
+    """Return *name* if it is none of the names that the store itself uses beside a blob's."""
+    return "content" if name in RESERVED_NAMES or name.endswith(".tmp") else name
+
+
+class Verification(StrEnum):
+    """The strongest thing that the bytes were checked against."""
+
+    SHA256 = "sha256"
+    STORE_CHECKSUM = "store_checksum"
+    TRANSPORT = "transport"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One published file."""
+
+    key: str
+    object_id: str
+    version: str
+    path: Path
+    size_bytes: int
+    sha256: str | None
+    verification: Verification
+    crc32c: tuple[int, ...]
+    """Of each chunk of `chunk_bytes`, in order."""
+    chunk_bytes: int
+    published_at: float
+    used_at: float
+
+
+def key_of(object_id: str, version: str) -> str:
+    """Return the cache key of one version of an object."""
+    return hashlib.sha256(f"{object_id}\0{version}".encode()).hexdigest()[:40]
+
+
+class BlobStore:
+    """The published blobs and the partials below one directory."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.partials_dir = cache_dir / "partials"
+        self._blobs_dir = cache_dir / "blobs"
+        self._quarantine_dir = cache_dir / "quarantine"
+        self._trash_dir = cache_dir / "trash"
+        self._blobs: dict[str, Blob] = {}
+
+    def __repr__(self) -> str:
+        return f"<BlobStore {self._blobs_dir} [{len(self._blobs)} blobs]>"
+
+    def __iter__(self) -> Iterator[Blob]:
+        return iter(list(self._blobs.values()))
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def find(self, key: str) -> Blob | None:
+        """Return the blob called *key*."""
+        return self._blobs.get(key)
+
+    def with_sha256(self, sha256: str) -> Blob | None:
+        """Return a blob whose bytes are known to hash to *sha256*."""
+        return next((blob for blob in self._blobs.values() if blob.sha256 == sha256), None)
+
+    def newest_of(self, object_id: str) -> Blob | None:
+        """Return the version of the object that was fetched last."""
+        versions = (blob for blob in self._blobs.values() if blob.object_id == object_id)
+        return max(versions, key=lambda blob: blob.published_at, default=None)
+
+    def partial_path(self, key: str) -> Path:
+        """Return where the partial of *key* is, or would be."""
+        return self.partials_dir / key
+
+    def partial_paths(self) -> list[Path]:
+        """Return the directories of all partials; blocks on the disk, like all that follows."""
+        return list(self.partials_dir.iterdir())
+
+    def load(self) -> None:
+        """Take stock after a start: finish what was published, drop what cannot be resumed."""
+        for path in (self.partials_dir, self._blobs_dir, self._quarantine_dir, self._trash_dir):
+            durable.make_dirs(path)
+        shutil.rmtree(self._trash_dir, ignore_errors=True)
+        self._trash_dir.mkdir(exist_ok=True)
+        for path in self.partials_dir.iterdir():
+            if (path / NOTE).exists():
+                self._finish(path)
+            elif not _is_resumable(path):
+                shutil.rmtree(path)
+        for path in self._blobs_dir.glob("*/*"):
+            blob = _read_note(path)
+            if blob is None or not _is_whole(blob):
+                self._quarantine(path)
+            else:
+                self._blobs[blob.key] = blob
+
+    def publish(self, partial: Partial, size_bytes: int, sha256: str | None) -> Blob:
+        """Make a filled and verified partial a blob; durable when this returns."""
+        header = partial.header
+        partial.seal(size_bytes)
+        partial.close()
+        now = time.time()
+        note = {
+            "format": FORMAT,
+            "object": header.object_id,
+            "version": header.version,
+            "name": header.name,
+            "size_bytes": size_bytes,
+            "sha256": sha256,
+            "verification": Verification.TRANSPORT if sha256 is None else Verification.SHA256,
+            "chunk_bytes": header.chunk_bytes,
+            "crc32c": [crc for _, crc in sorted(partial.landed.items())],
+            "published_at": now,
+        }
+        durable.write_file(partial.path / NOTE, json.dumps(note).encode(), mode=0o644)
+        blob = self._finish(partial.path)
+        self._blobs[blob.key] = blob
+        return blob
+
+    def _finish(self, path: Path) -> Blob:
+        """Move a directory that holds a note among the blobs; goes on where a crash stopped it."""
+        name = json.loads((path / NOTE).read_bytes())["name"]
+        if (path / DATA).exists():
+            durable.publish(path / DATA, path / name)
+        (path / JOURNAL).unlink(missing_ok=True)
+        home = self._blobs_dir / path.name[:2] / path.name
+        durable.make_dirs(home.parent)
+        durable.publish(path, home)
+        durable.sync_dir(self.partials_dir)
+        blob = _read_note(home)
+        if blob is None:
+            raise errors.DataLoss(f"{home} was damaged while it was published; fetch it again")
+        return blob
+
+    def check(self, blob: Blob) -> bool:
+        """Tell whether the blob's file is still what was published; quarantines it if not."""
+        if _is_whole(blob):
+            return True
+        self._blobs.pop(blob.key, None)
+        self._quarantine(blob.path.parent)
+        return False
+
+    def _quarantine(self, path: Path) -> None:
+        logger.error("blob %s is damaged: its file is not what was published", path.name)
+        if path.exists():
+            durable.publish(path, self._quarantine_dir / f"{path.name}-{secrets.token_hex(4)}")
+
+    def touch(self, blob: Blob) -> os.stat_result:
+        """Note that the blob is used now, for eviction; returns what its file is."""
+        os.utime(blob.path.parent / NOTE)
+        self._blobs[blob.key] = replace(self._blobs[blob.key], used_at=time.time())
+        return blob.path.stat()
+
+    def learn_sha256(self, blob: Blob) -> Blob:
+        """Compute the SHA-256 of the blob, and write it down."""
+        with blob.path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        known = replace(blob, sha256=sha256, verification=Verification.SHA256)
+        note_path = blob.path.parent / NOTE
+        note = json.loads(note_path.read_bytes())
+        note |= {"sha256": sha256, "verification": known.verification}
+        durable.write_file(note_path, json.dumps(note).encode(), mode=0o644)
+        self._blobs[blob.key] = known
+        return known
+
+    def remove(self, path: Path) -> None:
+        """Drop a blob's or partial's directory. Readers that hold its file open keep the bytes."""
+        self._blobs.pop(path.name, None)
+        if path.exists():
+            grave = self._trash_dir / f"{path.name}-{secrets.token_hex(4)}"
+            durable.publish(path, grave)
+            shutil.rmtree(grave)
+
+
+def _is_resumable(path: Path) -> bool:
+    try:
+        parsed = journal.parse((path / JOURNAL).read_bytes())
+    except FileNotFoundError:
+        return False
+    return parsed is not None and parsed.header.is_resumable
+
+
+def _is_whole(blob: Blob) -> bool:
+    try:
+        return blob.path.stat().st_size == blob.size_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _read_note(path: Path) -> Blob | None:
+    """Return what the note in *path* says; None if it is damaged."""
+    try:
+        used_at = (path / NOTE).stat().st_mtime
+        note: dict[str, Any] = json.loads((path / NOTE).read_bytes())
+        if note["format"] != FORMAT:
+            raise errors.FailedPrecondition(
+                f"{path / NOTE} has format {note['format']}, and this version reads {FORMAT}: "
+                "upgrade ckptd, or give it another state directory"
+            )
+        return Blob(
+            key=path.name,
+            object_id=note["object"],
+            version=note["version"],
+            path=path / note["name"],
+            size_bytes=note["size_bytes"],
+            sha256=note["sha256"],
+            verification=Verification(note["verification"]),
+            crc32c=tuple(note["crc32c"]),
+            chunk_bytes=note["chunk_bytes"],
+            published_at=note["published_at"],
+            used_at=used_at,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,183 @@
+"""Who holds which blob, until when: while its process lives, and `keep_s` longer.
+
+A lease is one small file, so that it survives a restart of the daemon. It belongs to a blob and
+a process, and counts: a process that asks twice must release twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ckptd_daemon.sessions import Process, Sessions
+from ckptd_daemon.store import durable
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+UNSEEN_GRACE_S = 600.0
+"""After a restart, a holder in a pid namespace that we cannot see has so long to come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claim of one process on one blob."""
+
+    id: str
+    key: str
+    holder: Process
+    keep_s: float
+    count: int = 1
+    until: float | None = None
+    """Seconds since the epoch; None while the holder lives."""
+
+
+def lease_id(key: str, holder: Process) -> str:
+    """Return the name of the lease of *holder* on *key*."""
+    text = f"{key} {holder.uid} {holder.pid} {holder.started}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Leases:
+    """The leases alive now."""
+
+    def __init__(self, directory: Path, sessions: Sessions, tasks: TaskGroup) -> None:
+        self._directory = directory
+        self._sessions = sessions
+        self._tasks = tasks  # owns the timers of leases whose holder has ended
+        self._leases: dict[str, Lease] = {}
+        self._per_key: Counter[str] = Counter()
+        self._writing = anyio.Lock()  # files change in the order of the table
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, directory: Path, sessions: Sessions) -> AsyncIterator[Self]:
+        """Take up the leases of an earlier life and watch their holders."""
+        async with anyio.create_task_group() as tasks:
+            leases = cls(directory, sessions, tasks)
+            for lease in await anyio.to_thread.run_sync(_load, directory):
+                leases._resume(lease)
+            try:
+                yield leases
+            finally:
+                leases._leases.clear()  # holders that end from here on are found at the next start
+                tasks.cancel_scope.cancel()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __repr__(self) -> str:
+        return f"<Leases [{len(self)} on {len(self._per_key)} blobs]>"
+
+    def __contains__(self, key: object) -> bool:
+        """Whether anybody holds the blob called *key*."""
+        return key in self._per_key
+
+    def on(self, key: str) -> int:
+        """Return how many leases there are on *key*."""
+        return self._per_key[key]
+
+    def take(self, key: str, holder: Process, keep_s: float) -> Lease:
+        """Book a lease in memory, from this instant; `write` makes it survive a restart."""
+        name = lease_id(key, holder)
+        held = self._leases.get(name)
+        if held is None:
+            lease = Lease(name, key, holder, keep_s)
+            self._add(lease)
+        else:
+            keep_s = max(held.keep_s, keep_s)
+            lease = replace(held, keep_s=keep_s, count=held.count + 1, until=None)
+            self._leases[name] = lease
+        if held is None or held.until is not None:
+            self._sessions.attend(holder).on_end(partial(self._holder_ended, name))
+        return lease
+
+    async def write(self, name: str) -> None:
+        """Bring the file of the lease called *name* up to what the table says."""
+        async with self._writing:
+            lease = self._leases.get(name)
+            path = self._directory / f"{name}.json"
+            if lease is None:
+                await anyio.to_thread.run_sync(partial(path.unlink, missing_ok=True))
+            else:
+                data = json.dumps({"format": FORMAT, **asdict(lease)}).encode()
+                await anyio.to_thread.run_sync(durable.write_file, path, data)
+
+    async def release(self, name: str) -> None:
+        """Give one count of a lease back; one that has ended is no error."""
+        lease = self._leases.get(name)
+        if lease is None:
+            return
+        if lease.count > 1:
+            self._leases[name] = replace(lease, count=lease.count - 1)
+        else:
+            self._drop(lease)
+        await self.write(name)
+
+    def _add(self, lease: Lease) -> None:
+        self._leases[lease.id] = lease
+        self._per_key[lease.key] += 1
+
+    def _drop(self, lease: Lease) -> None:
+        del self._leases[lease.id]
+        self._per_key[lease.key] -= 1
+        self._per_key += Counter()  # forgets keys that nobody holds
+
+    def _resume(self, lease: Lease) -> None:
+        self._add(lease)
+        if lease.holder.pid == 0 and lease.until is None:
+            lease = replace(lease, keep_s=max(lease.keep_s, UNSEEN_GRACE_S))
+            self._leases[lease.id] = lease
+            self._holder_ended(lease.id)
+        elif lease.until is not None:
+            self._tasks.start_soon(self._expire, lease)
+        else:
+            on_end = partial(self._holder_ended, lease.id)
+            self._sessions.attend(lease.holder).on_end(on_end)
+
+    def _holder_ended(self, name: str) -> None:
+        lease = self._leases.get(name)
+        if lease is None:
+            return
+        lease = self._leases[name] = replace(lease, until=time.time() + lease.keep_s)
+        if lease.keep_s == 0:
+            self._drop(lease)
+        self._tasks.start_soon(self._expire, lease)
+
+    async def _expire(self, lease: Lease) -> None:
+        await self.write(lease.id)
+        if lease.id not in self._leases:
+            return
+        await anyio.sleep((lease.until or 0.0) - time.time())
+        if self._leases.get(lease.id) == lease:  # not released, nor taken anew
+            self._drop(lease)
+            await self.write(lease.id)
+
+
+def _load(directory: Path) -> list[Lease]:
+    durable.make_dirs(directory)
+    leases = []
+    for path in directory.glob("*.json"):
+        try:
+            fields = json.loads(path.read_bytes())
+            if fields.pop("format") != FORMAT:
+                raise ValueError("another format")
+            leases.append(Lease(**{**fields, "holder": Process(**fields["holder"])}))
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("lease %s is unreadable and ends: %s", path.name, error)
+            path.unlink()
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink()
+    return leases

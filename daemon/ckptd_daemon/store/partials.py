@@ -1,0 +1,154 @@
+"""Unfinished files: preallocated data, and a journal of the chunks that are on the disk.
+
+After a crash the journal is a claim, not a fact: every chunk is read again and compared with its
+CRC32C before it counts. So neither a torn journal nor a lost write can put a wrong byte into a
+blob, and the hot path needs no sync per chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from crc32c import crc32c
+
+from ckptd_daemon.store import durable, journal
+from ckptd_daemon.store.journal import Header
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 16 << 20
+PAGE_BYTES = 4096
+DATA = "data"
+JOURNAL = "journal"
+
+
+class Partial:
+    """One unfinished file. Its methods block; different chunks may be written by many threads."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = path
+        self.header = header
+        self.landed: dict[int, int] = {}  # chunk index to CRC32C
+        self.landed_bytes = 0
+        self.lives = 1
+        """Rises when everything is forgotten."""
+        self._changed = threading.Condition()  # guards what is above, and orders the journal
+        self._is_given_up = False
+        self._data_fd = -1
+        self._journal_fd = -1
+
+    def __repr__(self) -> str:
+        count = self.header.chunk_count or "?"
+        return f"<Partial {self.path.name} [{len(self.landed)} of {count} chunks]>"
+
+    def open(self, buffer: memoryview) -> None:
+        """Go on with what an earlier life left of this very version, or start from nothing."""
+        earlier = self._earlier()
+        if earlier is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            with durable.explained(self.path):
+                self.path.mkdir()
+        self._data_fd, _ = durable.open_direct(self.path / DATA, os.O_RDWR | os.O_CREAT, mode=0o600)
+        if earlier is None:
+            if self.header.size_bytes is not None:
+                durable.preallocate(self._data_fd, _page_up(self.header.size_bytes))
+            durable.write_file(self.path / JOURNAL, journal.encode_header(self.header), mode=0o600)
+        with durable.explained(self.path):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+            self._journal_fd = os.open(self.path / JOURNAL, flags)
+        if earlier is not None:
+            self._recheck(earlier, buffer)
+
+    def _earlier(self) -> journal.Journal | None:
+        try:
+            parsed = journal.parse((self.path / JOURNAL).read_bytes())
+        except FileNotFoundError:
+            return None
+        is_ours = parsed is not None and parsed.header == self.header and self.header.is_resumable
+        return parsed if is_ours else None
+
+    def close(self) -> None:
+        """Let go of the files; what has landed stays."""
+        for fd in (self._data_fd, self._journal_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._data_fd = self._journal_fd = -1
+
+    def write(self, block: memoryview, length: int, offset: int) -> None:
+        """Write the first *length* bytes of a page-aligned *block*, padded to whole pages."""
+        durable.pwrite_all(self._data_fd, block[: _page_up(length)], offset)
+
+    def record(self, index: int, crc: int, size_bytes: int) -> None:
+        """Note that chunk *index* is written."""
+        with self._changed:
+            with durable.explained(self.path, need_bytes=journal.RECORD_BYTES):
+                os.write(self._journal_fd, journal.encode_record(index, crc))
+            self.landed[index] = crc
+            self.landed_bytes += size_bytes
+            self._changed.notify_all()
+
+    def missing(self) -> list[int]:
+        """Return the chunks that have not landed; none while the size is unknown."""
+        return [index for index in range(self.header.chunk_count) if index not in self.landed]
+
+    def forget(self) -> None:
+        """Start from nothing again."""
+        with self._changed:
+            os.ftruncate(self._journal_fd, len(journal.encode_header(self.header)))
+            self.landed.clear()
+            self.landed_bytes = 0
+            self.lives += 1
+
+    def give_up(self) -> None:
+        """Wake whoever waits for a chunk: it will not come."""
+        with self._changed:
+            self._is_given_up = True
+            self._changed.notify_all()
+
+    def wait_landed(self, index: int) -> bool:
+        """Wait until chunk *index* has landed; False if that was given up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_given_up or index in self.landed)
+            return not self._is_given_up
+
+    def _recheck(self, parsed: journal.Journal, buffer: memoryview) -> None:
+        """Take over the chunks whose bytes are still what the journal says."""
+        os.ftruncate(self._journal_fd, parsed.valid_bytes)
+        for index, crc in sorted(parsed.chunks.items()):
+            start, end = self.header.extent(index)
+            if self._crc_of(start, end, buffer) == crc:
+                self.landed[index] = crc
+                self.landed_bytes += end - start
+            else:
+                logger.warning("chunk %d of partial %s is damaged", index, self.path.name)
+
+    def _crc_of(self, start: int, end: int, buffer: memoryview) -> int:
+        crc = 0
+        for block in self.blocks(start, end, buffer):
+            crc = crc32c(block, crc)
+        return crc
+
+    def blocks(self, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
+        """Read `[start, end)` back from the disk, block by block through *buffer*."""
+        while start < end:
+            want = min(len(buffer), end - start)
+            got = os.preadv(self._data_fd, [buffer[: _page_up(want)]], start)
+            yield buffer[: min(got, want)]
+            if got < want:
+                return  # the file ends here; what it lacks shows in the checksum
+            start += want
+
+    def seal(self, size_bytes: int) -> None:
+        """Cut the padding off, make the file read-only and everything in it durable."""
+        os.ftruncate(self._data_fd, size_bytes)
+        os.fchmod(self._data_fd, 0o444)
+        durable.sync_file(self._data_fd)
+
+
+def _page_up(length: int) -> int:
+    return -(-length // PAGE_BYTES) * PAGE_BYTES

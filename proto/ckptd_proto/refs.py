@@ -1,0 +1,79 @@
+"""What a reference means: the grammar that client and daemon share; pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ckptd_proto import errors
+
+SCHEMES = ("file", "http", "https")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_FRAGMENT = re.compile(r"(.*)#sha256=([^#]*)", re.DOTALL)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A reference, understood: either a path of this node or a URL."""
+
+    sha256: str | None
+    path: Path | None = None
+    url: str | None = field(default=None, repr=False)
+
+
+def parse(ref: str, sha256: str | None = None) -> Ref:
+    """Return what *ref* means; raises `InvalidArgument`, without repeating secrets."""
+    bare, stated = _split_sha256(ref)
+    sha256 = _agreed(stated, sha256)
+    if not bare or "\0" in bare:
+        raise errors.InvalidArgument("a reference is a path or a URL, and this one is empty")
+    found = _SCHEME.match(bare)
+    if found is None:
+        return Ref(sha256, path=Path(bare))
+    scheme = found[1].lower()
+    if scheme not in SCHEMES:
+        supported = ", ".join(f"{known}://" for known in SCHEMES)
+        raise errors.InvalidArgument(
+            f"nothing here reads {scheme}:// references; supported are local paths, {supported}"
+        )
+    if scheme == "file":
+        return Ref(sha256, path=_file_path(bare))
+    try:
+        has_host = bool(urlsplit(bare).hostname)
+    except ValueError:
+        has_host = False
+    if not has_host:
+        raise errors.InvalidArgument(
+            f"this {scheme}:// reference names no host; write {scheme}://host/path"
+        )
+    return Ref(sha256, url=scheme + bare[len(scheme) :])
+
+
+def _split_sha256(ref: str) -> tuple[str, str | None]:
+    found = _FRAGMENT.fullmatch(ref)
+    return (found[1], found[2]) if found else (ref, None)
+
+
+def _agreed(stated: str | None, sha256: str | None) -> str | None:
+    """Return the one SHA-256 that the reference and the caller state."""
+    known = {text.lower() for text in (stated, sha256) if text is not None}
+    if any(not _SHA256.fullmatch(text) for text in known):
+        raise errors.InvalidArgument("a SHA-256 is 64 hexadecimal digits")
+    if len(known) > 1:
+        raise errors.InvalidArgument("#sha256= in the reference and sha256 state two hashes")
+    return next(iter(known), None)
+
+
+def _file_path(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"}:
+        raise errors.InvalidArgument(
+            f"file://{parts.netloc}/… is a file of another host; write file:///path"
+        )
+    path = Path(unquote(parts.path))
+    if not path.is_absolute():
+        raise errors.InvalidArgument("a file:// reference has an absolute path: file:///path")
+    return path
