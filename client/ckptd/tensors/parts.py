@@ -7,12 +7,12 @@ fresh optimizer, which changes what the next real step does, and take longer tha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -24,7 +24,6 @@ from ckptd_proto import errors
 _WRAPPERS: tuple[tuple[type, str], ...] = (
     (DistributedDataParallel, "module"),
     (DataParallel, "module"),
-    (OptimizedModule, "_orig_mod"),
     (CheckpointWrapper, "_checkpoint_wrapped_module"),
 )
 
@@ -119,10 +118,18 @@ def _parts(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
+def _wrappers() -> tuple[tuple[type, str], ...]:
+    """Return the classes of wrappers; the compiler's only if it is loaded, for that takes long."""
+    compiler = sys.modules.get("torch._dynamo")
+    compiled = getattr(compiler, "OptimizedModule", None)
+    return (*_WRAPPERS, (compiled, "_orig_mod")) if compiled else _WRAPPERS
+
+
 class _Cleaner:
     """Takes out of a key what the wrappers inside a module put there."""
 
     def __init__(self, module: nn.Module) -> None:
+        wrappers = _wrappers()
         self._wrapped: list[tuple[str, str]] = []
         for path, part in module.named_modules():
             if isinstance(part, FullyShardedDataParallel):
@@ -132,7 +139,7 @@ class _Cleaner:
                     " torch.distributed.fsdp.fully_shard"
                 )
                 raise errors.Unimplemented(text)
-            for kind, inner in _WRAPPERS:
+            for kind, inner in wrappers:
                 if isinstance(part, kind):
                     prefix = f"{path}." if path else ""
                     self._wrapped.append((f"{prefix}{inner}.", prefix))

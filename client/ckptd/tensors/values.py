@@ -38,8 +38,7 @@ def encode(key: str, value: object) -> bytes:
         restored = decode(data)
         is_same = same(value, restored)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise _refusal(key, value, reason) from error
+        raise _refusal(key, value, _reason(error)) from error
     if not is_same:
         raise _refusal(key, value, f"it comes back as {_short(restored)}")
     return data.ljust(padded_bytes(len(data)), b"\0")
@@ -136,6 +135,13 @@ def _refusal(key: str, value: object, reason: str) -> errors.InvalidArgument:
     return errors.InvalidArgument(text)
 
 
+def _reason(error: Exception) -> str:
+    """Return the one sentence that matters of torch's page of advice."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    first = text.partition("\n")[0].partition(". Please")[0]
+    return f"{type(error).__name__}: {first}"
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -145,7 +151,7 @@ def _short(value: object) -> str:
 def _safe_globals() -> Iterator[None]:
     """Allow constructors of plain data, besides what torch itself allows."""
     plain: list[_SafeGlobal] = [
-        frozenset, range, slice, date, datetime, time, timedelta, timezone,
+        bytes, frozenset, range, slice, date, datetime, time, timedelta, timezone,
         Counter, OrderedDict, pathlib.PosixPath, pathlib.PurePosixPath,
     ]  # fmt: skip
     with torch.serialization.safe_globals(plain + _numpy_globals()):

@@ -1,0 +1,25 @@
+"""Checkpoints laid out by the client and written to a directory without any daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ckptd.tensors import index, metadata, plan, stage
+from ckptd.tensors.local import take
+from ckptd.tensors.plan import image_name
+
+
+def write(directory: Path, *states: Any) -> Path:
+    """Write the checkpoint that ranks holding *states* would make together."""
+    directory.mkdir(parents=True, exist_ok=True)
+    locals_: Sequence[Any] = [take(state) for state in states]
+    agreed = plan.agree([local.plan for local in locals_])
+    for rank, local in enumerate(locals_):
+        image = memoryview(bytearray(agreed.image_bytes[rank]))
+        stage.fill(image, agreed.of_rank(rank), local.sources)
+        (directory / image_name(rank)).write_bytes(image)
+    (directory / metadata.NAME).write_bytes(metadata.encode(agreed))
+    (directory / index.NAME).write_bytes(index.encode(agreed))
+    return directory
