@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ckptd import aio as aio
+    from ckptd import errors as errors
     from ckptd.checkpointer import Checkpointer as Checkpointer
     from ckptd.client import Client as Client
     from ckptd.fetching import fetch as fetch
@@ -27,15 +29,16 @@ _WHERE = {
     "open": "ckptd.fetching",
     "Save": "ckptd.saving",
 }
-
-__all__ = ["Client"]
+_MODULES = ("aio", "errors")
 
 
 def __getattr__(name: str) -> object:
     """Load *name* from the module that defines it."""
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
-    if name in {"__version__"}:
+    if name in _MODULES:
+        return import_module(f"ckptd.{name}")
+    if name == "__version__":
         from importlib.metadata import version
 
         return version("ckptd")
@@ -43,4 +46,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    """Return the lazy names too."""
+    return sorted({*globals(), *_WHERE, *_MODULES})

@@ -16,6 +16,7 @@ from ckptd import discovery
 from ckptd_proto import errors
 
 START_S = 60.0  # a cold import from a slow disk takes long
+ENDING_S = 2.0  # between a daemon's last call and the end of its process
 _POLL_S = 0.02
 _TAIL_LINES = 10
 
@@ -42,14 +43,13 @@ def ensure_running(socket: Path) -> None:
     deadline = time.monotonic() + START_S
     discovery.make_directory(socket.parent)
     with _turn(socket.with_name(socket.name + ".start"), deadline):
+        patience = time.monotonic() + ENDING_S
         while not _listens(socket):
             failure = _start(socket, deadline)
             if failure is None:
                 return
-            if not isinstance(failure, errors.FailedPrecondition) or time.monotonic() > deadline:
-                raise failure
-            # a daemon that is just ending still holds its locks
-            if time.monotonic() + 5 > deadline:
+            # a daemon that is just ending may still hold its locks
+            if not isinstance(failure, errors.FailedPrecondition) or time.monotonic() > patience:
                 raise failure
             time.sleep(_POLL_S)
 

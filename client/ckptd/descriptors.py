@@ -16,18 +16,25 @@ ANSWER_S = 10.0
 
 def receive(path: Path, token: str) -> int:
     """Return the descriptor that the daemon at *path* offers for *token*; the caller closes it."""
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sibling = path.with_name(path.name + discovery.DESCRIPTORS_SUFFIX)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(ANSWER_S)
-            # by way of the directory: the sibling's own path may be too long
-            name = path.name + discovery.DESCRIPTORS_SUFFIX
-            sock.connect(f"/proc/self/fd/{directory}/{name}")
+            _connect(sock, sibling)
             sock.sendall(token.encode() + b"\n")
             return _received(sock)
     except OSError as error:
         text = f"the daemon at {path} handed over no descriptor ({error}); try again"
         raise errors.Unavailable(text) from error
+
+
+def _connect(sock: socket.socket, path: Path) -> None:
+    if len(os.fsencode(path)) <= discovery.SOCKET_PATH_MAX_BYTES:
+        sock.connect(str(path))
+        return
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # a short way to the same place
+        sock.connect(f"/proc/self/fd/{directory}/{path.name}")
     finally:
         os.close(directory)
 

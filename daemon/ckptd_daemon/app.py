@@ -71,7 +71,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         saves_pb2_grpc.add_SavesServicer_to_server(SavesService(saver, sessions), server)
         checkpoints = CheckpointsService(saver, sessions)
         checkpoints_pb2_grpc.add_CheckpointsServicer_to_server(checkpoints, server)
-        await stack.enter_async_context(_running(server, hall, "grpc"))
+        service = await stack.enter_async_context(_running(server, hall, "grpc"))
         refusal = _new_server(stopping)
         refusal.add_generic_rpc_handlers((Refusal(),))
         await stack.enter_async_context(_running(refusal, hall, "refusal"))
@@ -79,7 +79,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
 
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
-        tasks.start_soon(stopping.listen)
+        await tasks.start(stopping.listen)  # before anyone is told that we are ready
         tasks.start_soon(descriptors.serve)
         tasks.start_soon(door.serve)
         if config.private:
@@ -88,6 +88,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         on_ready()
         await stopping.wait_asked()
         notify("STOPPING=1")
+        await service.enter_graceful_shutdown()
         await drain(halves, config.drain_s)
         await server.stop(LAST_REPLIES_S)
 
@@ -98,7 +99,9 @@ def _new_server(stopping: Stopping) -> grpc.aio.Server:
 
 
 @asynccontextmanager
-async def _running(server: grpc.aio.Server, hall: Hall, name: str) -> AsyncIterator[None]:
+async def _running(
+    server: grpc.aio.Server, hall: Hall, name: str
+) -> AsyncIterator[health.aio.HealthServicer]:
     """Run *server* at the inner socket *name*, with the standard health service."""
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -106,7 +109,7 @@ async def _running(server: grpc.aio.Server, hall: Hall, name: str) -> AsyncItera
     server.add_insecure_port(f"unix:{hall.address(name)}")
     await server.start()
     try:
-        yield
+        yield servicer
     finally:
         await server.stop(0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -65,7 +65,7 @@ class Config(BaseSettings):
     """Below these, and nowhere else, other users may have the daemon read."""
     save_roots: tuple[Path, ...] = ()
     """Below these, and nowhere else, other users may have the daemon save."""
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_s: float = Field(25.0, ge=0)
     """How long SIGTERM lets work finish: below systemd's and Kubernetes' 30 s and up."""
 

@@ -31,6 +31,8 @@ _FLAGS: list[click.Parameter] = [
 def main(arguments: list[str]) -> int:
     """Serve; return the exit code."""
     detached = "--detach" in arguments
+    if detached:  # a rank that is bound to a few cores must not bind everybody's daemon
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     try:
         flags = _parsed(arguments)
         file = flags.pop("config")

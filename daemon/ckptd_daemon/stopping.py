@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import anyio
+from anyio.abc import TaskStatus
 
 from ckptd_daemon.sessions import Sessions
 
@@ -54,9 +55,10 @@ class Stopping:
         """Wait until someone asks."""
         await self._asked.wait()
 
-    async def listen(self) -> None:
+    async def listen(self, *, task_status: TaskStatus[None]) -> None:
         """Take SIGTERM and SIGINT for asking, and a second one for an order."""
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for number in signals:
                 if self.is_asked:
                     logger.warning("ended at once by a second signal")

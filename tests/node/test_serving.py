@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
+import stat
+from pathlib import Path
 
+import grpc
+import pytest
 from fakes.daemon import Daemon
+from fakes.running import ckptd
+from fakes.waiting import eventually
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-CKPTD = [sys.executable, "-m", "ckptd.cli"]
+from ckptd import errors
+from ckptd.client import Client
 
 
 def test_status_tells_who_serves_and_where(daemon: Daemon) -> None:
-    done = subprocess.run(
-        [*CKPTD, "status", "--json"], env=daemon.env, capture_output=True, text=True, check=True
-    )
+    done = ckptd("status", "--json", env=daemon.env)
     status = json.loads(done.stdout)
     assert status["pid"] == daemon.pid
     assert status["socket"] == str(daemon.socket)
     assert status["state_dir"] == str(daemon.state_dir)
     assert not status["private"]
+    assert str(daemon.socket) in ckptd("status", env=daemon.env).stdout
 
 
 def test_a_client_finds_the_daemon_again_after_it_was_killed(daemon: Daemon) -> None:
@@ -26,3 +33,118 @@ def test_a_client_finds_the_daemon_again_after_it_was_killed(daemon: Daemon) -> 
     daemon.kill()
     daemon.start()
     assert client.status().pid == daemon.pid
+
+
+def test_the_standard_health_service_answers(daemon: Daemon) -> None:
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_daemon_stopped_by_sigterm_leaves_no_socket_and_no_failure(daemon: Daemon) -> None:
+    assert daemon.stop() == 0
+    assert not daemon.socket.exists()
+    assert not daemon.socket.with_name("d.sock.fds").exists()
+
+
+def test_stop_returns_when_the_daemon_is_gone(daemon: Daemon) -> None:
+    done = ckptd("stop", env=daemon.env)
+    assert done.stdout == f"stopped pid {daemon.pid}\n"
+    assert daemon.process is not None
+    assert daemon.process.wait(1) == 0
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_without_a_daemon_a_command_says_so_and_starts_none(command: str, short_path: Path) -> None:
+    socket = short_path / "none.sock"
+    done = ckptd(command, env=os.environ | {"CKPTD_SOCKET": str(socket), "CKPTD_AUTOSTART": "1"})
+    assert done.returncode == 6
+    assert done.stderr == (f"ckptd: no daemon listens at {socket}; start one with `ckptd serve`\n")
+    assert list(short_path.iterdir()) == []
+
+
+def test_errors_are_json_where_json_was_asked_for(short_path: Path) -> None:
+    done = ckptd("status", "--json", env=os.environ | {"CKPTD_SOCKET": str(short_path / "no")})
+    told = json.loads(done.stderr)
+    assert (told["error"], told["exit_code"], done.returncode) == ("Unavailable", 6, 6)
+
+
+def test_a_wrong_flag_is_a_usage_error() -> None:
+    done = ckptd("status", "--nonsense", env=os.environ)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--socket", "/tmp/" + "x" * 103], ["--log-level", "shout"], ["--config", "/none"]]
+)
+def test_wrong_settings_are_a_usage_error_in_one_sentence(flags: list[str]) -> None:
+    done = ckptd("serve", *flags, env=os.environ)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_a_client_refuses_a_socket_path_that_the_kernel_would_not_take(short_path: Path) -> None:
+    with pytest.raises(errors.InvalidArgument, match="108 bytes long, and the kernel allows 107"):
+        Client("/tmp/" + "x" * 103)
+
+
+def test_the_longest_socket_path_works_descriptors_and_all(short_path: Path) -> None:
+    daemon = Daemon(short_path)
+    daemon.socket = short_path / ("x" * (107 - len(os.fsencode(short_path)) - 1))
+    with daemon:
+        assert daemon.client().status().pid == daemon.pid
+        assert daemon.socket.with_name(daemon.socket.name + ".fds").is_socket()
+
+
+def test_the_sockets_are_for_their_owner_alone(daemon: Daemon) -> None:
+    for path in (daemon.socket, daemon.socket.with_name("d.sock.fds")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_second_daemon_on_the_socket_names_the_first(daemon: Daemon) -> None:
+    done = ckptd(
+        "serve", f"--socket={daemon.socket}", f"--state-dir={daemon.directory}/b", env=daemon.env
+    )
+    assert done.returncode == 4
+    assert f"(pid {daemon.pid}) already serves the socket {daemon.socket}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert daemon.client().status().pid == daemon.pid
+
+
+def test_a_second_daemon_on_the_state_names_the_first(daemon: Daemon) -> None:
+    done = ckptd(
+        "serve", f"--socket={daemon.directory}/b", f"--state-dir={daemon.state_dir}", env=daemon.env
+    )
+    assert done.returncode == 4
+    assert f"(pid {daemon.pid}) already serves the state in {daemon.state_dir}" in done.stderr
+
+
+def test_the_socket_of_a_killed_daemon_is_taken_over(daemon: Daemon) -> None:
+    daemon.kill()
+    assert daemon.socket.is_socket()
+    daemon.start()
+    assert daemon.client().status().pid == daemon.pid
+
+
+def test_a_file_that_is_no_socket_is_left_alone(short_path: Path) -> None:
+    daemon = Daemon(short_path)
+    daemon.socket.write_text("precious")
+    done = ckptd(
+        "serve", f"--socket={daemon.socket}", f"--state-dir={short_path}/s", env=daemon.env
+    )
+    assert (done.returncode, daemon.socket.read_text()) == (4, "precious")
+
+
+def test_a_dead_client_is_noticed_at_once(daemon: Daemon) -> None:
+    from fakes.running import python
+
+    client = daemon.client()
+    before = client.status().sessions
+    python("import ckptd; ckptd.Client().status()", env=daemon.env)
+    eventually(lambda: client.status().sessions == before, timeout_s=5)
+
+
+def test_ctrl_c_stops_like_sigterm(short_path: Path) -> None:
+    with Daemon(short_path) as daemon:
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.process.wait(10) == 0
