@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 
 from ckptd import calls
 from ckptd.client import Client as BlockingClient
-from ckptd.values import DaemonStatus
+from ckptd.fetching import OnProgress
+from ckptd.values import Blob, DaemonStatus, Progress
 
 T = TypeVar("T")
 
@@ -30,19 +34,74 @@ class Client:
 
     async def status(self) -> DaemonStatus:
         """Return what the daemon is doing now."""
-        return await self._run(BlockingClient.status)
+        return await self._run(lambda client: client.status())
+
+    async def fetch(
+        self,
+        ref: str | os.PathLike[str],
+        *,
+        sha256: str | None = None,
+        on_progress: OnProgress | None = None,
+        keep_s: float = 0.0,
+        offline: bool = False,
+        timeout: float | None = None,
+    ) -> Path:
+        """Return the local path of what *ref* names; see `ckptd.fetch`."""
+        tell = on_progress and _on_loop(on_progress)
+        return await self._run(
+            lambda client: client.fetch(
+                ref,
+                sha256=sha256,
+                on_progress=tell,
+                keep_s=keep_s,
+                offline=offline,
+                timeout=timeout,
+            )
+        )
+
+    @asynccontextmanager
+    async def open(
+        self,
+        ref: str | os.PathLike[str],
+        *,
+        sha256: str | None = None,
+        on_progress: OnProgress | None = None,
+        offline: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Path]:
+        """Fetch *ref*, and hold its file inside the block only; see `ckptd.open`."""
+        tell = on_progress and _on_loop(on_progress)
+        held = await self._run(
+            lambda client: client.open(
+                ref, sha256=sha256, on_progress=tell, offline=offline, timeout=timeout
+            )
+        )
+        path = await self._run(lambda _: held.__enter__())
+        try:
+            yield path
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._run(lambda _: held.__exit__(None, None, None))
+
+    async def blobs(self) -> list[Blob]:
+        """Return what the node's cache holds, the least recently used first."""
+        return await self._run(lambda client: client.blobs())
+
+    async def remove_blob(self, key: str) -> int:
+        """Drop a blob that nobody holds from the cache; returns the bytes it took."""
+        return await self._run(lambda client: client.remove_blob(key))
 
     async def stop(self) -> None:
         """Have the daemon finish what it may and end; returns once it has begun to."""
-        await self._run(BlockingClient.stop)
+        await self._run(lambda client: client.stop())
 
-    async def _run(self, method: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    async def _run(self, method: Callable[[BlockingClient], T]) -> T:
         """Run *method* in a thread; cancelling ends its calls, and with them the thread."""
         tracked = calls.Calls()
 
         def work() -> T:
             calls.current.set(tracked)  # the thread runs in a copy of our context
-            return method(BlockingClient(self._socket), *arguments, **options)
+            return method(BlockingClient(self._socket))
 
         try:
             return await anyio.to_thread.run_sync(
@@ -51,3 +110,12 @@ class Client:
         except anyio.get_cancelled_exc_class():
             tracked.cancel()
             raise
+
+
+def _on_loop(on_progress: OnProgress) -> OnProgress:
+    """Have *on_progress* called where the caller awaits, not in the thread that works for it."""
+
+    def tell(progress: Progress) -> None:
+        anyio.from_thread.run_sync(on_progress, progress)
+
+    return tell

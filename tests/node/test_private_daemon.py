@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fakes.daemon import Daemon
 from fakes.running import ckptd, python
 from fakes.waiting import eventually

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from fakes.daemon import Daemon
 from fakes.running import ckptd, python
 

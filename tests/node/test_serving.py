@@ -8,13 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fakes.daemon import Daemon
-from fakes.running import ckptd
-from fakes.waiting import eventually
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ckptd import errors
 from ckptd.client import Client
+from fakes.daemon import Daemon
+from fakes.running import ckptd
+from fakes.waiting import eventually
 
 
 def test_status_tells_who_serves_and_where(daemon: Daemon) -> None:
