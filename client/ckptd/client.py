@@ -6,11 +6,10 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from ckptd import cache
+from ckptd import cache, node
 from ckptd.connection import Connection
 from ckptd.fetching import Ask, OnProgress, fetched, opened
 from ckptd.values import Blob, DaemonStatus
-from ckptd_proto.v1 import node_pb2
 
 
 class Client:
@@ -30,7 +29,7 @@ class Client:
 
     def status(self) -> DaemonStatus:
         """Return what the daemon is doing now."""
-        return daemon_status(self._connection)
+        return node.status(self._connection)
 
     def fetch(
         self,
@@ -69,26 +68,4 @@ class Client:
 
     def stop(self) -> None:
         """Have the daemon finish what it may and end; returns once it has begun to."""
-        stop(self._connection)
-
-
-def daemon_status(connection: Connection) -> DaemonStatus:
-    """Ask the daemon what it is doing now."""
-    reply = connection.call(lambda stubs: stubs.node.Status(node_pb2.StatusRequest()))
-    return DaemonStatus(
-        version=reply.daemon.daemon_version,
-        pid=reply.daemon.pid,
-        uid=reply.daemon.uid,
-        socket=reply.socket,
-        state_dir=reply.state_dir,
-        private=reply.daemon.private,
-        idle=reply.daemon.idle,
-        stopping=reply.draining,
-        uptime_s=reply.uptime_s,
-        sessions=reply.sessions,
-    )
-
-
-def stop(connection: Connection) -> None:
-    """Tell the daemon to stop."""
-    connection.call(lambda stubs: stubs.node.Stop(node_pb2.StopRequest()))
+        node.stop(self._connection)

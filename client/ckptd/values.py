@@ -8,6 +8,51 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
+class FlightStatus:
+    """A fetch on its way."""
+
+    object: str
+    phase: str
+    done_bytes: int
+    total_bytes: int | None
+    """None while the origin has not said."""
+    waiters: int
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStatus:
+    """A save on its way."""
+
+    id: str
+    step: int
+    state: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """The node's cache of blobs."""
+
+    blobs: int
+    leases: int
+    used_bytes: int
+    quota_bytes: int | None
+    """None: as far as the disk goes."""
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaStatus:
+    """The shared memory that saves are staged in."""
+
+    slots: int
+    used_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """What a daemon is, and does now."""
 
@@ -24,6 +69,10 @@ class DaemonStatus:
     uptime_s: float
     sessions: int
     """Client processes alive."""
+    flights: tuple[FlightStatus, ...]
+    attempts: tuple[AttemptStatus, ...]
+    cache: CacheStatus
+    arena: ArenaStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
             stop=stopping.ask,
             is_stopping=lambda: stopping.is_asked,
             saves=saver.statistics,
+            fetches=fetcher.statistics,
         )
         server = _new_server(stopping)
         node_pb2_grpc.add_NodeServicer_to_server(node, server)

@@ -50,12 +50,14 @@ class Remote:
 
     def _call(self, method: str) -> grpc.RpcError:
         options = [("grpc.max_metadata_size", 64 << 10)]
-        with grpc.insecure_channel(self.address, options) as channel:
-            with pytest.raises(grpc.RpcError) as failure:
-                if method == "/unary":
-                    channel.unary_unary(method)(b"")
-                else:
-                    list(channel.unary_stream(method)(b""))
+        with (
+            grpc.insecure_channel(self.address, options) as channel,
+            pytest.raises(grpc.RpcError) as failure,
+        ):
+            if method == "/unary":
+                channel.unary_unary(method)(b"")
+            else:
+                list(channel.unary_stream(method)(b""))
         return failure.value
 
 

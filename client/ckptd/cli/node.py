@@ -8,10 +8,18 @@ import select
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ckptd.cli import json_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptd.values import DaemonStatus
+
+_MB = 1_000_000
 
 _socket_option = click.option(
     "--socket", type=click.Path(path_type=Path), help="The daemon's socket."
@@ -36,17 +44,15 @@ def serve(as_json: bool, **flags: str | None) -> None:
 @json_option
 def status(socket: Path | None, as_json: bool) -> None:
     """Say what the daemon is doing; starts none."""
-    from ckptd.client import daemon_status
+    from ckptd import node
     from ckptd.connection import Connection
 
-    found = asdict(daemon_status(Connection.existing(socket)))
+    found = node.status(Connection.existing(socket))
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(asdict(found)))
         return
-    width = max(map(len, found))
-    for name, value in found.items():
-        shown = f"{value:.0f}" if isinstance(value, float) else value
-        click.echo(f"{name.replace('_', ' '):{width}}  {shown}")
+    for name, value in _rows(found):
+        click.echo(f"{name:10}{value}")
 
 
 @click.command()
@@ -54,7 +60,7 @@ def status(socket: Path | None, as_json: bool) -> None:
 @json_option
 def stop(socket: Path | None, as_json: bool) -> None:
     """Stop the daemon: it finishes what it may, and the rest when it next starts."""
-    from ckptd.client import stop as stop_daemon
+    from ckptd import node
     from ckptd.connection import Connection
 
     connection = Connection.existing(socket)
@@ -62,9 +68,29 @@ def stop(socket: Path | None, as_json: bool) -> None:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:  # in another pid namespace: it is told, and we cannot see it end
-        stop_daemon(connection)
+        node.stop(connection)
     else:
-        stop_daemon(connection)
+        node.stop(connection)
         select.select([pidfd], [], [])
         os.close(pidfd)
     click.echo(json.dumps({"stopped": pid}) if as_json else f"stopped pid {pid}")
+
+
+def _rows(status: DaemonStatus) -> Iterator[tuple[str, str]]:
+    kind = "private" if status.private else "service"
+    mood = "stopping" if status.stopping else "idle" if status.idle else "busy"
+    yield "daemon", f"pid {status.pid}, version {status.version}, {kind}, {mood}"
+    yield "up", f"{status.uptime_s:.0f} s, {status.sessions} client processes"
+    yield "socket", status.socket
+    yield "state", status.state_dir
+    cache, arena = status.cache, status.arena
+    yield "cache", f"{cache.blobs} blobs, {cache.used_bytes / _MB:.1f} MB, {cache.leases} leases"
+    used, budget = arena.used_bytes / _MB, arena.budget_bytes / _MB
+    yield "arena", f"{arena.slots} slots, {used:.1f} of {budget:.1f} MB"
+    for flight in status.flights:
+        total = "?" if flight.total_bytes is None else f"{flight.total_bytes / _MB:.1f}"
+        done = f"{flight.done_bytes / _MB:.1f} of {total} MB"
+        yield "fetch", f"{flight.object}: {flight.phase}, {done}, {flight.waiters} waiting"
+    for attempt in status.attempts:
+        done = f"{attempt.done_bytes / _MB:.1f} of {attempt.total_bytes / _MB:.1f} MB"
+        yield "save", f"step {attempt.step}: {attempt.state}, {done}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ckptd_daemon import __version__
+from ckptd_daemon.fetch.fetcher import FlightStatistics, Statistics
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.saver import SaveStatistics
@@ -51,6 +52,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         stop: Callable[[], None],
         is_stopping: Callable[[], bool],
         saves: Callable[[], SaveStatistics],
+        fetches: Callable[[], Statistics],
     ) -> None:
         self._identity = identity
         self._sessions = sessions
@@ -58,6 +60,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._stop = stop
         self._is_stopping = is_stopping
         self._saves = saves
+        self._fetches = fetches
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:
         """Return the daemon's name and version, for the client to judge."""
@@ -65,7 +68,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         """Return what everybody may know."""
-        saves = self._saves()
+        saves, fetches = self._saves(), self._fetches()
         return pb.StatusReply(
             daemon=self._hello(),
             socket=str(self._identity.socket),
@@ -73,6 +76,14 @@ class NodeService(node_pb2_grpc.NodeServicer):
             uptime_s=time.monotonic() - self._identity.started,
             sessions=len(self._sessions),
             draining=self._is_stopping(),
+            flights=map(_flight, fetches.flights),
+            cache=pb.CacheStatus(
+                blobs=fetches.blobs,
+                used_bytes=fetches.used_bytes,
+                quota_bytes=fetches.quota_bytes or 0,
+                leases=fetches.leases,
+                free_bytes=fetches.free_bytes,
+            ),
             attempts=map(attempt_message, saves.attempts),
             arena=pb.ArenaStatus(
                 used_bytes=saves.arena.used_bytes,
@@ -105,3 +116,15 @@ class NodeService(node_pb2_grpc.NodeServicer):
             private=self._identity.private,
             idle=self._is_idle,
         )
+
+
+def _flight(flight: FlightStatistics) -> pb.Flight:
+    progress = flight.progress
+    return pb.Flight(
+        object=flight.object_id,
+        done_bytes=progress.done_bytes,
+        total_bytes=progress.total_bytes,
+        waiters=flight.waiters,
+        streams=progress.streams,
+        phase=progress.phase,
+    )

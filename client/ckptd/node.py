@@ -1,0 +1,63 @@
+"""Asks the daemon about itself."""
+
+from __future__ import annotations
+
+from ckptd.connection import Connection
+from ckptd.values import ArenaStatus, AttemptStatus, CacheStatus, DaemonStatus, FlightStatus
+from ckptd_proto.v1 import node_pb2, saves_pb2
+
+ANSWER_S = 30.0
+
+
+def status(connection: Connection) -> DaemonStatus:
+    """Return what the daemon is doing now."""
+    request = node_pb2.StatusRequest()
+    reply = connection.call(lambda stubs: stubs.node.Status(request, timeout=ANSWER_S))
+    return DaemonStatus(
+        version=reply.daemon.daemon_version,
+        pid=reply.daemon.pid,
+        uid=reply.daemon.uid,
+        socket=reply.socket,
+        state_dir=reply.state_dir,
+        private=reply.daemon.private,
+        idle=reply.daemon.idle,
+        stopping=reply.draining,
+        uptime_s=reply.uptime_s,
+        sessions=reply.sessions,
+        flights=tuple(map(_flight, reply.flights)),
+        attempts=tuple(map(_attempt, reply.attempts)),
+        cache=CacheStatus(
+            blobs=reply.cache.blobs,
+            leases=reply.cache.leases,
+            used_bytes=reply.cache.used_bytes,
+            quota_bytes=reply.cache.quota_bytes or None,
+            free_bytes=reply.cache.free_bytes,
+        ),
+        arena=ArenaStatus(
+            slots=reply.arena.slots,
+            used_bytes=reply.arena.used_bytes,
+            budget_bytes=reply.arena.budget_bytes,
+        ),
+    )
+
+
+def stop(connection: Connection) -> None:
+    """Have the daemon begin to stop."""
+    request = node_pb2.StopRequest()
+    connection.call(lambda stubs: stubs.node.Stop(request, timeout=ANSWER_S))
+
+
+def _flight(message: node_pb2.Flight) -> FlightStatus:
+    return FlightStatus(
+        message.object,
+        message.phase,
+        message.done_bytes,
+        message.total_bytes if message.HasField("total_bytes") else None,
+        message.waiters,
+        message.streams,
+    )
+
+
+def _attempt(message: saves_pb2.Attempt) -> AttemptStatus:
+    state = saves_pb2.AttemptState.Name(message.state).removeprefix("ATTEMPT_STATE_").lower()
+    return AttemptStatus(message.id, message.step, state, message.done_bytes, message.total_bytes)
