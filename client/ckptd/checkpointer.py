@@ -178,6 +178,8 @@ class Checkpointer:
     def load(self, state: dict[str, Any], which: Literal["latest"] | int = "latest") -> Checkpoint:
         """Fill *state* in place with what was saved, by any number of ranks.
 
+        Waits for saves in flight first, so that the latest may be one of them.
+
         Args:
             state: As it was given to `save`, or some of its keys. Modules, optimizers and tensors
                 are filled where they are; other values are replaced in their dict or list.
@@ -226,12 +228,7 @@ class Checkpointer:
         """
         if self._is_closed:
             return
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for save in self._saves:
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not save.wait(left_s):
-                text = f"step {save.step} is not committed after {timeout:g} s; it goes on"
-                raise errors.DeadlineExceeded(text)
+        self._wait_saved(timeout)
         self._is_closed = True
         self._background.shutdown()
         self._member.leave()
@@ -308,10 +305,20 @@ class Checkpointer:
         """Return what *which* means to rank 0, the same for all ranks."""
 
         def choose() -> dict[str, Any]:
+            self._wait_saved(self._timeout_s)  # the latest is one's own, if it gets there
             return {"step": self._catalog.find(which).step} if self._exchange.rank == 0 else {}
 
         step = settle(self._exchange, choose)[0]["step"]
         return self._catalog.find(step)
+
+    def _wait_saved(self, timeout_s: float | None) -> None:
+        """Wait until every save in flight has ended, one way or the other."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for save in self._saves:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not save.wait(left_s):
+                text = f"step {save.step} is not committed after {timeout_s:g} s; it goes on"
+                raise errors.DeadlineExceeded(text)
 
     def _check_usable(self) -> None:
         if self._is_closed:

@@ -1,0 +1,57 @@
+"""Ranks of a training job: real processes, by torchrun or one by one."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+FINISHED_S = 120.0
+
+
+def torchrun(program: Path, *arguments: object, ranks: int, env: Mapping[str, str]) -> str:
+    """Run *program* on *ranks* ranks and return what they printed; raises if one failed."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        f"--nproc-per-node={ranks}",
+        *(str(program), *map(str, arguments)),
+    ]
+    done = subprocess.run(
+        command, env=_quiet(env), capture_output=True, text=True, timeout=FINISHED_S, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def start(
+    program: Path, *arguments: object, ranks: int, env: Mapping[str, str]
+) -> list[subprocess.Popen[str]]:
+    """Start *program* as *ranks* ranks without a launcher that would end the others of one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(program), *map(str, arguments)],
+            env=_quiet(env) | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def outputs(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Wait for all of them and return what each printed; raises if one failed by itself."""
+    said = [process.communicate(timeout=FINISHED_S)[0] for process in processes]
+    for process, text in zip(processes, said, strict=True):
+        assert process.returncode in (0, -9), text
+    return said
+
+
+def _quiet(env: Mapping[str, str]) -> dict[str, str]:
+    return {**env, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::ResourceWarning"}

@@ -1,0 +1,31 @@
+"""Ranks without a process group: they meet at their node's daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import ckptd
+from ckptd import errors
+
+root, what = Path(sys.argv[1]), sys.argv[2]
+rank = int(os.environ["RANK"])
+
+with ckptd.Checkpointer(root, experiment="e", run=what, timeout=60) as ckpt:
+    shared = torch.arange(5000.0)
+    if what == "saves":
+        for step in range(2):
+            ckpt.save({"shared": shared, f"mine.{rank}": rank, "step": step}, step=step)
+    if what == "dies" and rank == 1:
+        ckpt.save({"shared": shared}, step=0).result(60)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "dies":
+        ckpt.save({"shared": shared}, step=0).result(60)
+        try:
+            ckpt.save({"shared": shared}, step=1)
+        except errors.Aborted as error:
+            sys.stdout.write(f"{error}\n")
