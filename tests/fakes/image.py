@@ -62,15 +62,18 @@ class Workshop:
         configuration: dict[str, object] = inspected["Docker"]["config"]
         return configuration
 
-    def start(
-        self, container: str, *command: str, volumes: dict[Path, str], **settings: str
-    ) -> subprocess.Popen[str]:
-        """Start *command* in *container* as the image's user, with its environment."""
-        mounts = [f"--volume={here}:{there}" for here, there in volumes.items()]
-        variables = [f"--env={name}={value}" for name, value in settings.items()]
-        how = ["--isolation", "chroot", "--network", "host", *mounts, *variables]
+    def start(self, container: str, *command: str) -> subprocess.Popen[str]:
+        """Start *command* in *container* as the image's user, with its environment and volumes.
+
+        All commands of one container share its volumes, as the containers of a pod do.
+        """
         return subprocess.Popen(
-            ["buildah", "run", *how, container, "--", *command],
+            [
+                *["buildah", "run", "--isolation", "chroot", "--network", "host"],
+                container,
+                "--",
+                *command,
+            ],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

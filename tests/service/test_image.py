@@ -39,16 +39,6 @@ def container(workshop: Workshop, configuration: dict[str, object]) -> Iterator[
     workshop.buildah("rm", name)
 
 
-@pytest.fixture
-def volumes(short_path: Path) -> dict[Path, str]:
-    made = {short_path / "run": "/run/ckptd", short_path / "state": "/var/lib/ckptd"}
-    short_path.chmod(0o755)
-    for folder in made:
-        folder.mkdir()
-        os.chown(folder, 10001, 10001)
-    return made
-
-
 def test_the_image_runs_the_daemon_as_nobody_in_particular(
     configuration: dict[str, object],
 ) -> None:
@@ -60,36 +50,34 @@ def test_the_image_runs_the_daemon_as_nobody_in_particular(
 
 def test_the_image_has_no_torch(workshop: Workshop, container: str) -> None:
     look = "from importlib.util import find_spec as f; print(f('torch'), f('ckptd') is not None)"
-    with workshop.start(container, "/opt/ckptd/bin/python", "-c", look, volumes={}) as python:
+    with workshop.start(container, "/opt/ckptd/bin/python", "-c", look) as python:
         assert python.communicate(timeout=60)[0].split() == ["None", "True"]
 
 
 def test_the_daemon_of_the_image_answers_a_neighbours_fetch(
-    workshop: Workshop, container: str, volumes: dict[Path, str], tmp_path: Path
+    workshop: Workshop, container: str, tmp_path: Path
 ) -> None:
     weights = tmp_path / "weights.bin"
     weights.write_bytes(os.urandom(1 << 20) * 40)
     with (
         origin.serving(weights) as remote,
-        workshop.start(container, "ckptd", "serve", volumes=volumes) as daemon,
+        workshop.start(container, "ckptd", "serve") as daemon,
     ):
         try:
             assert daemon.stdout is not None
             assert daemon.stdout.readline() == "ckptd ready unix:/run/ckptd/ckptd.sock\n"
-            assert _run(workshop, container, volumes, "ckptd", "status")
-            path = _run(workshop, container, volumes, "ckptd", "fetch", "--quiet", remote.url)
-            state = next(here for here, there in volumes.items() if there == "/var/lib/ckptd")
-            seen = state / Path(path).relative_to("/var/lib/ckptd")
-            assert _sha256(seen) == _sha256(weights)
-            assert remote.sent_bytes == remote.size_bytes
-            _run(workshop, container, volumes, "ckptd", "stop")
+            assert _run(workshop, container, "ckptd", "status")
+            path = _run(workshop, container, "ckptd", "fetch", "--quiet", remote.url)
+            assert path.startswith("/var/lib/ckptd/")
+            assert _run(workshop, container, "sha256sum", path).split()[0] == _sha256(weights)
+            _run(workshop, container, "ckptd", "stop")
             assert daemon.wait(60) == 0
         finally:
             daemon.send_signal(signal.SIGTERM)
 
 
-def _run(workshop: Workshop, container: str, volumes: dict[Path, str], *command: str) -> str:
-    with workshop.start(container, *command, volumes=volumes) as process:
+def _run(workshop: Workshop, container: str, *command: str) -> str:
+    with workshop.start(container, *command) as process:
         told, complained = process.communicate(timeout=60)
     assert process.returncode == 0, complained
     return told.strip()

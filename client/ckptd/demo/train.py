@@ -127,7 +127,7 @@ def train(url: str, root: str, run: str, *, seed: int, steps: int, save_every: i
     reader = Reader()
     reader.start_from(ckptd.fetch(url))
     model = DistributedDataParallel(reader)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     digits = Digits(seed=seed)
     rehearse(model, digits.images[:1])
     torch.manual_seed(seed + 1 + rank)  # each rank drops out other neurons
