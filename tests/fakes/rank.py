@@ -30,7 +30,7 @@ class Rank:
         job = {"experiment": "e", "run": "r", "incarnation": "i"} | place
         self.rank = rank
         command = [sys.executable, __file__, str(socket), str(root), str(rank), str(world_size)]
-        self.stderr = tempfile.TemporaryFile("w+")
+        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self.process = subprocess.Popen(
             [*command, json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -122,7 +122,7 @@ class _Client:
     def join(self, *, device: int | None = None, inode: int | None = None) -> str:
         from ckptd_proto.v1 import saves_pb2 as pb
 
-        stat = os.stat(self.root) if os.path.exists(self.root) else None
+        stat = Path(self.root).stat() if Path(self.root).exists() else None
         request = pb.JoinRequest(
             root=self.root,
             rank=self.rank,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +65,11 @@ def layout(images: tuple[Image, ...], world_size: int) -> tuple[tuple[Laid, ...]
         laid.append(Laid(image, offset))
         offset += padded(image.size_bytes)
     return tuple(laid), offset
+
+
+def sealed_by(rank: int, attempt: Attempt, laid: tuple[Laid, ...]) -> Header:
+    """Return the header of *rank*: only that of rank 0 carries plan and metrics."""
+    return Header(attempt if rank == 0 else replace(attempt, plan=None, metrics={}), rank, laid)
 
 
 def encode(header: Header) -> bytes:

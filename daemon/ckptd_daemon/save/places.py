@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -12,6 +13,7 @@ from ckptd_daemon.store import durable
 from ckptd_proto import errors
 
 NAME_BYTES_MAX: Final = 128
+IMAGES_MAX: Final = 64  # per rank
 IMAGE_NAME_BYTES_MAX: Final = 250  # with `.sums` behind it still a file name
 MANIFEST: Final = "manifest.json"
 SUMS: Final = ".sums"
@@ -97,6 +99,17 @@ def check_image_name(name: str) -> None:
     else:
         return
     raise errors.InvalidArgument(f"the image name {name!r} {wrong}; choose another name")
+
+
+def check_image_names(names: Sequence[str]) -> None:
+    """Raise `InvalidArgument` unless *names* can be the images of one rank."""
+    if len(names) > IMAGES_MAX:
+        text = f"{len(names)} images of one rank are too many; {IMAGES_MAX} are allowed"
+        raise errors.InvalidArgument(text)
+    for name in names:
+        check_image_name(name)
+    if len(set(names)) < len(names):
+        raise errors.InvalidArgument("two images of one rank have the same name; rename one")
 
 
 def _is_plain(name: str) -> bool:

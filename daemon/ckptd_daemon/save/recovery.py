@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from ckptd_daemon.save import commit, manifests
 from ckptd_daemon.save.arena import Slot
-from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, State
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.headers import Header
-from ckptd_daemon.save.tracks import Reservation, Track
+from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.tracks import Progress, Reservation, Track
 from ckptd_proto import errors
 
 
@@ -21,6 +22,8 @@ def tracks(left: Iterable[tuple[Slot, Header]]) -> list[Track]:
     found: dict[str, Track] = {}
     for slot, header in left:
         track = found.setdefault(header.attempt.id, Track(_unsealed(header.attempt)))
+        if header.rank in track.reserved:
+            continue  # never made by us
         track.reserved[header.rank] = Reservation(slot, header.laid)
         images = tuple(laid.image for laid in header.laid)
         track.become(_sealed(track.attempt, header, images))
@@ -59,3 +62,24 @@ def _unsealed(attempt: Attempt) -> Attempt:
 def _sealed(attempt: Attempt, header: Header, images: tuple[Image, ...]) -> Attempt:
     of_rank = header.attempt
     return attempt.with_seal(header.rank, images, plan=of_rank.plan, metrics=of_rank.metrics)
+
+
+def past(attempt_id: str, place: Place, step: int) -> Progress:
+    """Return the outcome of an attempt that this daemon has never met, or has forgotten."""
+    nobody = JobKey("", place, "", 1, 0)
+    attempt = Attempt(attempt_id, nobody, 0, step, "", replaces=False)
+    try:
+        found = manifests.read(place, step)
+    except (errors.AlreadyExists, OSError):
+        found = None
+    if found is not None and found.attempt == attempt_id:
+        return Progress(
+            replace(attempt, state=State.COMMITTED, checkpoint=found),
+            found.size_bytes,
+            found.size_bytes,
+        )
+    failure = errors.Aborted(
+        f"the daemon knows no attempt {attempt_id}, and {place.step(step)} is not its work: it was "
+        f"lost before it was staged; save again"
+    )
+    return Progress(replace(attempt, state=State.ABORTED, failure=failure), 0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Self
 
 import anyio
@@ -20,11 +20,10 @@ from ckptd_daemon.save.headers import Header
 from ckptd_daemon.save.jobs import Job, Jobs, Member
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.proof import check_complete
-from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks, is_staged
+from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks, ended, is_staged
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 
-IMAGES_MAX: Final = 64  # per rank
 METRICS_MAX: Final = 1024
 _SEQUENCES_MAX: Final = 16  # saves that ranks of one job may be apart
 
@@ -215,7 +214,7 @@ class Saver:
     ) -> tuple[SlotOffer, list[int]]:
         """Return a slot for the rank's images, and where each goes in it."""
         track, member = self._open_track(attempt_id, rank, session)
-        _check_images(images)
+        places.check_image_names([image.name for image in images])
         laid, size = headers.layout(tuple(images), track.attempt.job.world_size)
         reservation = track.reserved.get(rank)
         if reservation is None:
@@ -223,14 +222,14 @@ class Saver:
             self._arena.check_fits(size, beside_bytes=beside)
             purpose = f"step {track.attempt.step} of {track.attempt.job.place}"
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_cancel_when_final, track, tasks.cancel_scope)
+                tasks.start_soon(track.cancel_when_final, tasks.cancel_scope)
                 slot = await self._arena.reserve(
                     member.holder, size, purpose=purpose, timeout_s=timeout_s
                 )
                 reservation = self._hold(track, rank, Reservation(slot, laid))
                 tasks.cancel_scope.cancel()
         if reservation is None:
-            raise _ended(track)
+            raise ended(track)
         if reservation.laid != laid:
             text = f"rank {rank} reserved twice for {attempt_id}, with different images"
             raise errors.InvalidArgument(f"{text}; reserve once per save")
@@ -265,7 +264,7 @@ class Saver:
         try:
             if sealed.state is State.STAGED:
                 check_complete(sealed.plan, (i for one in sealed.sealed.values() for i in one))
-            header = headers.encode(Header(_as_sealed_by(rank, sealed), rank, reservation.laid))
+            header = headers.encode(headers.sealed_by(rank, sealed, reservation.laid))
             reservation.slot.memory.seal(header)
         except errors.CkptdError as failure:
             self._tracks.abort(track, failure)
@@ -293,7 +292,7 @@ class Saver:
                 yield progress
             return
         places.check_user_below(place.root, session.process.uid, self._config.save_roots)
-        yield await to_thread.run_sync(_past, attempt_id, place, step)
+        yield await to_thread.run_sync(recovery.past, attempt_id, place, step)
 
     async def checkpoints(
         self, root: str, experiment: str, run: str, session: Session
@@ -333,7 +332,7 @@ class Saver:
     def _joined(self, track: Track, rank: int, *, step: int, plan_hash: str) -> Attempt:
         attempt = track.attempt
         if attempt.state is State.ABORTED:
-            raise _ended(track)
+            raise ended(track)
         wrong = None
         if attempt.step != step:
             wrong = f"saves step {attempt.step} and rank {rank} step {step}"
@@ -386,7 +385,7 @@ class Saver:
     def _open_track(self, attempt_id: str, rank: int, session: Session) -> tuple[Track, Member]:
         track = self._known(attempt_id)
         if track.attempt.state is State.ABORTED:
-            raise _ended(track)
+            raise ended(track)
         _, member = self._jobs.member(track.attempt.job.id, rank, session)
         if track.attempt.state is not State.OPEN:
             raise errors.FailedPrecondition(
@@ -407,56 +406,3 @@ class Saver:
         known = memory.id in mapped
         token = "" if known else self._offer(memory.fd, session.process.uid)
         return SlotOffer(memory.id, memory.size_bytes, token)
-
-
-def _check_images(images: Sequence[Image]) -> None:
-    if len(images) > IMAGES_MAX:
-        text = f"{len(images)} images of one rank are too many; {IMAGES_MAX} are allowed"
-        raise errors.InvalidArgument(text)
-    for image in images:
-        places.check_image_name(image.name)
-    if len({image.name for image in images}) < len(images):
-        raise errors.InvalidArgument("two images of one rank have the same name; rename one")
-
-
-def _as_sealed_by(rank: int, attempt: Attempt) -> Attempt:
-    """Return what the header of *rank* says: only rank 0 carries plan and metrics."""
-    if rank == 0:
-        return attempt
-    return replace(attempt, plan=None, metrics={})
-
-
-async def _cancel_when_final(track: Track, scope: anyio.CancelScope) -> None:
-    await track.wait_final()
-    scope.cancel()
-
-
-def _ended(track: Track) -> errors.CkptdError:
-    """Return the failure of an aborted attempt as a new error: each call raises its own."""
-    failure = track.attempt.failure
-    assert failure is not None
-    numbers = {}
-    if isinstance(failure, errors.ResourceExhausted):
-        numbers = {"need_bytes": failure.need_bytes, "free_bytes": failure.free_bytes}
-    return errors.rebuilt(type(failure).__name__, str(failure), **numbers)
-
-
-def _past(attempt_id: str, place: Place, step: int) -> Progress:
-    """Return the outcome of an attempt that this daemon has never met, or has forgotten."""
-    nobody = JobKey("", place, "", 1, 0)
-    attempt = Attempt(attempt_id, nobody, 0, step, "", replaces=False)
-    try:
-        found = manifests.read(place, step)
-    except (errors.AlreadyExists, OSError):
-        found = None
-    if found is not None and found.attempt == attempt_id:
-        return Progress(
-            replace(attempt, state=State.COMMITTED, checkpoint=found),
-            found.size_bytes,
-            found.size_bytes,
-        )
-    failure = errors.Aborted(
-        f"the daemon knows no attempt {attempt_id}, and {place.step(step)} is not its work: it was "
-        f"lost before it was staged; save again"
-    )
-    return Progress(replace(attempt, state=State.ABORTED, failure=failure), 0, 0)

@@ -59,10 +59,11 @@ class Track:
         self.changed.set()
         self.changed = anyio.Event()
 
-    async def wait_final(self) -> None:
-        """Wait until nothing more will follow."""
+    async def cancel_when_final(self, scope: anyio.CancelScope) -> None:
+        """Cancel *scope* as soon as nothing more will follow."""
         while not self.attempt.state.is_final:
             await self.changed.wait()
+        scope.cancel()
 
     async def follow(self) -> AsyncIterator[Progress]:
         """Yield each state as it comes, and progress between, until the last."""
@@ -129,3 +130,13 @@ class Tracks:
 def is_staged(track: Track) -> bool:
     """Whether neither trainers nor daemon need to live for it to be finished."""
     return not track.attempt.state.is_final and track.attempt.state is not State.OPEN
+
+
+def ended(track: Track) -> errors.CkptdError:
+    """Return the failure of an aborted attempt as a new error: each call raises its own."""
+    failure = track.attempt.failure
+    assert failure is not None
+    numbers = {}
+    if isinstance(failure, errors.ResourceExhausted):
+        numbers = {"need_bytes": failure.need_bytes, "free_bytes": failure.free_bytes}
+    return errors.rebuilt(type(failure).__name__, str(failure), **numbers)
