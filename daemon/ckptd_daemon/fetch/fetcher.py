@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,10 @@ class Statistics:
     quota_bytes: int | None
     free_bytes: int
     leases: int
+
+
+class _GoneError(Exception):
+    """The cache does not have it, or no longer as it was published."""
 
 
 class Fetcher:
@@ -174,6 +178,7 @@ class Fetcher:
         if leases := self._leases.on(key):
             text = f"blob {key} is held by {leases} leases; it can go when their processes ended"
             raise errors.FailedPrecondition(text)
+        self._store.forget(key)
         await to_thread.run_sync(self._store.remove, blob.path.parent)
         return blob.size_bytes
 
@@ -194,11 +199,12 @@ class Fetcher:
         ref = refs.parse(call.request.ref, call.request.sha256)
         if ref.path is not None:
             return await self._local(call, ref.path, ref.sha256)
-        if ref.sha256 is not None and (blob := self._store.with_sha256(ref.sha256)) is not None:
-            return await self._held(call, blob.key, None, ref.sha256)
+        if ref.sha256 is not None:
+            with suppress(_GoneError):
+                return await self._cached(call, self._store.with_sha256(ref.sha256), ref.sha256)
         url = ref.url or ""
         if call.request.offline:
-            return await self._cached(call, canonical_id(url), ref.sha256)
+            return await self._offline(call, canonical_id(url), ref.sha256)
         for _ in range(CHANGES_MAX):
             obj = await self._versions.of(url)
             try:
@@ -223,12 +229,16 @@ class Fetcher:
             await to_thread.run_sync(work, limiter=self._hash_threads)
         return Handed(path, found.size_bytes, found.device, found.inode, sha256)
 
-    async def _cached(self, call: Call, object_id: str, sha256: str | None) -> Handed:
-        blob = self._store.newest_of(object_id)
+    async def _offline(self, call: Call, object_id: str, sha256: str | None) -> Handed:
+        try:
+            return await self._cached(call, self._store.newest_of(object_id), sha256)
+        except _GoneError:
+            text = f"{object_id} is not in the cache; ask without `offline` to fetch it"
+            raise errors.NotFound(text) from None
+
+    async def _cached(self, call: Call, blob: Blob | None, sha256: str | None) -> Handed:
         if blob is None:
-            raise errors.NotFound(
-                f"{object_id} is not in the cache; ask without `offline` to fetch it"
-            )
+            raise _GoneError
         return await self._held(call, blob.key, None, sha256)
 
     async def _held(self, call: Call, key: str, obj: Object | None, sha256: str | None) -> Handed:
@@ -253,7 +263,7 @@ class Fetcher:
             if blob is not None and await to_thread.run_sync(self._store.check, blob):
                 return await self._vouched(blob, sha256)
             if obj is None:
-                raise errors.DataLoss(f"blob {key} was damaged and is set aside; fetch it again")
+                raise _GoneError
             try:
                 work = partial(self._transfer.bring, obj, sha256)
                 async with self._flights.board(key, work) as flight:

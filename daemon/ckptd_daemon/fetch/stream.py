@@ -39,7 +39,7 @@ class Stream:
     def __init__(self, obj: Object, endpoint: Endpoint, connect_s: float, stall_s: float) -> None:
         self._object = obj
         self._stall_s = stall_s
-        self._path, self._connection = _connection(endpoint.url, connect_s)
+        self._path, self._connection = _connection(endpoint, connect_s)
         self._headers = {**endpoint.headers, "Accept-Encoding": "identity"}
         if (etag := obj.validator.etag) is not None and obj.validator.is_strong:
             self._headers["If-Match"] = etag
@@ -49,6 +49,11 @@ class Stream:
         self.unlanded_bytes = 0
         """Received, but not yet part of a chunk on the disk."""
         self._beat: float | None = None  # when the last piece came; None while none is due
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the next range can be asked for; some origins hang up after each."""
+        return self._connection.sock is not None
 
     def is_silent(self, since: float) -> bool:
         """Whether a piece is due and none has come after *since*, by the monotonic clock."""
@@ -162,13 +167,15 @@ class Stream:
             self._piece_bytes = max(self._piece_bytes // 2, PIECE_MIN_BYTES)
 
 
-def _connection(url: str, connect_s: float) -> tuple[str, http.client.HTTPConnection]:
-    parts = urlsplit(url)
+def _connection(endpoint: Endpoint, connect_s: float) -> tuple[str, http.client.HTTPConnection]:
+    parts = urlsplit(endpoint.url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(host, parts.port, timeout=connect_s)
+        connection = http.client.HTTPSConnection(
+            host, parts.port, timeout=connect_s, context=endpoint.tls
+        )
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=connect_s)
     connection.auto_open = 0  # connecting is its own step, for it can be abandoned

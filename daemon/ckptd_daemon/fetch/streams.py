@@ -110,7 +110,7 @@ class Streams:
         """Bring runs, *run* first, over one connection; returns what it left when it broke."""
         try:
             async with self._connected(threads) as stream:
-                while self._is_fast and (run or self._runs):
+                while self._is_fast and stream.is_connected and (run or self._runs):
                     run = run or self._runs.popleft()
                     work = functools.partial(stream.fetch, run, self._partial, buffer)
                     await to_thread.run_sync(work, limiter=threads.fetching)

@@ -74,9 +74,12 @@ class Transfer:
         partial = Partial(self._store.partial_path(key), header)
         gauge.phase = Phase.WAITING
         try:
-            async with self._space.book(key, obj.size_bytes or 0), self._buffers.lend() as buffer:
+            async with self._buffers.lend() as buffer:  # before the booking: nobody waits inside it
+                async with self._space.book(key, obj.size_bytes or 0):
+                    claimed = await to_thread.run_sync(partial.open)
                 gauge.phase = Phase.VERIFYING
-                await to_thread.run_sync(partial.open, buffer)
+                for index, crc in sorted(claimed.items()):
+                    await to_thread.run_sync(partial.recheck, index, crc, buffer)
             yield partial
         except ChangedError:
             await to_thread.run_sync(self._store.remove, partial.path)

@@ -120,25 +120,27 @@ def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
 class HttpSource:
     """Files of HTTP servers."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, tls: ssl.SSLContext) -> None:
         self._session = session
+        self._tls = tls
 
     @classmethod
     @asynccontextmanager
     async def open(cls, *, connect_s: float, stall_s: float) -> AsyncIterator[Self]:
         """Keep one pool of connections until the block ends."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
+        tls = ssl.create_default_context()
         session = aiohttp.ClientSession(
             timeout=timeout,
             trust_env=True,
             auto_decompress=False,
-            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()),
+            connector=aiohttp.TCPConnector(ssl=tls),
             headers={"Accept-Encoding": "identity", "User-Agent": "ckptd"},
             skip_auto_headers={"Accept"},
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         async with session:
-            yield cls(session)
+            yield cls(session, tls)
 
     async def stat(self, url: str) -> Object:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
@@ -217,7 +219,7 @@ class HttpSource:
             accepts_ranges=ranges,
             validator=validator,
             url=url,
-            direct=_direct(reply),
+            direct=_direct(reply, self._tls),
         )
 
     @asynccontextmanager
@@ -260,7 +262,7 @@ def _split_credentials(url: str) -> tuple[URL, dict[str, str]]:
     return parsed.with_user(None), header
 
 
-def _direct(reply: aiohttp.ClientResponse) -> Endpoint | None:
+def _direct(reply: aiohttp.ClientResponse, tls: ssl.SSLContext) -> Endpoint | None:
     """Return where *reply* came from if nothing stood between, with what it was asked with."""
     url = reply.url
     host = url.host or ""
@@ -268,7 +270,7 @@ def _direct(reply: aiohttp.ClientResponse) -> Endpoint | None:
         return None
     sent = reply.request_info.headers
     headers = {key: sent[key] for key in ("Authorization", "User-Agent") if key in sent}
-    return Endpoint(str(url.with_fragment(None)), headers)
+    return Endpoint(str(url.with_fragment(None)), headers, tls)
 
 
 def _total(headers: Mapping[str, str], name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Endpoint:
 
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
+    tls: ssl.SSLContext = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

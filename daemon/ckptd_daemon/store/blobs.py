@@ -102,6 +102,10 @@ class BlobStore:
         """Return where the partial of *key* is, or would be."""
         return self.partials_dir / key
 
+    def forget(self, key: str) -> None:
+        """Serve the blob called *key* no more, from this instant; `remove` then frees its disk."""
+        self._blobs.pop(key, None)
+
     def partial_paths(self) -> list[Path]:
         """Return the directories of all partials; blocks on the disk, like all that follows."""
         return list(self.partials_dir.iterdir())
@@ -166,8 +170,9 @@ class BlobStore:
         """Tell whether the blob's file is still what was published; quarantines it if not."""
         if _is_whole(blob):
             return True
-        self._blobs.pop(blob.key, None)
-        self._quarantine(blob.path.parent)
+        if self._blobs.get(blob.key) is blob:
+            del self._blobs[blob.key]
+            self._quarantine(blob.path.parent)
         return False
 
     def _quarantine(self, path: Path) -> None:
@@ -178,7 +183,8 @@ class BlobStore:
     def touch(self, blob: Blob) -> os.stat_result:
         """Note that the blob is used now, for eviction; returns what its file is."""
         os.utime(blob.path.parent / NOTE)
-        self._blobs[blob.key] = replace(self._blobs[blob.key], used_at=time.time())
+        known = self._blobs.get(blob.key, blob)
+        self._blobs[blob.key] = replace(known, used_at=time.time())
         return blob.path.stat()
 
     def learn_sha256(self, blob: Blob) -> Blob:
@@ -195,7 +201,6 @@ class BlobStore:
 
     def remove(self, path: Path) -> None:
         """Drop a blob's or partial's directory. Readers that hold its file open keep the bytes."""
-        self._blobs.pop(path.name, None)
         if path.exists():
             grave = self._trash_dir / f"{path.name}-{secrets.token_hex(4)}"
             durable.publish(path, grave)

@@ -46,8 +46,11 @@ class Partial:
         count = self.header.chunk_count or "?"
         return f"<Partial {self.path.name} [{len(self.landed)} of {count} chunks]>"
 
-    def open(self, buffer: memoryview) -> None:
-        """Go on with what an earlier life left of this very version, or start from nothing."""
+    def open(self) -> dict[int, int]:
+        """Go on with what an earlier life left of this very version, or start from nothing.
+
+        Returns the chunks that the journal claims, and their CRC32C, for `recheck`.
+        """
         earlier = self._earlier()
         if earlier is None:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -61,8 +64,9 @@ class Partial:
         with durable.explained(self.path):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
             self._journal_fd = os.open(self.path / JOURNAL, flags)
-        if earlier is not None:
-            self._recheck(earlier, buffer)
+            if earlier is not None:
+                os.ftruncate(self._journal_fd, earlier.valid_bytes)
+        return {} if earlier is None else earlier.chunks
 
     def _earlier(self) -> journal.Journal | None:
         try:
@@ -116,16 +120,15 @@ class Partial:
             self._changed.wait_for(lambda: self._is_given_up or index in self.landed)
             return not self._is_given_up
 
-    def _recheck(self, parsed: journal.Journal, buffer: memoryview) -> None:
-        """Take over the chunks whose bytes are still what the journal says."""
-        os.ftruncate(self._journal_fd, parsed.valid_bytes)
-        for index, crc in sorted(parsed.chunks.items()):
-            start, end = self.header.extent(index)
-            if self._crc_of(start, end, buffer) == crc:
-                self.landed[index] = crc
-                self.landed_bytes += end - start
-            else:
-                logger.warning("chunk %d of partial %s is damaged", index, self.path.name)
+    def recheck(self, index: int, crc: int, buffer: memoryview) -> None:
+        """Take over a claimed chunk if its bytes on the disk are still what the journal says."""
+        start, end = self.header.extent(index)
+        if self._crc_of(start, end, buffer) != crc:
+            logger.warning("chunk %d of partial %s is damaged", index, self.path.name)
+            return
+        with self._changed:
+            self.landed[index] = crc
+            self.landed_bytes += end - start
 
     def _crc_of(self, start: int, end: int, buffer: memoryview) -> int:
         crc = 0

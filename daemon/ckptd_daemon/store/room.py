@@ -42,8 +42,9 @@ class Space:
         """
         async with self._booking:
             for path in await to_thread.run_sync(self._chosen, key, size_bytes):
-                if not self._is_held(path.name):
+                if not self._is_held(path.name):  # still, after the thread
                     logger.info("evicting %s", path.name)
+                    self._store.forget(path.name)
                     await to_thread.run_sync(self._store.remove, path)
             yield
 
@@ -63,9 +64,7 @@ class Space:
             used=sum(sizes.values()) + sum(blob.size_bytes for blob in blobs.values()),
         )
         entries = [Entry(blob.key, blob.size_bytes, blob.used_at) for blob in blobs.values()]
-        entries += [
-            Entry(name, sizes[name], path.stat().st_mtime) for name, path in partials.items()
-        ]
+        entries += [Entry(name, sizes[name], _changed_at(path)) for name, path in partials.items()]
         candidates = [entry for entry in entries if not self._is_held(entry.key)]
         need = max(0, size_bytes - sizes.get(key, 0))
         chosen = victims(candidates, room, need)
@@ -73,4 +72,14 @@ class Space:
 
 
 def _allocated_bytes(path: Path) -> int:
-    return sum(file.stat().st_blocks * 512 for file in path.iterdir())
+    try:
+        return sum(file.stat().st_blocks * 512 for file in path.iterdir())
+    except FileNotFoundError:  # published or dropped meanwhile
+        return 0
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
