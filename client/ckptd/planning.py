@@ -12,6 +12,7 @@ from ckptd.exchange import Exchange, settle
 from ckptd.tensors import index, metadata, plan
 from ckptd.tensors.local import Local, take
 from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed, image_name
+from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
 Header = Callable[[], dict[str, Any]]
@@ -51,6 +52,7 @@ class Planner:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._encoder = Encoder()
         self._hashes: list[str] = []  # of the local plans that `_agreed` was made from
         self._agreed: Agreed | None = None
 
@@ -65,7 +67,7 @@ class Planner:
         def say() -> dict[str, Any]:
             nonlocal local
             first = header()
-            local = take(state)
+            local = take(state, self._encoder)
             known = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
             said = {"plan": local.plan.hash(), "known": known, "contents": self._contents(local)}
             return {"header": first, **said}

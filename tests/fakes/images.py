@@ -9,12 +9,13 @@ from typing import Any
 from ckptd.tensors import index, metadata, plan, stage
 from ckptd.tensors.local import take
 from ckptd.tensors.plan import image_name
+from ckptd.tensors.values import Encoder
 
 
 def write(directory: Path, *states: Any) -> Path:
     """Write the checkpoint that ranks holding *states* would make together."""
     directory.mkdir(parents=True, exist_ok=True)
-    locals_: Sequence[Any] = [take(state) for state in states]
+    locals_: Sequence[Any] = [take(state, Encoder()) for state in states]
     agreed = plan.agree([local.plan for local in locals_])
     for rank, local in enumerate(locals_):
         image = memoryview(bytearray(agreed.image_bytes[rank]))

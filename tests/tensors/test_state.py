@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from ckptd.tensors import local
 from ckptd.tensors.state import capture
 from ckptd.tensors.tree import Tree
+from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
 LEAVES = st.integers() | st.builds(lambda: torch.zeros(1)) | st.tuples(st.integers())
@@ -69,7 +70,7 @@ def test_modules_and_optimizers_are_named_as_torch_names_them(wrap: Any) -> None
 def test_taking_a_fresh_optimizer_leaves_it_fresh() -> None:
     model = small()
     optimizer = torch.optim.AdamW(model.parameters())
-    local.take({"model": model, "opt": optimizer})
+    local.take({"model": model, "opt": optimizer}, Encoder())
     assert not optimizer.state
     assert all(param.grad is None for param in model.parameters())
 
@@ -116,7 +117,7 @@ def test_only_parameters_and_optimizer_state_may_be_written_by_any_rank() -> Non
 )  # fmt: skip
 def test_a_state_that_could_not_come_back_is_refused(state: Any, said: str) -> None:
     with pytest.raises(errors.InvalidArgument, match=said):
-        local.take(state)
+        local.take(state, Encoder())
 
 
 def test_ordered_dicts_and_int_keys_come_back_as_such() -> None:
@@ -139,5 +140,5 @@ def test_a_state_is_not_changed_by_taking_it() -> None:
     model = small()
     state = {"model": model, "opt": trained(model), "x": [1, {"y": (2,)}]}
     before = copy.deepcopy(state["x"])
-    local.take(state)
+    local.take(state, Encoder())
     assert state["x"] == before

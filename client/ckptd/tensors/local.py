@@ -31,7 +31,7 @@ class Local:
     sources: dict[SourceKey, Source]
 
 
-def take(state: Any) -> Local:
+def take(state: Any, encoder: values.Encoder) -> Local:
     """Return what this rank holds of *state*; objects are encoded, tensors only looked at.
 
     Raises `InvalidArgument`, naming the key, for what could not be given back.
@@ -40,8 +40,11 @@ def take(state: Any) -> Local:
     entries: list[Entry] = []
     sources: dict[SourceKey, Source] = {}
     for name, leaf in captured.leaves.items():
-        made = _tensor_entries if isinstance(leaf.value, torch.Tensor) else _object_entries
-        for entry, source in made(name, leaf):
+        if isinstance(leaf.value, torch.Tensor):
+            made = _tensor_entries(name, leaf)
+        else:
+            made = [_object_entry(name, leaf, encoder)]
+        for entry, source in made:
             entries.append(entry)
             sources[name, entry.offsets] = source
     return Local(LocalPlan(tuple(entries), captured.nodes), sources)
@@ -59,10 +62,10 @@ def chunks(name: str, tensor: torch.Tensor) -> list[tuple[tuple[int, ...], torch
     return [(tuple(chunk.offsets), tensor.to_local()) for chunk in placed]
 
 
-def _object_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:
-    data = values.encode(name, leaf.value)
-    content = values.fingerprint(leaf.value) if leaf.compared else ""
-    return [(Entry(name, "", (), (), (), 0, len(data), content=content), data)]
+def _object_entry(name: str, leaf: Leaf, encoder: values.Encoder) -> tuple[Entry, Source]:
+    data, mark = encoder.encode(name, leaf.value)
+    content = mark if leaf.compared else ""
+    return Entry(name, "", (), (), (), 0, len(data), content=content), data
 
 
 def _tensor_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
+from typing_extensions import TypeIs
 
 from ckptd.tensors.tree import Path, name_of
 from ckptd_proto import errors
@@ -28,7 +29,6 @@ _WRAPPERS: tuple[tuple[type, str], ...] = (
 )
 
 
-@runtime_checkable
 class Stateful(Protocol):
     """Anything that gives its state away and takes it back."""
 
@@ -37,6 +37,14 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any, /) -> Any:
         """Take the state over."""
+
+
+def is_stateful(value: object) -> TypeIs[Stateful]:
+    """Say whether *value* is one; a class of such objects is not."""
+    kind = type(value)
+    return callable(getattr(kind, "state_dict", None)) and callable(
+        getattr(kind, "load_state_dict", None)
+    )
 
 
 @dataclass(frozen=True, slots=True)

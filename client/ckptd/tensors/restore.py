@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ckptd.tensors.framing import dtype_of
 from ckptd.tensors.index import Index, TensorInfo
 from ckptd.tensors.load import Wish, check
-from ckptd.tensors.parts import ModuleNames, Parts, Stateful
+from ckptd.tensors.parts import ModuleNames, Parts, Stateful, is_stateful
 from ckptd.tensors.state import capture, is_terminal, key_item
 from ckptd.tensors.tree import LEAF, LIST, Node, Path, name_of
 from ckptd_proto import errors
@@ -66,7 +66,7 @@ class Restore:
             return self._optimizer(path, value)
         if isinstance(value, torch.Tensor):
             return self._tensor(name_of(path), value)
-        if isinstance(value, Stateful) and not isinstance(value, type | Mapping):
+        if is_stateful(value) and not isinstance(value, Mapping):
             return self._stateful(path, value)
         if isinstance(value, MutableMapping) and value:
             return self._mapping(path, value)

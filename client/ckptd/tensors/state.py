@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ckptd.tensors.parts import ModuleNames, Parts, Stateful, named_state
+from ckptd.tensors.parts import ModuleNames, Parts, is_stateful, named_state
 from ckptd.tensors.tree import LEAF, LIST, Node, Path, PathItem, mapping_kind, name_of
 from ckptd_proto import errors
 
@@ -66,7 +66,8 @@ def key_item(path: Path, key: Any) -> PathItem:
 def is_terminal(value: list[Any]) -> bool:
     """Say whether a list is one value: torch takes apart only lists of tensors and mappings."""
     return not any(
-        isinstance(item, torch.Tensor | Mapping | Stateful)
+        isinstance(item, torch.Tensor | Mapping)
+        or is_stateful(item)
         or (isinstance(item, list) and not is_terminal(item))
         for item in value
     )
@@ -88,7 +89,7 @@ class _Walk:
             self._visit_mapping(path, value, role)
         elif isinstance(value, torch.Tensor):
             self._add_leaf(path, role(value))
-        elif isinstance(value, Stateful) and not isinstance(value, type):
+        elif is_stateful(value):
             self.visit(path, value.state_dict(), role)
         elif isinstance(value, list) and not is_terminal(value):
             self.nodes.append(Node(path, LIST))

@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta, timezone
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,12 +19,37 @@ import torch
 from ckptd_proto import errors
 
 _GRANULE_BYTES = 256
+_KNOWN_MAX = 1 << 16
+_KNOWN_MAX_BYTES = 4096
+_SIMPLE = frozenset({bool, int, float, type(None)})  # always come back: not worth a look
 _WAY_OUT = (
     "save what it is made of (numbers, strings, bytes, lists, tuples, dicts, tensors, numpy"
     " arrays), or give the object state_dict() and load_state_dict()"
 )
 
 _SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+
+class Encoder:
+    """Encodes values, and remembers those that do not change from save to save."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, bytes] = {}
+
+    def encode(self, key: str, value: object) -> tuple[bytes, str]:
+        """Return what `encode` does, and the value's fingerprint."""
+        try:
+            mark = fingerprint(value)
+        except Exception as error:
+            raise _refusal(key, value, _reason(error)) from error
+        data = self._known.get(mark)
+        if data is None:
+            data = encode(key, value)
+            if len(data) <= _KNOWN_MAX_BYTES:
+                if len(self._known) >= _KNOWN_MAX:
+                    self._known.clear()
+                self._known[mark] = data
+        return data, mark
 
 
 def encode(key: str, value: object) -> bytes:
@@ -35,7 +61,7 @@ def encode(key: str, value: object) -> bytes:
     try:
         torch.save(value, out, _use_new_zipfile_serialization=False)
         data = out.getvalue()
-        restored = decode(data)
+        restored = value if type(value) in _SIMPLE else decode(data)
         is_same = same(value, restored)
     except Exception as error:
         raise _refusal(key, value, _reason(error)) from error
@@ -158,6 +184,7 @@ def _safe_globals() -> Iterator[None]:
         yield
 
 
+@cache
 def _numpy_globals() -> list[_SafeGlobal]:
     """Name what numpy's own pickles call, under the names of numpy 1 and 2."""
     try:
