@@ -27,7 +27,7 @@ http {{
   uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5;
   sendfile on;
   server {{
-    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{port}{ssl};
     root {files};
     {extra}
   }}
@@ -38,7 +38,8 @@ http {{
 class Nginx:
     """Serves `files` at `url` while the block lasts."""
 
-    def __init__(self, root: Path, extra: str = "") -> None:
+    def __init__(self, root: Path, extra: str = "", *, tls: bool = False) -> None:
+        self._scheme = "https" if tls else "http"
         self.files = root / "files"
         self.files.mkdir(parents=True)
         with socket.socket() as probe:
@@ -47,12 +48,19 @@ class Nginx:
         self._conf = root / "nginx.conf"
         user = "user root;" if os.geteuid() == 0 else ""  # it must read our temporary files
         self._conf.write_text(
-            _CONF.format(root=root, files=self.files, port=self.port, extra=extra, user=user)
+            _CONF.format(
+                root=root,
+                files=self.files,
+                port=self.port,
+                extra=extra,
+                user=user,
+                ssl=" ssl" if tls else "",
+            )
         )
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{name}"
+        return f"{self._scheme}://127.0.0.1:{self.port}/{name}"
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen([BINARY, "-c", str(self._conf)])

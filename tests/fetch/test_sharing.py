@@ -185,3 +185,26 @@ def test_credentials_never_follow_a_redirect_to_another_host(
         assert daemon.client().fetch(url).read_bytes() == data
         assert not any("Authorization" in headers for headers in elsewhere.headers)
     assert any("Authorization" in headers for headers in origin.headers)
+
+
+def test_a_partial_damaged_while_the_daemon_was_away_is_mended(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    content = data * 4
+    origin.put("model", content)
+    origin.hold(after_bytes=len(content) * 3 // 4)
+    process = rank(daemon, origin.url("model"))
+    assert origin.held.wait(30)
+    (partial,) = (daemon.state_dir / "cache" / "partials").iterdir()
+    eventually(lambda: (partial / "journal").stat().st_size > 300)
+    daemon.kill()
+    with (partial / "data").open("r+b") as file:
+        for at in range(0, len(content), CHUNK_BYTES):
+            file.seek(at + 1000)
+            file.write(b"damaged")
+    with (partial / "journal").open("ab") as file:
+        file.write(b"torn")
+    origin.release()
+    daemon.start()
+    assert path_of(process).read_bytes() == content
+    end(process)
