@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _ABORT_S = 5.0
 _LEAVE_S = 5.0
+_ROLL_TRIES = 5
+_ROLL_PAUSE_S = 0.1
 _generations = count()  # every rank makes its Checkpointers in the same order
 
 
@@ -81,17 +84,23 @@ class Membership:
             error.add_note(f"the daemon could not be told: {failure}")
 
     def lost(self) -> str:
-        """Say which ranks have died; empty if none has, or nobody knows."""
+        """Say which ranks have died; empty if none has, or nobody knows.
+
+        Asks for a moment: a dead process's connections end before the process is gone.
+        """
         request = saves_pb2.RollRequest(job=self.job)
-        try:
-            roll = self._connection.call(
-                lambda stubs: stubs.saves.Roll(request, timeout=_ABORT_S), timeout_s=_ABORT_S
-            )
-        except errors.CkptdError:
-            logger.warning("the daemon could not say which ranks have died", exc_info=True)
-            return ""
-        lost = ", ".join(f"rank {each.rank} (pid {each.pid})" for each in roll.lost)
-        return f"{lost} died" if lost else ""
+        for attempt in range(_ROLL_TRIES):
+            time.sleep(_ROLL_PAUSE_S if attempt else 0)
+            try:
+                roll = self._connection.call(
+                    lambda stubs: stubs.saves.Roll(request, timeout=_ABORT_S), timeout_s=_ABORT_S
+                )
+            except errors.CkptdError:
+                logger.warning("the daemon could not say which ranks have died", exc_info=True)
+                return ""
+            if roll.lost:
+                return ", ".join(f"rank {one.rank} (pid {one.pid})" for one in roll.lost) + " died"
+        return ""
 
     def leave(self) -> None:
         """Leave the job: its memory is given back. A daemon that is gone has forgotten us."""

@@ -63,7 +63,7 @@ def test_replicas_shards_and_another_world_size_come_back_bit_equal(
 def test_ranks_without_a_process_group_save_through_the_daemon(
     daemon: Daemon, tmp_path: Path
 ) -> None:
-    started = ranks.start(PROGRAMS / "ungrouped.py", tmp_path, "saves", ranks=2, env=daemon.env)
+    started = ranks.start(PROGRAMS / "meeting.py", tmp_path, "saves", ranks=2, env=daemon.env)
     ranks.outputs(started)
     with ckptd.Checkpointer(
         tmp_path, experiment="e", run="saves", ranks="self", socket=daemon.socket
@@ -74,10 +74,11 @@ def test_ranks_without_a_process_group_save_through_the_daemon(
     assert (state["mine.0"], state["mine.1"], state["step"]) == (0, 1, 1)
 
 
+@pytest.mark.parametrize("way", ["grouped", "ungrouped"])
 def test_a_rank_that_dies_before_the_exchange_is_named_to_the_others(
-    daemon: Daemon, tmp_path: Path
+    daemon: Daemon, tmp_path: Path, way: str
 ) -> None:
-    started = ranks.start(PROGRAMS / "ungrouped.py", tmp_path, "dies", ranks=2, env=daemon.env)
+    started = ranks.start(PROGRAMS / "meeting.py", tmp_path, "dies", way, ranks=2, env=daemon.env)
     said = ranks.outputs(started)
     assert f"rank 1 (pid {started[1].pid}) died" in said[0]
 

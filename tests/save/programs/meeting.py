@@ -1,4 +1,4 @@
-"""Ranks without a process group: they meet at their node's daemon."""
+"""Ranks that meet at their node's daemon, or in a process group; one of them may die."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 import ckptd
 from ckptd import errors
 
 root, what = Path(sys.argv[1]), sys.argv[2]
 rank = int(os.environ["RANK"])
+if sys.argv[3:] == ["grouped"]:
+    dist.init_process_group("gloo")
 
 with ckptd.Checkpointer(root, experiment="e", run=what, timeout=60) as ckpt:
     shared = torch.arange(5000.0)
