@@ -16,6 +16,7 @@ _COMMANDS = {
     "cache": "ckptd.cli.fetch",
     "demo": "ckptd.cli.demo",
     "fetch": "ckptd.cli.fetch",
+    "ls": "ckptd.cli.checkpoints",
     "serve": "ckptd.cli.node",
     "status": "ckptd.cli.node",
     "stop": "ckptd.cli.node",

@@ -142,9 +142,10 @@ class Jobs:
     def _admit(self, job: Job, rank: int, session: Session) -> None:
         name = f"rank {rank} of {job.key.place.experiment}/{job.key.place.run}"
         member = Member(rank, session, Holder(name))
+        if rank in job.members:
+            job.by_sequence.clear()  # a new process counts its saves anew
         job.members[rank] = member
         job.lost.pop(rank, None)
-        job.by_sequence.clear()  # a new process counts its saves anew
         session.on_end(lambda: self._end(job, member))
 
     def _end(self, job: Job, member: Member) -> None:

@@ -221,13 +221,19 @@ class Saver:
             beside = sum(other.slot.size_bytes for other in track.reserved.values())
             self._arena.check_fits(size, beside_bytes=beside)
             purpose = f"step {track.attempt.step} of {track.attempt.job.place}"
+            failure = None
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(track.cancel_when_final, tasks.cancel_scope)
-                slot = await self._arena.reserve(
-                    member.holder, size, purpose=purpose, timeout_s=timeout_s
-                )
-                reservation = self._hold(track, rank, Reservation(slot, laid))
+                try:
+                    slot = await self._arena.reserve(
+                        member.holder, size, purpose=purpose, timeout_s=timeout_s
+                    )
+                    reservation = self._hold(track, rank, Reservation(slot, laid))
+                except errors.CkptdError as error:
+                    failure = error  # raised below, without the group around it
                 tasks.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
         if reservation is None:
             raise ended(track)
         if reservation.laid != laid:
