@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import anyio
 import grpc.aio
@@ -117,8 +117,9 @@ async def _running(
 
 def _say_ready(listener: Listener) -> None:
     logger.info("ready", extra={"socket": listener.path, "version": __version__})
-    sys.stdout.write(f"ckptd ready unix:{listener.path}\n")
-    sys.stdout.flush()
+    with suppress(BrokenPipeError):  # whoever started us died meanwhile; others may need us
+        sys.stdout.write(f"ckptd ready unix:{listener.path}\n")
+        sys.stdout.flush()
     notify("READY=1", f"STATUS=serving at {listener.path}")
 
 

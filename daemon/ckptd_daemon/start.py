@@ -64,7 +64,7 @@ def _parsed(arguments: list[str]) -> dict[str, Any]:
 
 
 def _run(settings: config.Config, *, detached: bool) -> None:
-    _make_state_dir(settings)
+    make_state_dir(settings)
     with locks.held(settings.state_dir / "daemon.lock", f"the state in {settings.state_dir}"):
         log = settings.state_dir / "daemon.log"
         logs.set_up(settings.log_level, log if detached else None)
@@ -82,7 +82,8 @@ def _let_go(log: Path) -> None:
         os.close(opened)
 
 
-def _make_state_dir(settings: config.Config) -> None:
+def make_state_dir(settings: config.Config) -> None:
+    """Create the state directory, private to its user, unless its filesystem is unfit."""
     kind = mounts.filesystem(settings.state_dir)
     if mounts.is_network(kind) and not settings.allow_network_fs:
         text = (

@@ -66,7 +66,7 @@ def test_a_configured_user_is_served_but_may_not_stop_the_daemon(short_path: Pat
 def test_a_private_directory_made_by_someone_else_is_refused(short_path: Path) -> None:
     uid = 54321  # a user of this test alone, for the path is a fixed one
     directory = Path(f"/tmp/ckptd-{uid}")
-    directory.mkdir(mode=0o777)
+    directory.mkdir(mode=0o700)
     try:
         done = python_as(uid, short_path)
     finally:
