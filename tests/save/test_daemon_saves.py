@@ -448,12 +448,9 @@ def arena(daemon: Daemon) -> node_pb2.ArenaStatus:
     return client(daemon).node.Status(node_pb2.StatusRequest()).arena
 
 
-def resources(daemon: Daemon) -> tuple[int, int, int]:
-    return (
-        len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())),
-        arena(daemon).slots,
-        len(list(Path(f"/proc/{daemon.pid}/task").iterdir())),
-    )
+def resources(daemon: Daemon) -> tuple[int, int]:
+    """Descriptors and slots; worker threads come and go with the load."""
+    return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())), arena(daemon).slots
 
 
 def joined(rank: Rank) -> bool:
