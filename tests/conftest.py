@@ -11,6 +11,8 @@ import pytest
 
 from fakes.daemon import Daemon
 
+pytest_plugins = ["fakes.require_real"]
+
 # no test may reach, or start, a daemon of the machine
 os.environ["CKPTD_AUTOSTART"] = "0"
 for _name in ("CKPTD_SOCKET", "CKPTD_STATE_DIR", "XDG_RUNTIME_DIR"):
