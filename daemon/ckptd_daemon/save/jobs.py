@@ -18,6 +18,7 @@ from ckptd_proto import errors
 
 WORLD_SIZE_MAX = 1 << 16
 INCARNATION_BYTES_MAX = 256
+_SEQUENCES_MAX = 16  # saves that ranks of one job may be apart
 _FENCED_MAX = 64  # incarnations remembered per run
 _FORMAT = 1
 
@@ -54,6 +55,12 @@ class Job:
     def is_live(self) -> bool:
         """Some rank may still save."""
         return any(member.is_live for member in self.members.values())
+
+    def note(self, sequence: int, what: str | Checkpoint) -> None:
+        """Remember what the n-th save became, for the ranks still to come."""
+        self.by_sequence[sequence] = what
+        for old in [old for old in self.by_sequence if old <= sequence - _SEQUENCES_MAX]:
+            del self.by_sequence[old]
 
 
 def key_of(place: Place, incarnation: str, *, rank: int, world_size: int, uid: int) -> JobKey:

@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.save import commit, headers, jobs, manifests, places, recovery
-from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot
+from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot, SlotOffer
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.headers import Header
@@ -25,7 +25,6 @@ from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 
 METRICS_MAX: Final = 1024
-_SEQUENCES_MAX: Final = 16  # saves that ranks of one job may be apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,6 @@ class SaveStatistics:
     jobs: int
     attempts: tuple[Progress, ...]
     arena: ArenaStatistics
-
-
-@dataclass(frozen=True, slots=True)
-class SlotOffer:
-    """A slot, and the token for its descriptor; no token if the caller has it mapped."""
-
-    id: str
-    size_bytes: int
-    token: str
 
 
 class Saver:
@@ -186,10 +176,10 @@ class Saver:
             if found is not None and not replaces:
                 if not commit.is_same(found, attempt):
                     raise commit.taken(found)
-                self._note(job, sequence, found)
+                job.note(sequence, found)
                 return found
             self._tracks.add(Track(attempt, opened_by=rank))
-            self._note(job, sequence, attempt.id)
+            job.note(sequence, attempt.id)
             return attempt
 
     async def prepare(
@@ -351,11 +341,6 @@ class Saver:
         if attempt.state is State.OPEN:
             self._tracks.abort(track, failure)
         raise failure
-
-    def _note(self, job: Job, sequence: int, what: str | Checkpoint) -> None:
-        job.by_sequence[sequence] = what
-        for old in [old for old in job.by_sequence if old <= sequence - _SEQUENCES_MAX]:
-            del job.by_sequence[old]
 
     def _abort_overtaken(self, job: Job, member: Member, sequence: int) -> None:
         """Abort what the rank has passed over: it will never seal it."""
