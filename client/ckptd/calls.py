@@ -58,22 +58,27 @@ class Channel(grpc.Channel):
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
+        self.instance = ""
+        """Which life of the daemon the calls are for, once it has said so.
+
+        gRPC reconnects by itself, and the daemon's next life must know that it is not meant.
+        """
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
         """Return a method that sends one message and waits for one."""
-        return _waiting(self._channel.unary_unary(*arguments, **options).future)
+        return self._waiting(self._channel.unary_unary(*arguments, **options).future)
 
     def stream_unary(self, *arguments: Any, **options: Any) -> Any:
         """Return a method that sends messages and waits for one."""
-        return _waiting(self._channel.stream_unary(*arguments, **options).future)
+        return self._waiting(self._channel.stream_unary(*arguments, **options).future)
 
     def unary_stream(self, *arguments: Any, **options: Any) -> Any:
         """Return a method that sends one message and gives an iterator."""
-        return _tracked(self._channel.unary_stream(*arguments, **options))
+        return self._tracked(self._channel.unary_stream(*arguments, **options))
 
     def stream_stream(self, *arguments: Any, **options: Any) -> Any:
         """Return a method that sends messages and gives an iterator."""
-        return _tracked(self._channel.stream_stream(*arguments, **options))
+        return self._tracked(self._channel.stream_stream(*arguments, **options))
 
     def subscribe(self, callback: Callable[..., None], try_to_connect: bool = False) -> None:
         """Tell *callback* how the connection is."""
@@ -87,28 +92,28 @@ class Channel(grpc.Channel):
         """End the connection and every call on it."""
         self._channel.close()
 
+    def _tracked(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def start(*arguments: Any, **options: Any) -> Any:
+            if self.instance:
+                options["metadata"] = (("ckptd-instance", self.instance),)
+            call = method(*arguments, **options)
+            if (calls := current.get()) is not None:
+                calls.add(call)
+            return call
 
-def _tracked(method: Callable[..., Any]) -> Callable[..., Any]:
-    def start(*arguments: Any, **options: Any) -> Any:
-        call = method(*arguments, **options)
-        if (calls := current.get()) is not None:
-            calls.add(call)
-        return call
+        return start
 
-    return start
+    def _waiting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        start = self._tracked(method)
 
+        def wait(*arguments: Any, **options: Any) -> Any:
+            call = start(*arguments, **options)
+            try:
+                return call.result()
+            except grpc.FutureCancelledError as error:
+                raise errors.Aborted("the call was cancelled") from error
+            except BaseException:  # Ctrl-C above all; no harm to a call that has ended
+                call.cancel()
+                raise
 
-def _waiting(method: Callable[..., Any]) -> Callable[..., Any]:
-    start = _tracked(method)
-
-    def wait(*arguments: Any, **options: Any) -> Any:
-        call = start(*arguments, **options)
-        try:
-            return call.result()
-        except grpc.FutureCancelledError as error:
-            raise errors.Aborted("the call was cancelled") from error
-        except BaseException:  # Ctrl-C above all; no harm to a call that has ended
-            call.cancel()
-            raise
-
-    return wait
+        return wait

@@ -243,10 +243,12 @@ def _link(path: Path) -> _Link:
     )
     request = node_pb2.HelloRequest(client_version=version("ckptd"))
     try:
-        return _Link(path, peer_name, channel, stubs, stubs.node.Hello(request, timeout=HELLO_S))
+        daemon = stubs.node.Hello(request, timeout=HELLO_S)
     except grpc.RpcError as error:
         channel.close()
         raise wire.typed(error) from error
+    channel.instance = daemon.instance
+    return _Link(path, peer_name, channel, stubs, daemon)
 
 
 def _agrees(link: _Link, *, may_replace: bool) -> bool:

@@ -46,10 +46,10 @@ def typed(error: grpc.RpcError) -> errors.CkptdError:
 
 
 def is_transport(error: grpc.RpcError) -> bool:
-    """Say whether the daemon went away, or is going, rather than answered."""
+    """Say whether the daemon went away, is going, or came back, rather than answered."""
     metadata = _metadata(error)
     if "ckptd-error" in metadata:
-        return "ckptd-stopping" in metadata
+        return "ckptd-elsewhere" in metadata
     return _code(error) in _TRANSPORT
 
 

@@ -66,14 +66,14 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
             saves=saver.statistics,
             fetches=fetcher.statistics,
         )
-        server = _new_server(stopping)
+        server = _new_server(identity, stopping)
         node_pb2_grpc.add_NodeServicer_to_server(node, server)
         blobs_pb2_grpc.add_BlobsServicer_to_server(BlobsService(fetcher, sessions), server)
         saves_pb2_grpc.add_SavesServicer_to_server(SavesService(saver, sessions), server)
         checkpoints = CheckpointsService(saver, sessions)
         checkpoints_pb2_grpc.add_CheckpointsServicer_to_server(checkpoints, server)
         service = await stack.enter_async_context(_running(server, hall, "grpc"))
-        refusal = _new_server(stopping)
+        refusal = _new_server(identity, stopping)
         refusal.add_generic_rpc_handlers((Refusal(),))
         await stack.enter_async_context(_running(refusal, hall, "refusal"))
         door = FrontDoor(listener.calls, hall, sessions, config.allow_uids | {os.geteuid()})
@@ -94,8 +94,8 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         await server.stop(LAST_REPLIES_S)
 
 
-def _new_server(stopping: Stopping) -> grpc.aio.Server:
-    interceptor = ErrorStatus(lambda: stopping.is_asked)
+def _new_server(identity: Identity, stopping: Stopping) -> grpc.aio.Server:
+    interceptor = ErrorStatus(identity.instance, lambda: stopping.is_asked)
     return grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
 
 

@@ -243,8 +243,6 @@ def test_an_attempt_that_was_open_when_the_daemon_died_is_aborted(
     with pytest.raises(errors.Aborted, match="restarted"):
         ranks[1].ask("seal")
     eventually(lambda: arena(daemon).slots == 0)
-    for rank in ranks:
-        rank.ask("join")
     stage(ranks, sequence=1, step=7)
     seal(ranks)
     assert ranks[0].ask("watch")["state"] == "COMMITTED"

@@ -44,27 +44,30 @@ class Remote:
         self.handler = handler
         self.address = address
 
-    async def fail(self, error: Exception, method: str = "/unary") -> grpc.RpcError:
+    async def fail(
+        self, error: Exception, method: str = "/unary", *, instance: str = "this life"
+    ) -> grpc.RpcError:
         self.handler.error = error
-        return await anyio.to_thread.run_sync(self._call, method)
+        return await anyio.to_thread.run_sync(self._call, method, instance)
 
-    def _call(self, method: str) -> grpc.RpcError:
+    def _call(self, method: str, instance: str) -> grpc.RpcError:
+        metadata = (("ckptd-instance", instance),)
         options = [("grpc.max_metadata_size", 64 << 10)]
         with (
             grpc.insecure_channel(self.address, options) as channel,
             pytest.raises(grpc.RpcError) as failure,
         ):
             if method == "/unary":
-                channel.unary_unary(method)(b"")
+                channel.unary_unary(method)(b"", metadata=metadata)
             else:
-                list(channel.unary_stream(method)(b""))
+                list(channel.unary_stream(method)(b"", metadata=metadata))
         return failure.value
 
 
 @pytest.fixture
 async def remote(short_path: Path) -> AsyncIterator[Remote]:
     handler = Raising()
-    server = grpc.aio.server(interceptors=(ErrorStatus(lambda: handler.is_stopping),))
+    server = grpc.aio.server(interceptors=(ErrorStatus("this life", lambda: handler.is_stopping),))
     server.add_generic_rpc_handlers((handler,))
     address = f"unix:{short_path}/s"
     server.add_insecure_port(address)
@@ -97,6 +100,15 @@ async def test_what_a_stopping_daemon_cannot_do_its_next_life_is_asked(remote: R
     remote.handler.is_stopping = True
     assert wire.is_transport(await remote.fail(unavailable))
     assert not wire.is_transport(await remote.fail(errors.NotFound("no")))
+
+
+async def test_a_call_for_an_earlier_life_of_the_daemon_is_sent_back_to_say_hello(
+    remote: Remote,
+) -> None:
+    not_found = errors.NotFound("the method was reached")
+    assert wire.is_transport(await remote.fail(not_found, instance="an earlier life"))
+    arrived = wire.typed(await remote.fail(not_found, instance="this life"))
+    assert isinstance(arrived, errors.NotFound)
 
 
 def test_every_class_has_a_status_and_an_exit_code() -> None:

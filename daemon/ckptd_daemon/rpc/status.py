@@ -31,69 +31,20 @@ STATUS: Mapping[type[errors.CkptdError], grpc.StatusCode] = {
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-
 MESSAGE_MAX_BYTES = 4096  # times three when it is percent-encoded: must fit in 64 KiB of metadata
-
-
-async def _abort(context: Context, error: errors.CkptdError, *, stopping: bool) -> NoReturn:
-    """End the call with *error*: its code, its sentence, its class and numbers as metadata."""
-    metadata = [("ckptd-error", type(error).__name__)]
-    if stopping and isinstance(error, errors.Unavailable):
-        metadata.append(("ckptd-stopping", "1"))  # the next life of the daemon can answer
-    if isinstance(error, errors.ResourceExhausted):
-        numbers = {"ckptd-need-bytes": error.need_bytes, "ckptd-free-bytes": error.free_bytes}
-        metadata += [(key, str(value)) for key, value in numbers.items() if value is not None]
-    sentence = str(error).encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
-    await context.abort(STATUS[type(error)], sentence, trailing_metadata=tuple(metadata))
-
-
-async def _abort_on_bug(context: Context, error: Exception) -> NoReturn:
-    """End the call with INTERNAL; the traceback goes to the log, for nobody else will see it."""
-    logger.error("bug in a method", exc_info=error)
-    text = f"ckptd has a bug ({type(error).__name__}: {error}); please report the daemon's log"
-    await _abort(context, errors.Internal(text), stopping=False)
-
-
-def _reply(
-    method: Callable[..., Awaitable[Any]], is_stopping: Callable[[], bool]
-) -> Callable[..., Awaitable[Any]]:
-    async def call(request: Any, context: Context) -> Any:
-        try:
-            return await method(request, context)
-        except errors.CkptdError as error:
-            await _abort(context, error, stopping=is_stopping())
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001  told to the caller and logged
-            await _abort_on_bug(context, error)
-
-    return call
-
-
-def _stream(
-    method: Callable[..., AsyncIterator[Any]], is_stopping: Callable[[], bool]
-) -> Callable[..., AsyncIterator[Any]]:
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        try:
-            async for response in method(request, context):
-                yield response
-        except errors.CkptdError as error:
-            await _abort(context, error, stopping=is_stopping())
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001  told to the caller and logged
-            await _abort_on_bug(context, error)
-
-    return call
+INSTANCE = "ckptd-instance"
 
 
 class ErrorStatus(grpc.aio.ServerInterceptor):
     """Turn a `CkptdError` raised by any method into the status that the caller expects.
 
-    While *is_stopping*, an `Unavailable` also tells the client to come back after the restart.
+    A caller that says which life of the daemon it means, and means an earlier one, is sent back
+    to say hello: gRPC reconnects by itself, and what the caller had registered is gone. While
+    *is_stopping*, an `Unavailable` sends the caller to the next life.
     """
 
-    def __init__(self, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, instance: str, is_stopping: Callable[[], bool]) -> None:
+        self._instance = instance
         self._is_stopping = is_stopping
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -102,9 +53,60 @@ class ErrorStatus(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         if handler.unary_unary is not None:
-            return handler._replace(unary_unary=_reply(handler.unary_unary, self._is_stopping))
+            return handler._replace(unary_unary=self._reply(handler.unary_unary))
         if handler.unary_stream is not None:
-            return handler._replace(unary_stream=_stream(handler.unary_stream, self._is_stopping))
+            return handler._replace(unary_stream=self._stream(handler.unary_stream))
         if handler.stream_stream is not None:
-            return handler._replace(stream_stream=_stream(handler.stream_stream, self._is_stopping))
-        return handler._replace(stream_unary=_reply(handler.stream_unary, self._is_stopping))
+            return handler._replace(stream_stream=self._stream(handler.stream_stream))
+        return handler._replace(stream_unary=self._reply(handler.stream_unary))
+
+    def _reply(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            await self._check_instance(context)
+            try:
+                return await method(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001  told to the caller; a bug is also logged
+                await self._abort(context, error)
+
+        return call
+
+    def _stream(self, method: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            await self._check_instance(context)
+            try:
+                async for response in method(request, context):
+                    yield response
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001  told to the caller; a bug is also logged
+                await self._abort(context, error)
+
+        return call
+
+    async def _check_instance(self, context: Context) -> None:
+        for key, value in context.invocation_metadata() or ():
+            if key == INSTANCE and value != self._instance:
+                text = "the daemon was restarted since you said hello; say it again"
+                await _end(context, errors.Unavailable(text), is_elsewhere=True)
+
+    async def _abort(self, context: Context, error: Exception) -> NoReturn:
+        if isinstance(error, errors.CkptdError):
+            elsewhere = self._is_stopping() and isinstance(error, errors.Unavailable)
+            await _end(context, error, is_elsewhere=elsewhere)
+        logger.error("bug in a method", exc_info=error)
+        text = f"ckptd has a bug ({type(error).__name__}: {error}); please report the daemon's log"
+        await _end(context, errors.Internal(text), is_elsewhere=False)
+
+
+async def _end(context: Context, error: errors.CkptdError, *, is_elsewhere: bool) -> NoReturn:
+    """End the call with *error*: its code, its sentence, its class and numbers as metadata."""
+    metadata = [("ckptd-error", type(error).__name__)]
+    if is_elsewhere:
+        metadata.append(("ckptd-elsewhere", "1"))  # another life of the daemon can answer
+    if isinstance(error, errors.ResourceExhausted):
+        numbers = {"ckptd-need-bytes": error.need_bytes, "ckptd-free-bytes": error.free_bytes}
+        metadata += [(key, str(value)) for key, value in numbers.items() if value is not None]
+    sentence = str(error).encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
+    await context.abort(STATUS[type(error)], sentence, trailing_metadata=tuple(metadata))
