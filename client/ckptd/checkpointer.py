@@ -69,9 +69,7 @@ class Checkpointer:
         """
         self._timeout_s = timeout
         self._connection = Connection.open(socket)
-        self._exchange = exchanges.choose(
-            self._connection, alone=ranks == "self", timeout_s=timeout
-        )
+        self._exchange = exchanges.choose(alone=ranks == "self", timeout_s=timeout)
         place = _checked_root(root)
         self._member = Membership.join(self._connection, self._exchange, place, experiment, run)
         self._catalog = Catalog(self._connection, place, experiment, run)
@@ -247,7 +245,7 @@ class Checkpointer:
             plan_hash=agreed.hash,
             on_existing=_ON_EXISTING[on_existing],
         )
-        reply: saves_pb2.OpenReply = self._connection.call(lambda stubs: stubs.saves.Open(request))
+        reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
         return reply
 
     def _stage(
@@ -292,7 +290,7 @@ class Checkpointer:
         request = saves_pb2.PrepareRequest(
             job=self._member.job, rank=self._exchange.rank, size_bytes=size_bytes
         )
-        for slot in self._connection.call(lambda stubs: stubs.saves.Prepare(request)).slots:
+        for slot in self._member.call(lambda stubs: stubs.saves.Prepare(request)).slots:
             self._slots.memory(slot)
 
     def _wait_prepared(self) -> None:

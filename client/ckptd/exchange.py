@@ -6,20 +6,31 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ckptd.connection import Connection, Stubs
+from ckptd.connection import Stubs
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
+
+T = TypeVar("T")
 
 _PART_BYTES = 512 << 10
 _FIRST_BYTES = 4096
 """What one collective carries; longer payloads take a second one."""
 _GRACE_S = 10.0
 """How much later than the daemon's own deadline a call is given up."""
+
+
+class Job(Protocol):
+    """What this process is a rank of, in the eyes of the daemon."""
+
+    job: str
+
+    def call(self, fn: Callable[[Stubs], T]) -> T:
+        """Return what *fn* returns, called as a rank that the daemon knows."""
 
 
 class Exchange(Protocol):
@@ -97,17 +108,16 @@ class ProcessGroup:
 class ThroughDaemon:
     """The ranks of one node, by way of their daemon."""
 
-    def __init__(self, connection: Connection, rank: int, world_size: int, timeout_s: float):
+    def __init__(self, rank: int, world_size: int, timeout_s: float) -> None:
         self.rank = rank
         self.world_size = world_size
-        self._connection = connection
         self._timeout_s = timeout_s
-        self._job = ""
+        self._job: Job | None = None
         self._generation = 0
         self._rounds = 0
 
-    def meet_in(self, job: str, generation: int) -> None:
-        """Exchange as ranks of *job*, which this rank has joined for the *generation*-th time."""
+    def meet_in(self, job: Job, generation: int) -> None:
+        """Exchange as a rank of *job*, the *generation*-th that this process has joined."""
         self._job, self._generation = job, generation
 
     def all_gather(self, payload: bytes) -> list[bytes]:
@@ -122,14 +132,19 @@ class ThroughDaemon:
                 gathered[part.rank] += part.data
             return [bytes(each) for each in gathered]
 
-        return self._connection.call(gather, timeout_s=deadline_s)
+        return self._joined.call(gather)
 
     def close(self) -> None:
         """Nothing is held: the rank leaves its job elsewhere."""
 
+    @property
+    def _joined(self) -> Job:
+        assert self._job is not None, "ranks meet in a job"
+        return self._job
+
     def _parts(self, name: str, payload: bytes) -> Iterator[saves_pb2.GatherPart]:
         yield saves_pb2.GatherPart(
-            job=self._job,
+            job=self._joined.job,
             rank=self.rank,
             round=name,
             timeout_s=self._timeout_s,
@@ -162,7 +177,7 @@ def settle(exchange: Exchange, act: Callable[[], dict[str, Any]]) -> list[dict[s
     return [each["said"] for each in heard]
 
 
-def choose(connection: Connection, *, alone: bool, timeout_s: float) -> Exchange:
+def choose(*, alone: bool, timeout_s: float) -> Exchange:
     """Return the first way there is: a world of one, the process group, the daemon.
 
     Raises `FailedPrecondition` if there are other ranks and no way to them.
@@ -182,7 +197,7 @@ def choose(connection: Connection, *, alone: bool, timeout_s: float) -> Exchange
             " torch.distributed.init_process_group first"
         )
         raise errors.FailedPrecondition(text)
-    return ThroughDaemon(connection, rank, world_size, timeout_s)
+    return ThroughDaemon(rank, world_size, timeout_s)
 
 
 def _from_environment() -> tuple[int, int]:

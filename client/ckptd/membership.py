@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Callable
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 
@@ -15,10 +17,13 @@ from ckptd import incarnation
 from ckptd.connection import Connection, Stubs
 from ckptd.exchange import Exchange, ProcessGroup, ThroughDaemon, settle
 from ckptd_proto import errors
-from ckptd_proto.v1 import saves_pb2
+from ckptd_proto.v1 import node_pb2, saves_pb2
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_JOIN_S = 30.0
 _ABORT_S = 5.0
 _LEAVE_S = 5.0
 _ROLL_TRIES = 5
@@ -34,6 +39,7 @@ class Membership:
         self._connection = connection
         self._request = request
         self._has_left = False
+        self._joined = ""  # the life of the daemon that knows us
 
     @classmethod
     def join(
@@ -56,7 +62,7 @@ class Membership:
         if isinstance(exchange, ThroughDaemon):
             request.incarnation = incarnation.of_launch()
             member._enter(root)
-            exchange.meet_in(member.job, next(_generations))
+            exchange.meet_in(member, next(_generations))
             _check_one_place(settle(exchange, member._introduction))
             return member
         heard = settle(exchange, member._introduction)
@@ -66,6 +72,19 @@ class Membership:
         if isinstance(exchange, ProcessGroup):
             exchange.lost = member.lost
         return member
+
+    def call(self, fn: Callable[[Stubs], T]) -> T:
+        """Return what *fn* returns, called as a rank that has joined this life of the daemon.
+
+        gRPC finds a restarted daemon by itself, which then knows nobody.
+        """
+        try:
+            return self._connection.call(fn)
+        except errors.FailedPrecondition:
+            if self._connection.call(_instance) == self._joined:
+                raise
+        self._connection.call(self._join)
+        return self._connection.call(fn)
 
     @property
     def place(self) -> Path:
@@ -128,15 +147,19 @@ class Membership:
         if root.exists():
             stat = root.stat()
             self._request.root_device, self._request.root_inode = stat.st_dev, stat.st_ino
-        reply = self._connection.call(lambda stubs: stubs.saves.Join(self._request))
-        self.job = reply.job
+        self._connection.call(self._join)
         self._connection.on_connect(self._enter_again)
+
+    def _join(self, stubs: Stubs) -> None:
+        instance = _instance(stubs)  # before: if it is another by now, the next call joins again
+        self.job = stubs.saves.Join(self._request, timeout=_JOIN_S).job
+        self._joined = instance
 
     def _enter_again(self, stubs: Stubs) -> None:
         if self._has_left:
             return
         try:
-            stubs.saves.Join(self._request, timeout=_ABORT_S)
+            self._join(stubs)
         except grpc.RpcError as error:  # the next call of this rank is refused with the reason
             logger.warning("could not join the job again: %s", error)
 
@@ -146,6 +169,11 @@ class Membership:
             "daemon": self._connection.daemon.instance,
             "incarnation": uuid.uuid4().hex,
         }
+
+
+def _instance(stubs: Stubs) -> str:
+    request = node_pb2.HelloRequest(client_version=version("ckptd"))
+    return str(stubs.node.Hello(request, timeout=_JOIN_S).instance)
 
 
 def _check_one_place(heard: list[dict[str, Any]]) -> None:

@@ -365,3 +365,19 @@ def test_a_closed_checkpointer_says_so(daemon: Daemon, tmp_path: Path) -> None:
     ckpt.close()
     with pytest.raises(errors.FailedPrecondition, match="closed"):
         ckpt.save({"w": 1}, step=2)
+
+
+def test_a_checkpointer_outlives_its_daemon(short_path: Path, tmp_path: Path) -> None:
+    with (
+        Daemon(short_path) as daemon,
+        ckptd.Checkpointer(tmp_path, experiment="e", run="r", socket=daemon.socket) as ckpt,
+    ):
+        weights = torch.arange(1 << 20)
+        first = ckpt.save({"w": weights}, step=1)
+        daemon.kill()
+        daemon.start()
+        second = ckpt.save({"w": weights}, step=2)
+        assert [first.result(30).step, second.result(30).step] == [1, 2]
+        target = {"w": torch.zeros_like(weights)}
+        ckpt.load(target)
+        assert torch.equal(target["w"], weights)
