@@ -42,6 +42,8 @@ def scene() -> Iterator[Scene]:
     """Make a folder and an arena of the demo's own; both are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="ckptd-demo-") as folder:
         arena = tempfile.mkdtemp(prefix="ckptd-demo-", dir=SHARED_MEMORY)
+        leftovers = Path(folder, "tmp")  # killed processes cannot tidy up
+        leftovers.mkdir()
         own = {
             "CKPTD_SOCKET": f"{folder}/ckptd.sock",
             "CKPTD_STATE_DIR": f"{folder}/state",
@@ -49,6 +51,7 @@ def scene() -> Iterator[Scene]:
             "CKPTD_AUTOSTART": "0",
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(leftovers),
         }
         theirs = {k: v for k, v in os.environ.items() if not k.startswith("CKPTD_")}
         try:
