@@ -311,6 +311,7 @@ def test_a_newer_incarnation_fences_the_older_for_good(
     (old,) = world(1, incarnation="old")
     stage([old])
     (new,) = world(1, incarnation="new")
+    new.ask("open", sequence=0, step=7)
     outcome = old.ask("watch")
     assert outcome["state"] == "ABORTED"
     assert "newer incarnation (new)" in outcome["reason"]
@@ -319,11 +320,19 @@ def test_a_newer_incarnation_fences_the_older_for_good(
     daemon.kill()
     daemon.start()
     with pytest.raises(errors.FailedPrecondition, match="newer incarnation"):
-        old.ask("join")
-    new.ask("join")
-    stage([new])
+        old.ask("open", sequence=2, step=8)
+    stage([new], sequence=1)
     seal([new])
     assert new.ask("watch")["state"] == "COMMITTED"
+    check_step(tmp_path / "e" / "r" / "step-7", 1)
+
+
+def test_a_newer_incarnation_that_only_looks_fences_nobody(world: World, tmp_path: Path) -> None:
+    (trainer,) = world(1, incarnation="trainer")
+    stage([trainer])
+    world(1, incarnation="reader")
+    seal([trainer])
+    assert trainer.ask("watch")["state"] == "COMMITTED"
     check_step(tmp_path / "e" / "r" / "step-7", 1)
 
 

@@ -109,9 +109,8 @@ class Jobs:
     def join(self, key: JobKey, rank: int, session: Session) -> Job:
         """Make *session* one rank of the job; again by the same process: no change.
 
-        An earlier life of the same run is fenced. Raises `FailedPrecondition`.
+        Raises `FailedPrecondition`.
         """
-        self._check_owner(key)
         job = self._jobs.get(key.id)
         if job is not None and not job.is_live:
             self._drop(job)
@@ -119,12 +118,22 @@ class Jobs:
         if job is None:
             job = self._jobs[key.id] = Job(key, Exchanges(key.world_size, self._volume))
         self._check_joinable(job, key, rank, session)
-        if (earlier := self.present(key.place)) not in (None, job):
-            self._fence(earlier, key.incarnation)
-        self._present[key.place] = key.id
         if rank not in job.members or not job.members[rank].is_live:
             self._admit(job, rank, session)
         return job
+
+    def claim(self, job: Job) -> None:
+        """Make *job* the one that may save into its place; an earlier life of the run is fenced.
+
+        Raises `PermissionDenied` while another user's job saves there.
+        """
+        present = self.present(job.key.place)
+        if present is not None and present.key.uid != job.key.uid and present.is_live:
+            text = f"user {present.key.uid} is saving into {job.key.place}; use another run"
+            raise errors.PermissionDenied(text)
+        if present is not None and present is not job:
+            self._fence(present, job.key.incarnation)
+        self._present[job.key.place] = job.key.id
 
     def member(self, job_id: str, rank: int, session: Session) -> tuple[Job, Member]:
         """Return the job and the caller's place in it; raises `FailedPrecondition`."""
@@ -166,9 +175,7 @@ class Jobs:
         if not job.is_live:
             self._drop(job)
 
-    def _fence(self, earlier: Job | None, incarnation: str) -> None:
-        if earlier is None:
-            return
+    def _fence(self, earlier: Job, incarnation: str) -> None:
         earlier.fenced_by = incarnation
         earlier.exchanges.fail(fenced(earlier))
         for member in earlier.members.values():
@@ -180,12 +187,6 @@ class Jobs:
         self._jobs.pop(job.key.id, None)
         if self._present.get(job.key.place) == job.key.id:
             del self._present[job.key.place]
-
-    def _check_owner(self, key: JobKey) -> None:
-        present = self.present(key.place)
-        if present is not None and present.key.uid != key.uid and present.is_live:
-            text = f"user {present.key.uid} is saving into {key.place}; use another run"
-            raise errors.PermissionDenied(text)
 
     def _check_joinable(self, job: Job, key: JobKey, rank: int, session: Session) -> None:
         check_not_fenced(job)
@@ -209,7 +210,7 @@ def fenced(job: Job) -> errors.FailedPrecondition:
     """Return the error that every call of a fenced job gets."""
     return errors.FailedPrecondition(
         f"a newer incarnation ({job.fenced_by}) of {job.key.place.experiment}/"
-        f"{job.key.place.run} has joined; this one ({job.key.incarnation}) may not save any more"
+        f"{job.key.place.run} saves now; this one ({job.key.incarnation}) may not any more"
     )
 
 
@@ -233,8 +234,8 @@ def check_fence(directory: Path, key: JobKey) -> None:
         record = {"format": _FORMAT, "present": key.incarnation, "fenced": []}
     if key.incarnation in record["fenced"]:
         text = (
-            f"a newer incarnation ({record['present']}) of {place.experiment}/{place.run} has "
-            f"joined; this one ({key.incarnation}) may not save any more"
+            f"a newer incarnation ({record['present']}) of {place.experiment}/{place.run} "
+            f"saves now; this one ({key.incarnation}) may not any more"
         )
         raise errors.FailedPrecondition(text)
     if record["present"] != key.incarnation:

@@ -162,6 +162,7 @@ class Saver:
             raise errors.InvalidArgument(f"step {step} is too large; pass one below 2^63")
         self._abort_overtaken(job, member, sequence)
         async with self._opening:
+            await self._claim(job)
             known = job.by_sequence.get(sequence)
             if isinstance(known, Checkpoint):
                 return known
@@ -188,6 +189,8 @@ class Saver:
         """Allocate the rank's slots for images of *size_bytes* in all."""
         self._check_open()
         job, member = self._jobs.member(job_id, rank, session)
+        async with self._opening:
+            await self._claim(job)
         need = headers.region_bytes(job.key.world_size) + headers.padded(size_bytes)
         slots = await self._arena.prepare(member.holder, need)
         return [self._offered(slot, (), session) for slot in slots]
@@ -312,6 +315,18 @@ class Saver:
             else:
                 self._finisher.finish(track)
 
+    async def _claim(self, job: Job) -> None:
+        """Make *job* the present life of its run, at its first save: a mere reader fences nobody."""
+        if self._jobs.present(job.key.place) is job:
+            return
+        await to_thread.run_sync(self._note_incarnation, job.key)
+        jobs.check_not_fenced(job)
+        self._jobs.claim(job)
+
+    def _note_incarnation(self, key: JobKey) -> None:
+        jobs.check_fence(self._config.state_dir / "incarnations", key)
+        commit.repair(key.place)
+
     def _check_open(self) -> None:
         if self._is_refusing:
             raise errors.Unavailable("the daemon is stopping; try again when it has restarted")
@@ -322,8 +337,6 @@ class Saver:
             key.place.root, device=device, inode=inode, uid=key.uid, save_roots=roots
         )
         places.check_no_links(key.place, key.uid)
-        jobs.check_fence(self._config.state_dir / "incarnations", key)
-        commit.repair(key.place)
 
     def _joined(self, track: Track, rank: int, *, step: int, plan_hash: str) -> Attempt:
         attempt = track.attempt
