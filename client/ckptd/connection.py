@@ -144,7 +144,7 @@ class Connection:
                 return fn(link.stubs)
             except grpc.RpcError as error:
                 if not wire.is_transport(error):
-                    raise wire.typed(error) from error
+                    raise wire.typed(error) from None  # the daemon's words; gRPC adds none
                 failure = wire.typed(error)
                 failure.__cause__ = error
             calls.check_not_cancelled()
