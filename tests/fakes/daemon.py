@@ -95,6 +95,7 @@ class Daemon:
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.process = None
+        assert "Traceback" not in self.log_text(), self.log_text()
         return code
 
     def _first_line(self) -> str:

@@ -13,12 +13,11 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream, UNIXSocketStream
 
 from ckptd_daemon.sessions import Process, Sessions
 
@@ -59,12 +58,12 @@ class Hall:
         """Return the path of the socket called *name*."""
         return f"/proc/self/fd/{self._fd}/{name}"
 
-    async def connect(self, name: str) -> tuple[UNIXSocketStream, str]:
-        """Connect to the socket called *name*; return the stream and our own, unique name."""
+    def connect(self, name: str) -> tuple[socket.socket, str]:
+        """Connect to the socket called *name*; return ours and its unique name."""
         sock, own = self._named_socket()
         try:
             sock.connect(self.address(name))
-            return await UNIXSocketStream.from_socket(sock), f"unix:{own}"
+            return sock, f"unix:{own}"
         except BaseException:
             sock.close()
             raise
@@ -132,57 +131,78 @@ class FrontDoor:
                 tasks.start_soon(self._receive, connection)
 
     async def _receive(self, connection: socket.socket) -> None:
-        process = peer(connection)
-        if process is None:
-            connection.close()
-            return
-        async with await UNIXSocketStream.from_socket(connection) as stream:
+        with connection:
+            process = peer(connection)
+            if process is None:
+                return
             try:
                 if process.uid in self._allowed:
-                    await self._let_in(stream, process)
+                    await self._let_in(connection, process)
                 else:
-                    await self._refuse(stream, process)
+                    await self._refuse(connection, process)
             except OSError as error:  # no descriptors left, or the caller is gone
                 logger.warning("a connection broke: %s", error, extra={"pid": process.pid})
 
-    async def _let_in(self, stream: UNIXSocketStream, process: Process) -> None:
+    async def _let_in(self, connection: socket.socket, process: Process) -> None:
         if self._inside >= CONNECTIONS_MAX:
             logger.error("closed a connection: %d are open", self._inside)
             return
-        inner, name = await self._hall.connect("grpc")
+        inner, name = self._hall.connect("grpc")
         self._inside += 1
         self._sessions.connect(name, process)
         try:
-            async with inner:
-                await _relay(stream, inner)
+            with inner:
+                await _relay(connection, inner)
         finally:
             self._inside -= 1
             self._sessions.disconnect(name)
 
-    async def _refuse(self, stream: UNIXSocketStream, process: Process) -> None:
+    async def _refuse(self, connection: socket.socket, process: Process) -> None:
         """Let a server that can only say no answer, so that the caller reads why."""
         logger.warning("refused", extra={"uid": process.uid, "pid": process.pid})
         if self._refused >= REFUSED_MAX:
             return
-        inner, _ = await self._hall.connect("refusal")
+        inner, _ = self._hall.connect("refusal")
         self._refused += 1
         try:
-            async with inner:
-                with anyio.move_on_after(REFUSED_S):
-                    await _relay(stream, inner)
+            with inner, anyio.move_on_after(REFUSED_S):
+                await _relay(connection, inner)
         finally:
             self._refused -= 1
 
 
-async def _relay(one: UNIXSocketStream, other: UNIXSocketStream) -> None:
-    """Copy bytes both ways until either side closes."""
+async def _relay(one: socket.socket, other: socket.socket) -> None:
+    """Copy bytes both ways until either side closes.
 
-    async def copy(source: ByteReceiveStream, sink: ByteSendStream) -> None:
-        with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            while True:
-                await sink.send(await source.receive(_RELAY_BYTES))
+    Not by anyio's streams: ending one while bytes arrive makes their callback set a result that
+    nobody may set any more, and the event loop logs a traceback.
+    """
+
+    async def copy(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := await _received(source):
+                await _send_all(sink, memoryview(data))
+        except ConnectionError:
+            pass  # closed in the middle, which is as good as the end
         tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(copy, one, other)
         tasks.start_soon(copy, other, one)
+
+
+async def _received(source: socket.socket) -> bytes:
+    while True:
+        await anyio.wait_readable(source)
+        try:
+            return source.recv(_RELAY_BYTES)
+        except BlockingIOError:
+            continue
+
+
+async def _send_all(sink: socket.socket, data: memoryview) -> None:
+    while data:
+        try:
+            data = data[sink.send(data) :]
+        except BlockingIOError:
+            await anyio.wait_writable(sink)
