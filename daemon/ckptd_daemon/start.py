@@ -93,6 +93,10 @@ def make_state_dir(settings: config.Config) -> None:
         raise errors.FailedPrecondition(text)
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if settings.allow_uids - {
+            os.geteuid()
+        }:  # they reach what they were handed, and list nothing
+            settings.state_dir.chmod(settings.state_dir.stat().st_mode | 0o111)
     except OSError as error:
         text = f"cannot create {settings.state_dir}: {error.strerror}; use another --state-dir"
         raise errors.PermissionDenied(text) from error

@@ -51,7 +51,8 @@ class File:
 class Origin:
     """Serves `put` files at `url` while the block lasts, from a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.requests: list[tuple[str, str | None]] = []
         self.headers: list[dict[str, str]] = []
         self.sent_bytes = 0
@@ -66,7 +67,7 @@ class Origin:
         self._hold_after_bytes: int | None = None
 
     def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{name}"
+        return f"http://{self.host}:{self.port}/{name}"
 
     def put(self, name: str, data: bytes, *, etag: str | None = '"v1"', **more: object) -> File:
         file = self._files[name] = File(data, etag, **more)
@@ -113,7 +114,7 @@ class Origin:
         app.router.add_get("/{name:.*}", self._answer, allow_head=False)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, self.host, 0)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]
 

@@ -162,16 +162,19 @@ class Fetcher:
         finally:
             call.leave()
 
-    async def release(self, lease: str) -> None:
-        """Give a lease back."""
-        await self._leases.release(lease)
+    async def release(self, lease: str, holder: Process) -> None:
+        """Give a lease back, if it is one of the holder's user."""
+        await self._leases.release(lease, holder.uid)
 
     def blobs(self) -> list[tuple[Blob, int]]:
         """Return the published blobs, each with the number of its leases."""
         return [(blob, self._leases.on(blob.key)) for blob in self._store]
 
-    async def remove(self, key: str) -> int:
-        """Drop a blob that nobody holds; returns the bytes it took."""
+    async def remove(self, key: str, holder: Process) -> int:
+        """Drop a blob that nobody holds, for the daemon's user; returns the bytes it took."""
+        if holder.uid != os.geteuid():
+            text = f"only user {os.geteuid()}, whose daemon this is, may clear its cache"
+            raise errors.PermissionDenied(text)
         blob = self._store.find(key)
         if blob is None:
             raise errors.NotFound(f"no blob {key} in the cache; `ckptd cache ls` lists them")
@@ -199,34 +202,34 @@ class Fetcher:
         ref = refs.parse(call.request.ref, call.request.sha256)
         if ref.path is not None:
             return await self._local(call, ref.path, ref.sha256)
-        if ref.sha256 is not None:
+        is_own = call.holder.uid == os.geteuid()
+        if ref.sha256 is not None and is_own:
             with suppress(_GoneError):
                 return await self._cached(call, self._store.with_sha256(ref.sha256), ref.sha256)
         url = ref.url or ""
         if call.request.offline:
+            if not is_own:
+                text = (
+                    "only the origin can tell what a user other than the daemon's may read; "
+                    "ask without `offline`"
+                )
+                raise errors.PermissionDenied(text)
             return await self._offline(call, canonical_id(url), ref.sha256)
         for _ in range(CHANGES_MAX):
-            obj = await self._versions.of(url)
+            obj = await self._versions.of(url, only_public=not is_own)
             try:
                 return await self._held(call, key_of(obj.id, obj.version), obj, ref.sha256)
             except ChangedError:
-                self._versions.forget(url)
+                self._versions.forget(url, only_public=not is_own)
         raise errors.Aborted(
             f"{canonical_id(url)} changed {CHANGES_MAX} times while it was fetched; "
             "ask again when it is settled"
         )
 
     async def _local(self, call: Call, path: Path, sha256: str | None) -> Handed:
-        look = partial(
-            files.look,
-            path,
-            is_own_uid=call.holder.uid == os.geteuid(),
-            read_roots=self._config.read_roots,
-        )
-        found = await to_thread.run_sync(look)
-        if sha256 is not None:
-            work = partial(files.require_sha256, path, sha256)
-            await to_thread.run_sync(work, limiter=self._hash_threads)
+        below = None if call.holder.uid == os.geteuid() else self._config.read_roots
+        look = partial(files.look, path, sha256, below=below)
+        found = await to_thread.run_sync(look, limiter=self._hash_threads if sha256 else None)
         return Handed(path, found.size_bytes, found.device, found.inode, sha256)
 
     async def _offline(self, call: Call, object_id: str, sha256: str | None) -> Handed:
@@ -247,10 +250,12 @@ class Fetcher:
         try:
             blob = await self._ready(call, key, obj, sha256)
             await self._leases.write(lease.id)
-            found = await to_thread.run_sync(self._store.touch, blob)
+            for_others = call.holder.uid != os.geteuid()
+            touch = partial(self._store.touch, blob, for_others=for_others)
+            found = await to_thread.run_sync(touch)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._leases.release(lease.id)
+                await self._leases.release(lease.id, call.holder.uid)
             raise
         return Handed(
             blob.path, blob.size_bytes, found.st_dev, found.st_ino, blob.sha256, blob, lease.id

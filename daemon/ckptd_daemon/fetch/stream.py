@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import re
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from crc32c import crc32c
 
 from ckptd_daemon.fetch import ranges
+from ckptd_daemon.sources.addresses import PrivateAddressError, dial
 from ckptd_daemon.sources.http import TRANSIENT_STATUS, retry_after_s
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.partials import Partial
@@ -39,7 +39,9 @@ class Stream:
     def __init__(self, obj: Object, endpoint: Endpoint, connect_s: float, stall_s: float) -> None:
         self._object = obj
         self._stall_s = stall_s
-        self._path, self._connection = _connection(endpoint, connect_s)
+        self._endpoint = endpoint
+        self._connect_s = connect_s
+        self._path, self._connection = _connection(endpoint)
         self._headers = {**endpoint.headers, "Accept-Encoding": "identity"}
         if (etag := obj.validator.etag) is not None and obj.validator.is_strong:
             self._headers["If-Match"] = etag
@@ -62,11 +64,16 @@ class Stream:
 
     def connect(self) -> None:
         """Connect, and shake hands; blocks for at most `connect_s` per address."""
+        host, port = self._connection.host, self._connection.port
         try:
-            self._connection.connect()
-        except (OSError, ssl.SSLError) as error:
+            sock = dial(host, port, self._connect_s, only_public=self._object.is_public)
+            if isinstance(self._connection, http.client.HTTPSConnection):
+                sock = self._endpoint.tls.wrap_socket(sock, server_hostname=host)
+        except PrivateAddressError as error:
+            raise ChangedError("the origin is at a private address by now") from error
+        except OSError as error:
             raise TransientError(f"cannot connect: {_words(error)}") from error
-        self._socket = self._connection.sock
+        self._connection.sock = self._socket = sock
         self._socket.settimeout(self._stall_s)
         if self._interrupted:
             self.close()
@@ -167,18 +174,16 @@ class Stream:
             self._piece_bytes = max(self._piece_bytes // 2, PIECE_MIN_BYTES)
 
 
-def _connection(endpoint: Endpoint, connect_s: float) -> tuple[str, http.client.HTTPConnection]:
+def _connection(endpoint: Endpoint) -> tuple[str, http.client.HTTPConnection]:
     parts = urlsplit(endpoint.url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(
-            host, parts.port, timeout=connect_s, context=endpoint.tls
-        )
+        connection = http.client.HTTPSConnection(host, parts.port, context=endpoint.tls)
     else:
-        connection = http.client.HTTPConnection(host, parts.port, timeout=connect_s)
-    connection.auto_open = 0  # connecting is its own step, for it can be abandoned
+        connection = http.client.HTTPConnection(host, parts.port)
+    connection.auto_open = 0  # connecting is its own step: guarded, and it can be abandoned
     return path, connection
 
 

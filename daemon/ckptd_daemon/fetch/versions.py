@@ -29,22 +29,22 @@ class Versions:
         self._flights: Flights[Object] = Flights(tasks, linger_s=0)
         self._known: dict[str, tuple[float, Object]] = {}  # by hashed URL, oldest first
 
-    async def of(self, url: str) -> Object:
+    async def of(self, url: str, *, only_public: bool) -> Object:
         """Return what *url* names now, or named at most `revalidate_s` ago."""
-        key = _key(url)
+        key = _key(url, only_public)
         asked_at, obj = self._known.get(key, (0.0, None))
         if obj is not None and anyio.current_time() - asked_at < self._revalidate_s:
             return obj
-        async with self._flights.board(key, partial(self._ask, key, url)) as flight:
+        async with self._flights.board(key, partial(self._ask, key, url, only_public)) as flight:
             return await flight.outcome()
 
-    def forget(self, url: str) -> None:
+    def forget(self, url: str, *, only_public: bool) -> None:
         """Ask again next time."""
-        self._known.pop(_key(url), None)
+        self._known.pop(_key(url, only_public), None)
 
-    async def _ask(self, key: str, url: str, gauge: Gauge) -> Object:
+    async def _ask(self, key: str, url: str, only_public: bool, gauge: Gauge) -> Object:
         asked_at = anyio.current_time()
-        stat = partial(self._source.stat, url)
+        stat = partial(self._source.stat, url, only_public=only_public)
         obj = await patiently(stat, canonical_id(url), self._retries, gauge)
         self._known.pop(key, None)
         self._known[key] = asked_at, obj
@@ -53,6 +53,6 @@ class Versions:
         return obj
 
 
-def _key(url: str) -> str:
+def _key(url: str, only_public: bool) -> str:
     """Tell URLs apart, credentials included, without keeping these readable."""
-    return hashlib.sha256(url.encode()).hexdigest()
+    return hashlib.sha256(f"{only_public} {url}".encode()).hexdigest()

@@ -66,7 +66,8 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         self, request: blobs_pb2.ReleaseRequest, context: Context
     ) -> blobs_pb2.ReleaseReply:
         """Give a lease back."""
-        await self._fetcher.release(request.lease)
+        holder = self._sessions.of(context.peer()).process
+        await self._fetcher.release(request.lease, holder)
         return blobs_pb2.ReleaseReply()
 
     async def List(
@@ -80,7 +81,9 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         self, request: blobs_pb2.RemoveBlobRequest, context: Context
     ) -> blobs_pb2.RemoveBlobReply:
         """Drop one blob."""
-        return blobs_pb2.RemoveBlobReply(freed_bytes=await self._fetcher.remove(request.key))
+        holder = self._sessions.of(context.peer()).process
+        freed = await self._fetcher.remove(request.key, holder)
+        return blobs_pb2.RemoveBlobReply(freed_bytes=freed)
 
 
 def _leaving(call: Call) -> Any:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import aiohttp
 from yarl import URL
 
+from ckptd_daemon.sources.addresses import PrivateAddressError, public_socket
 from ckptd_daemon.sources.source import (
     ChangedError,
     Endpoint,
@@ -118,10 +119,17 @@ def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
 
 
 class HttpSource:
-    """Files of HTTP servers."""
+    """Files of HTTP servers.
 
-    def __init__(self, session: aiohttp.ClientSession, tls: ssl.SSLContext) -> None:
-        self._session = session
+    Redirects, too, are decided on the address that is connected to. A proxy would hide it, so
+    nothing is public by way of a proxy, and other users are not sent over one.
+    """
+
+    def __init__(
+        self, public: aiohttp.ClientSession, anywhere: aiohttp.ClientSession, tls: ssl.SSLContext
+    ) -> None:
+        self._public = public  # connects to public addresses only, and itself
+        self._anywhere = anywhere
         self._tls = tls
 
     @classmethod
@@ -130,32 +138,57 @@ class HttpSource:
         """Keep one pool of connections until the block ends."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
         tls = ssl.create_default_context()
-        session = aiohttp.ClientSession(
-            timeout=timeout,
-            trust_env=True,
-            auto_decompress=False,
-            connector=aiohttp.TCPConnector(ssl=tls),
-            headers={"Accept-Encoding": "identity", "User-Agent": "ckptd"},
-            skip_auto_headers={"Accept"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-        async with session:
-            yield cls(session, tls)
 
-    async def stat(self, url: str) -> Object:
+        def session(connector: aiohttp.TCPConnector, *, trust_env: bool) -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                timeout=timeout,
+                trust_env=trust_env,
+                auto_decompress=False,
+                connector=connector,
+                headers={"Accept-Encoding": "identity", "User-Agent": "ckptd"},
+                skip_auto_headers={"Accept"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+
+        guarded = aiohttp.TCPConnector(ssl=tls, socket_factory=public_socket)
+        async with (
+            session(guarded, trust_env=False) as public,
+            session(aiohttp.TCPConnector(ssl=tls), trust_env=True) as anywhere,
+        ):
+            yield cls(public, anywhere, tls)
+
+    async def stat(self, url: str, *, only_public: bool) -> Object:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
+        if not only_public and _has_proxy():
+            return await self._stat(url, is_public=False)
+        try:
+            return await self._stat(url, is_public=True)
+        except PrivateAddressError as error:
+            if only_public:
+                text = (
+                    f"{canonical_id(url)} is, or leads to, a private address, and this daemon "
+                    "goes there for its own user only; start your own with `ckptd serve`"
+                )
+                raise errors.PermissionDenied(text) from error
+        return await self._stat(url, is_public=False)
+
+    async def _stat(self, url: str, *, is_public: bool) -> Object:
         name = canonical_id(url)
-        async with self._get(url, {"Range": "bytes=0-0"}, name) as reply:
+        session = self._public if is_public else self._anywhere
+        async with self._get(session, url, {"Range": "bytes=0-0"}, name) as reply:
             if reply.status == 206:
-                return self._described(url, reply, _total(reply.headers, name), ranges=True)
-            if reply.status == 200:
-                return self._described(url, reply, reply.content_length, ranges=False)
-            if reply.status != 416:
+                total = _total(reply.headers, name)
+                return self._described(url, reply, total, ranges=True, is_public=is_public)
+            if reply.status not in {200, 416}:
                 raise refusal(reply.status, reply.headers, name)
-        async with self._get(url, {}, name) as reply:  # an empty object has no first byte
+            if reply.status == 200:
+                size = reply.content_length
+                return self._described(url, reply, size, ranges=False, is_public=is_public)
+        async with self._get(session, url, {}, name) as reply:  # an empty object: no first byte
             if reply.status != 200:
                 raise refusal(reply.status, reply.headers, name)
-            return self._described(url, reply, reply.content_length, ranges=False)
+            size = reply.content_length
+            return self._described(url, reply, size, ranges=False, is_public=is_public)
 
     @asynccontextmanager
     async def read(self, obj: Object, start: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -163,11 +196,15 @@ class HttpSource:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if obj.validator.is_strong and obj.validator.etag is not None:
             headers["If-Match"] = obj.validator.etag
-        async with self._get(obj.url, headers, obj.id) as reply:
-            self._check(obj, start, reply)
-            expected = None if obj.size_bytes is None else obj.size_bytes - start
-            async with aclosing(self._blocks(reply, expected)) as blocks:
-                yield blocks
+        session = self._public if obj.is_public else self._anywhere
+        try:
+            async with self._get(session, obj.url, headers, obj.id) as reply:
+                self._check(obj, start, reply)
+                expected = None if obj.size_bytes is None else obj.size_bytes - start
+                async with aclosing(self._blocks(reply, expected)) as blocks:
+                    yield blocks
+        except PrivateAddressError as error:
+            raise ChangedError("the origin is at a private address by now") from error
 
     def _check(self, obj: Object, start: int, reply: aiohttp.ClientResponse) -> None:
         if start and reply.status == 200:
@@ -206,25 +243,32 @@ class HttpSource:
             raise TransientError(f"the reply has {seen} bytes instead of {expected_bytes}")
 
     def _described(
-        self, url: str, reply: aiohttp.ClientResponse, size_bytes: int | None, *, ranges: bool
+        self,
+        url: str,
+        reply: aiohttp.ClientResponse,
+        size_bytes: int | None,
+        *,
+        ranges: bool,
+        is_public: bool,
     ) -> Object:
         name = canonical_id(url)
         _require_identity(reply, name)
         validator = validator_of(reply.headers)
         return Object(
             id=name,
-            version=version_of(validator, size_bytes),
+            version=version_of(validator, size_bytes) + ("" if is_public else " private"),
             name=file_name(url),
             size_bytes=size_bytes,
             accepts_ranges=ranges,
             validator=validator,
             url=url,
+            is_public=is_public,
             direct=_direct(reply, self._tls),
         )
 
     @asynccontextmanager
     async def _get(
-        self, url: str, headers: Mapping[str, str], name: str
+        self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], name: str
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yield the final reply; its body may be left unread.
 
@@ -232,7 +276,7 @@ class HttpSource:
         """
         bare, credentials = _split_credentials(url)
         try:
-            reply = await self._session.get(
+            reply = await session.get(
                 bare, headers={**credentials, **headers}, max_redirects=REDIRECTS_MAX
             )
         except aiohttp.InvalidURL as error:
@@ -244,6 +288,9 @@ class HttpSource:
             text = f"{name}: the origin's certificate is not trusted here; see SSL_CERT_FILE"
             raise errors.Unavailable(text) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            refused = getattr(error, "os_error", None)
+            if isinstance(refused, PrivateAddressError):
+                raise refused from None
             raise TransientError(f"the origin cannot be reached: {_words(error)}") from error
         async with reply:
             try:
@@ -271,6 +318,10 @@ def _direct(reply: aiohttp.ClientResponse, tls: ssl.SSLContext) -> Endpoint | No
     sent = reply.request_info.headers
     headers = {key: sent[key] for key in ("Authorization", "User-Agent") if key in sent}
     return Endpoint(str(url.with_fragment(None)), headers, tls)
+
+
+def _has_proxy() -> bool:
+    return any(scheme in urllib.request.getproxies() for scheme in ("http", "https", "all"))
 
 
 def _total(headers: Mapping[str, str], name: str) -> int:

@@ -49,6 +49,8 @@ class Object:
     validator: Validator
     url: str = field(repr=False)
     """As it was asked for, secrets included."""
+    is_public: bool = True
+    """Read from public addresses only, whoever asks; else its `version` differs, too."""
     direct: Endpoint | None = None
     """Set when plain HTTP/1.1 without a proxy reaches the bytes."""
 
@@ -80,8 +82,8 @@ class Source(Protocol):
     Both methods raise `TransientError` for what may pass, and one of our typed errors else.
     """
 
-    async def stat(self, url: str) -> Object:
-        """Describe what *url* names now."""
+    async def stat(self, url: str, *, only_public: bool) -> Object:
+        """Describe what *url* names now; with *only_public*, as the public internet sees it."""
 
     def read(self, obj: Object, start: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Stream the object's bytes from *start* to its end: all of them, or an error.

@@ -115,10 +115,10 @@ class Leases:
                 data = json.dumps({"format": FORMAT, **asdict(lease)}).encode()
                 await anyio.to_thread.run_sync(durable.write_file, path, data)
 
-    async def release(self, name: str) -> None:
-        """Give one count of a lease back; one that has ended is no error."""
+    async def release(self, name: str, uid: int) -> None:
+        """Give one count of a lease of *uid* back; one that has ended is no error."""
         lease = self._leases.get(name)
-        if lease is None:
+        if lease is None or lease.holder.uid != uid:
             return
         if lease.count > 1:
             self._leases[name] = replace(lease, count=lease.count - 1)

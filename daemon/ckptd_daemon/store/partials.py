@@ -55,7 +55,7 @@ class Partial:
         if earlier is None:
             shutil.rmtree(self.path, ignore_errors=True)
             with durable.explained(self.path):
-                self.path.mkdir()
+                self.path.mkdir(mode=0o700)
         self._data_fd, _ = durable.open_direct(self.path / DATA, os.O_RDWR | os.O_CREAT, mode=0o600)
         if earlier is None:
             if self.header.size_bytes is not None:

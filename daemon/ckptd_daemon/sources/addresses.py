@@ -1,0 +1,62 @@
+"""Addresses of this machine or its network, to which only the daemon's own user may send it."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from typing import Any
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class PrivateAddressError(OSError):
+    """What was to be connected to is no public address."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EACCES, "a private address")
+
+
+def is_public(address: str) -> bool:
+    """Tell whether the IP *address* is the public internet's; embedded IPv4 addresses count."""
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour
+        if parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return parsed.is_global and not parsed.is_multicast
+
+
+def public_socket(info: tuple[Any, ...]) -> socket.socket:
+    """Return a socket for an entry of `getaddrinfo`; raises `PrivateAddressError`."""
+    if not is_public(info[4][0]):
+        raise PrivateAddressError
+    return any_socket(info)
+
+
+def any_socket(info: tuple[Any, ...]) -> socket.socket:
+    """Return a socket for an entry of `getaddrinfo`."""
+    return socket.socket(info[0], info[1], info[2])
+
+
+def dial(host: str, port: int, timeout_s: float, *, only_public: bool) -> socket.socket:
+    """Connect to the first address of *host* that answers; blocks up to *timeout_s* for each."""
+    failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
+    for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            sock = public_socket(info) if only_public else any_socket(info)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            sock.settimeout(timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.connect(info[4])
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            return sock
+    raise failure
