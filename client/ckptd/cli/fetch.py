@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ckptd.fetching import OnProgress
     from ckptd.values import Progress
 
+NAME_MAX = 28  # characters, so that the figures fit a line
 _FICLONE = 0x40049409  # linux/fs.h
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -125,21 +127,25 @@ def _bar(ref: str, *, is_shown: bool) -> Iterator[OnProgress | None]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    columns = "{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    figures = DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()
+    columns = "{task.description}", BarColumn(20), *figures, "{task.fields[state]}"
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        name = escape(ref.partition("?")[0].rpartition("/")[2])
-        task = bars.add_task(name, total=None)
+        name = ref.partition("#")[0].partition("?")[0].rstrip("/").rpartition("/")[2]
+        if len(name) > NAME_MAX:
+            name = f"{name[: NAME_MAX // 2]}…{name[-NAME_MAX // 2 + 1 :]}"
+        task = bars.add_task(escape(name), total=None, state="")
 
         def show(progress: Progress) -> None:
-            waits = f" ({progress.reason})" if progress.reason else ""
+            state = "" if progress.phase == "downloading" else progress.phase
+            state += f": {progress.reason}" if progress.reason else ""
             bars.update(
                 task,
                 completed=progress.done_bytes,
                 total=progress.total_bytes,
-                description=f"{name} {progress.phase}{escape(waits)}",
+                state=escape(state),
             )
 
         yield show
@@ -158,7 +164,21 @@ def _copied(source: Path, target: Path) -> Path:
             os.fsync(writer.fileno())
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        text = f"cannot write {target}: {error.strerror}; choose another place with -o"
-        raise errors.PermissionDenied(text) from error
+        raise _unwritable(source, target, error) from error
+    finally:
+        with suppress(OSError):  # it is the target by now, or was never made
+            temporary.unlink()
     return target.absolute()
+
+
+def _unwritable(source: Path, target: Path, error: OSError) -> errors.CkptdError:
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        text = f"cannot write {target}: {error.strerror}; choose another place with -o"
+        return errors.PermissionDenied(text)
+    need, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    return errors.ResourceExhausted(
+        f"cannot write {target}: {need} bytes are needed and {free} are free; "
+        "free some space or choose another place with -o",
+        need_bytes=need,
+        free_bytes=free,
+    )

@@ -118,15 +118,34 @@ class BlobStore:
         self._trash_dir.mkdir(exist_ok=True)
         for path in self.partials_dir.iterdir():
             if (path / NOTE).exists():
-                self._finish(path)
+                self._finish_load(path)
             elif not _is_resumable(path):
                 shutil.rmtree(path)
         for path in self._blobs_dir.glob("*/*"):
+            self._load_blob(path)
+
+    def _finish_load(self, path: Path) -> None:
+        """Finish what a crash interrupted; what has a damaged note is fetched again."""
+        try:
+            self._finish(path)
+        except errors.CkptdError as error:
+            logger.error("blob %s is left unpublished: %s", path.name, error)
+        except (ValueError, KeyError, TypeError):
+            logger.error("blob %s is dropped: its note is damaged", path.name)
+            shutil.rmtree(path)
+
+    def _load_blob(self, path: Path) -> None:
+        """Take one blob in; one strange directory must not take the cache down."""
+        try:
             blob = _read_note(path)
-            if blob is None or not _is_whole(blob):
-                self._quarantine(path)
-            else:
-                self._blobs[blob.key] = blob
+        except errors.FailedPrecondition as error:
+            logger.error("blob %s is left alone: %s", path.name, error)
+            return
+        if blob is None or not _is_whole(blob):
+            self._quarantine(path)
+        else:
+            _sweep(path)
+            self._blobs[blob.key] = blob
 
     def publish(self, partial: Partial, size_bytes: int, sha256: str | None) -> Blob:
         """Make a filled and verified partial a blob; durable when this returns."""
@@ -153,12 +172,15 @@ class BlobStore:
 
     def _finish(self, path: Path) -> Blob:
         """Move a directory that holds a note among the blobs; goes on where a crash stopped it."""
-        name = json.loads((path / NOTE).read_bytes())["name"]
+        name = _note(path)["name"]
         if (path / DATA).exists():
             durable.publish(path / DATA, path / name)
         (path / JOURNAL).unlink(missing_ok=True)
+        _sweep(path)
         home = self._blobs_dir / path.name[:2] / path.name
         durable.make_dirs(home.parent)
+        if home.exists():  # something that could not be read at the start
+            self._quarantine(home)
         durable.publish(path, home)
         durable.sync_dir(self.partials_dir)
         blob = _read_note(home)
@@ -180,8 +202,13 @@ class BlobStore:
         if path.exists():
             durable.publish(path, self._quarantine_dir / f"{path.name}-{secrets.token_hex(4)}")
 
-    def touch(self, blob: Blob) -> os.stat_result:
-        """Note that the blob is used now, for eviction; returns what its file is."""
+    def touch(self, blob: Blob, *, for_others: bool = False) -> os.stat_result:
+        """Note that the blob is used now, for eviction; returns what its file is.
+
+        Until the first other user gets it, the directory is its owner's alone.
+        """
+        if for_others:
+            blob.path.parent.chmod(0o711)
         os.utime(blob.path.parent / NOTE)
         known = self._blobs.get(blob.key, blob)
         self._blobs[blob.key] = replace(known, used_at=time.time())
@@ -207,6 +234,12 @@ class BlobStore:
             shutil.rmtree(grave)
 
 
+def _sweep(path: Path) -> None:
+    """Drop notes that a crash kept from being finished."""
+    for leftover in path.glob(f".{NOTE}.*.tmp"):
+        leftover.unlink()
+
+
 def _is_resumable(path: Path) -> bool:
     try:
         parsed = journal.parse((path / JOURNAL).read_bytes())
@@ -222,16 +255,21 @@ def _is_whole(blob: Blob) -> bool:
         return False
 
 
+def _note(path: Path) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads((path / NOTE).read_bytes())
+    if note["format"] != FORMAT:
+        raise errors.FailedPrecondition(
+            f"{path / NOTE} has format {note['format']}, and this version reads {FORMAT}: "
+            "upgrade ckptd, or give it another state directory"
+        )
+    return note
+
+
 def _read_note(path: Path) -> Blob | None:
     """Return what the note in *path* says; None if it is damaged."""
     try:
         used_at = (path / NOTE).stat().st_mtime
-        note: dict[str, Any] = json.loads((path / NOTE).read_bytes())
-        if note["format"] != FORMAT:
-            raise errors.FailedPrecondition(
-                f"{path / NOTE} has format {note['format']}, and this version reads {FORMAT}: "
-                "upgrade ckptd, or give it another state directory"
-            )
+        note = _note(path)
         return Blob(
             key=path.name,
             object_id=note["object"],

@@ -1,0 +1,98 @@
+"""Publishing is killed at every step, and what an earlier or a later ckptd left is met."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ckptd import errors
+from fakes.daemon import Daemon
+from fakes.origin import Origin
+
+
+def cache(daemon: Daemon, name: str) -> list[Path]:
+    return sorted((daemon.state_dir / "cache" / name).iterdir())
+
+
+STEPS = [
+    ("fsync", 3, "the data is not durable"),
+    ("fsync", 4, "the note is not durable"),
+    ("rename", 2, "the note has no name"),
+    ("rename", 3, "the data has no name"),
+    ("fsync", 6, "the name is not durable"),
+    ("rename", 4, "the directory is no blob"),
+    ("fsync", 8, "the blob's place is not durable"),
+    ("fsync", 9, "the partial's end is not durable"),
+    ("rename", 5, "the lease is not written"),
+]
+
+
+@pytest.mark.parametrize(("call", "nth", "when"), STEPS, ids=[step[2] for step in STEPS])
+def test_a_daemon_killed_while_it_publishes_serves_the_right_bytes_after(
+    call: str, nth: int, when: str, short_path: Path, origin: Origin, data: bytes
+) -> None:
+    content = data[: 17 << 20]
+    origin.put("model", content)
+    daemon = Daemon(short_path)
+    daemon.start()
+    tracer = subprocess.Popen(
+        f"strace -fp {daemon.pid} -etrace={call} -einject={call}:signal=KILL:when={nth}".split(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    assert "attached" in tracer.stderr.readline()
+    with pytest.raises((errors.Unavailable, errors.DeadlineExceeded)):
+        daemon.client().fetch(origin.url("model"), timeout=2.5)
+    tracer.communicate(timeout=10)
+    assert daemon.process is not None
+    assert daemon.process.wait(10) == -signal.SIGKILL
+    daemon.kill()
+    with daemon:
+        path = daemon.client().fetch(origin.url("model"))
+        assert path.read_bytes() == content
+        assert [entry.name for entry in path.parent.iterdir() if entry != path] == ["blob.json"]
+        assert cache(daemon, "partials") == []
+        assert cache(daemon, "trash") == []
+        assert cache(daemon, "quarantine") == []
+        assert len(daemon.client().blobs()) == 1
+
+
+def test_a_blob_of_a_newer_ckptd_is_left_alone_and_named(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    for name in ("a", "b"):
+        origin.put(name, data)
+    strange = daemon.client().fetch(origin.url("a")).parent
+    daemon.client().fetch(origin.url("b"))
+    daemon.stop()
+    note = json.loads((strange / "blob.json").read_bytes())
+    (strange / "blob.json").write_text(json.dumps(note | {"format": 2}))
+    daemon.start()
+    assert [blob.object for blob in daemon.client().blobs()] == [origin.url("b")]
+    assert f"{strange}/blob.json has format 2" in daemon.log_text()
+    assert strange.exists()
+    assert daemon.client().fetch(origin.url("a")).read_bytes() == data  # and it gives way
+    assert len(cache(daemon, "quarantine")) == 1
+
+
+def test_an_unfinished_blob_of_a_newer_ckptd_is_left_alone_and_a_damaged_one_dropped(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("a", data)
+    home = daemon.client().fetch(origin.url("a")).parent
+    daemon.stop()
+    partials = daemon.state_dir / "cache" / "partials"
+    for key, note in (("newer", '{"format": 2}'), ("damaged", "{")):
+        shutil.copytree(home, partials / key)
+        (partials / key / "blob.json").write_text(note)
+    daemon.start()
+    assert cache(daemon, "partials") == [partials / "newer"]
+    assert f"{partials}/newer/blob.json has format 2" in daemon.log_text()
+    assert len(daemon.client().blobs()) == 1
