@@ -1,6 +1,7 @@
 """Every setting, with its unit and the reason for its default.
 
-Order: TOML file < `CKPTD_*` environment < command-line flags.
+Order: TOML file < `CKPTD_*` environment < command-line flags. In the environment several
+uids are written `1000,1001` and several paths `/a:/b`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -59,11 +61,11 @@ class Config(BaseSettings):
     idle_s: float = Field(900.0, gt=0)
     allow_network_fs: bool = False
     """Accept a `state_dir` on a network filesystem, where locks and leases are weaker."""
-    allow_uids: frozenset[int] = frozenset()
+    allow_uids: Annotated[frozenset[int], NoDecode] = frozenset()
     """Users served besides the daemon's own."""
-    read_roots: tuple[Path, ...] = ()
+    read_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Below these, and nowhere else, other users may have the daemon read."""
-    save_roots: tuple[Path, ...] = ()
+    save_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Below these, and nowhere else, other users may have the daemon save."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_s: float = Field(25.0, ge=0)
@@ -102,6 +104,15 @@ class Config(BaseSettings):
             text = f"the path is {length} bytes long, and the kernel allows {SOCKET_PATH_MAX_BYTES}"
             raise ValueError(text)
         return socket.absolute()
+
+    @field_validator("allow_uids", "read_roots", "save_roots", mode="before")
+    @classmethod
+    def _several(cls, value: object, info: ValidationInfo) -> object:
+        """Take apart what the environment says in one string."""
+        if not isinstance(value, str):
+            return value
+        separator = "," if info.field_name == "allow_uids" else ":"
+        return [part for part in value.split(separator) if part]
 
     @field_validator("state_dir", "arena_dir")
     @classmethod

@@ -44,12 +44,15 @@ class Process:
         return cls(pid, int(stat.rpartition(")")[2].split()[19]), uid)
 
     def pidfd(self) -> int | None:
-        """Open a descriptor that becomes readable when the process ends; None if it is gone."""
+        """Open a descriptor that becomes readable when the process ends; None if it is gone.
+
+        Raises `OSError` when we have no descriptors left: that says nothing of the process.
+        """
         if self.pid == 0:
             return None
         try:
             pidfd = os.pidfd_open(self.pid)
-        except OSError:
+        except ProcessLookupError:
             return None
         if self.of_pid(self.pid, self.uid) != self:  # the pid was reused meanwhile
             os.close(pidfd)

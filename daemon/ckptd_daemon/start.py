@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import stat
 import sys
 from functools import partial
 from pathlib import Path
@@ -64,6 +66,7 @@ def _parsed(arguments: list[str]) -> dict[str, Any]:
 
 
 def _run(settings: config.Config, *, detached: bool) -> None:
+    _allow_descriptors()
     make_state_dir(settings)
     with locks.held(settings.state_dir / "daemon.lock", f"the state in {settings.state_dir}"):
         log = settings.state_dir / "daemon.log"
@@ -72,6 +75,12 @@ def _run(settings: config.Config, *, detached: bool) -> None:
         with listener.listening(settings.socket, for_others=others) as sockets:
             ready = partial(_let_go, log) if detached else None
             app.run(settings, sockets, on_ready=ready or (lambda: None))
+
+
+def _allow_descriptors() -> None:
+    """Take all the descriptors we may have: a client takes several, and a big node has many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _let_go(log: Path) -> None:
@@ -93,10 +102,24 @@ def make_state_dir(settings: config.Config) -> None:
         raise errors.FailedPrecondition(text)
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if settings.allow_uids - {
-            os.geteuid()
-        }:  # they reach what they were handed, and list nothing
+        _check_owner(settings.state_dir)
+        if settings.allow_uids - {os.geteuid()}:
+            # others reach what they were handed, and list nothing
             settings.state_dir.chmod(settings.state_dir.stat().st_mode | 0o111)
     except OSError as error:
         text = f"cannot create {settings.state_dir}: {error.strerror}; use another --state-dir"
         raise errors.PermissionDenied(text) from error
+
+
+def _check_owner(state_dir: Path) -> None:
+    """Raise unless the directory, and ours in /tmp if it lies there, is ours to write alone."""
+    ours_in_tmp = Path(f"/tmp/ckptd-{os.getuid()}")
+    for directory in {state_dir, ours_in_tmp} & {state_dir, *state_dir.parents}:
+        found = directory.lstat() if directory == ours_in_tmp else directory.stat()
+        is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        if not is_ours or found.st_mode & stat.S_IWOTH:
+            text = (
+                f"{directory} belongs to user {found.st_uid} or may be written by anyone; "
+                "use another --state-dir"
+            )
+            raise errors.PermissionDenied(text)

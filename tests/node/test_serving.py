@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
+import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -148,3 +153,31 @@ def test_ctrl_c_stops_like_sigterm(short_path: Path) -> None:
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGINT)
         assert daemon.process.wait(10) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_state_directory_of_somebody_else_is_refused(short_path: Path) -> None:
+    state_dir = short_path / "state"
+    state_dir.mkdir()
+    os.chown(state_dir, 65534, 65534)
+    done = ckptd("serve", f"--socket={short_path}/s", f"--state-dir={state_dir}", env=os.environ)
+    assert done.returncode == 4
+    assert "belongs to user 65534" in done.stderr
+
+
+def test_more_connections_than_the_usual_limit_of_descriptors_fit(short_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+        daemon = stack.enter_context(Daemon(short_path))
+        for _ in range(400):
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(str(daemon.socket))
+        assert daemon.client().status().pid == daemon.pid
+
+
+def test_a_reader_that_has_enough_is_no_error(daemon: Daemon) -> None:
+    command = f"{sys.executable} -m ckptd.cli status --json | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], env=daemon.env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

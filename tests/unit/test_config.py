@@ -39,6 +39,24 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert settings.state_dir == tmp_path / "state"
 
 
+def test_the_environment_names_several_uids_and_paths_in_one_string(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CKPTD_ALLOW_UIDS", "1000,1001")
+    monkeypatch.setenv("CKPTD_READ_ROOTS", "/data")
+    monkeypatch.setenv("CKPTD_SAVE_ROOTS", "/a:/b")
+    settings = config.load({}, file=None)
+    assert settings.allow_uids == {1000, 1001}
+    assert settings.read_roots == (Path("/data"),)
+    assert settings.save_roots == (Path("/a"), Path("/b"))
+
+
+def test_nonsense_in_the_environment_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CKPTD_ALLOW_UIDS", "abc")
+    with pytest.raises(InvalidArgument, match="allow_uids"):
+        config.load({}, file=None)
+
+
 def test_a_socket_path_over_107_bytes_is_refused_with_its_length(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"socket: .* 120 bytes long.* 107"):
         config.load({"socket": Path("/" + "s" * 119)}, file=None)

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from ckptd_proto import errors
 from ckptd_proto.exits import EXIT_CODES, INTERRUPTED
@@ -66,9 +67,10 @@ def _run(arguments: list[str]) -> int:
         return _tell("InvalidArgument", error.format_message(), error.exit_code, as_json)
     except (click.Abort, KeyboardInterrupt):
         return _tell("Interrupted", "interrupted", INTERRUPTED, as_json)
-    except BrokenPipeError:  # whoever read our output has enough
-        sys.stdout = None
-        return 0
+    except SystemExit:
+        if isinstance(sys.stdout, PacifyFlushWrapper):  # whoever read our output has enough
+            return 0
+        raise
     return 0
 
 

@@ -148,14 +148,14 @@ class FrontDoor:
             logger.error("closed a connection: %d are open", self._inside)
             return
         inner, name = self._hall.connect("grpc")
-        self._inside += 1
-        self._sessions.connect(name, process)
-        try:
-            with inner:
+        with inner:
+            self._sessions.connect(name, process)
+            self._inside += 1
+            try:
                 await _relay(connection, inner)
-        finally:
-            self._inside -= 1
-            self._sessions.disconnect(name)
+            finally:
+                self._inside -= 1
+                self._sessions.disconnect(name)
 
     async def _refuse(self, connection: socket.socket, process: Process) -> None:
         """Let a server that can only say no answer, so that the caller reads why."""
