@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import anyio.to_thread
 
 from ckptd import calls
 from ckptd.client import Client as BlockingClient
-from ckptd.fetching import OnProgress
+from ckptd.fetching import Ask, OnProgress, fetched, release
 from ckptd.values import Blob, DaemonStatus, Progress
 
 T = TypeVar("T")
@@ -71,17 +72,13 @@ class Client:
     ) -> AsyncIterator[Path]:
         """Fetch *ref*, and hold its file inside the block only; see `ckptd.open`."""
         tell = on_progress and _on_loop(on_progress)
-        held = await self._run(
-            lambda client: client.open(
-                ref, sha256=sha256, on_progress=tell, offline=offline, timeout=timeout
-            )
-        )
-        path = await self._run(lambda _: held.__enter__())
+        hold = secrets.token_hex(16)
+        ask = Ask(os.fspath(ref), sha256, tell, 0.0, offline, timeout, hold)
         try:
-            yield path
-        finally:
+            yield await self._run(lambda client: fetched(lambda: client.connection, ask))
+        finally:  # also when the answer was never seen: the daemon may have granted the lease
             with anyio.CancelScope(shield=True):
-                await self._run(lambda _: held.__exit__(None, None, None))
+                await self._run(lambda client: release(lambda: client.connection, ask))
 
     async def blobs(self) -> list[Blob]:
         """Return what the node's cache holds, the least recently used first."""

@@ -43,7 +43,7 @@ class Client:
     ) -> Path:
         """Return the local path of what *ref* names; see `ckptd.fetch`."""
         ask = Ask(os.fspath(ref), sha256, on_progress, keep_s, offline, timeout)
-        return fetched(lambda: self._connection, ask).path
+        return fetched(lambda: self._connection, ask)
 
     def open(
         self,
@@ -57,6 +57,11 @@ class Client:
         """Fetch *ref*, and hold its file inside the block only; see `ckptd.open`."""
         ask = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout)
         return opened(lambda: self._connection, ask)
+
+    @property
+    def connection(self) -> Connection:
+        """The way to the daemon."""
+        return self._connection
 
     def blobs(self) -> list[Blob]:
         """Return what the node's cache holds, the least recently used first."""

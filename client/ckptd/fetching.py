@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def fetch(
         CkptdError: One of `ckptd.errors`, by what you can do about it.
     """
     ask = Ask(os.fspath(ref), sha256, on_progress, keep_s, offline, timeout)
-    return fetched(_usual_connection, ask).path
+    return fetched(_usual_connection, ask)
 
 
 @contextmanager
@@ -75,38 +76,34 @@ class Ask:
     keep_s: float = 0.0
     offline: bool = False
     timeout: float | None = None
+    hold: str = ""
+    """Names the lease that `release` gives back; without one it lasts as long as the process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A path, and the lease on it; none if the file is not the daemon's."""
-
-    path: Path
-    lease: str = ""
-
-
-def fetched(connect: Callable[[], Connection], ask: Ask) -> Fetched:
+def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
     """Fetch by the daemon that *connect* gives; a local path needs none."""
     ref = refs.parse(ask.ref, ask.sha256)
     if ref.path is not None:
-        return Fetched(_local(ref.path.absolute(), ref.sha256))
+        return _local(ref.path.absolute(), ref.sha256)
     deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
     message = connect().call(
         lambda stubs: _stream(stubs, ask, deadline), timeout_s=_left_s(deadline)
     )
     _require_same_file(message)
-    return Fetched(Path(message.path), message.lease)
+    return Path(message.path)
 
 
 @contextmanager
 def opened(connect: Callable[[], Connection], ask: Ask) -> Iterator[Path]:
-    """Fetch, and give the lease back at the end of the block."""
-    found = fetched(connect, ask)
+    """Fetch, and give the lease back at the end of the block, also when the fetch fails.
+
+    Its answer may be lost when the daemon has granted the lease already.
+    """
+    ask = replace(ask, hold=secrets.token_hex(16))
     try:
-        yield found.path
+        yield fetched(connect, ask)
     finally:
-        if found.lease:
-            _release(connect(), found.lease)
+        release(connect, ask)
 
 
 def _usual_connection() -> Connection:
@@ -145,7 +142,11 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
     from ckptd_proto.v1 import blobs_pb2
 
     request = blobs_pb2.FetchRequest(
-        ref=ask.ref, sha256=ask.sha256 or "", keep_s=ask.keep_s, offline=ask.offline
+        ref=ask.ref,
+        sha256=ask.sha256 or "",
+        keep_s=ask.keep_s,
+        offline=ask.offline,
+        hold=ask.hold,
     )
     events = stubs.blobs.Fetch(request, timeout=_left_s(deadline))
     try:
@@ -184,12 +185,15 @@ def _require_same_file(message: blobs_pb2.Blob) -> None:
     )
 
 
-def _release(connection: Connection, lease: str) -> None:
+def release(connect: Callable[[], Connection], ask: Ask) -> None:
+    """Give back what *ask* holds, if the daemon is there and ever gave it."""
     from ckptd_proto.v1 import blobs_pb2
 
-    request = blobs_pb2.ReleaseRequest(lease=lease)
+    if refs.parse(ask.ref).path is not None:
+        return
+    request = blobs_pb2.ReleaseRequest(hold=ask.hold)
     try:
-        connection.call(
+        connect().call(
             lambda stubs: stubs.blobs.Release(request, timeout=RELEASE_S), timeout_s=RELEASE_S
         )
     except (errors.Unavailable, errors.DeadlineExceeded):

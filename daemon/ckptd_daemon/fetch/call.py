@@ -21,6 +21,8 @@ class Request:
     sha256: str | None = None
     keep_s: float = 0.0
     offline: bool = False
+    hold: str = ""
+    """The caller's name for the lease, if it will release it."""
 
 
 @dataclass(frozen=True, slots=True)

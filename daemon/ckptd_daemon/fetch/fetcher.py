@@ -164,7 +164,7 @@ class Fetcher:
 
     async def release(self, lease: str, holder: Process) -> None:
         """Give a lease back, if it is one of the holder's user."""
-        await self._leases.release(lease, holder.uid)
+        await self._leases.release(lease, holder.uid, wholly=True)
 
     def blobs(self) -> list[tuple[Blob, int]]:
         """Return the published blobs, each with the number of its leases."""
@@ -246,7 +246,7 @@ class Fetcher:
 
     async def _held(self, call: Call, key: str, obj: Object | None, sha256: str | None) -> Handed:
         """Hand the blob called *key* over; it is leased from before it exists."""
-        lease = self._leases.take(key, call.holder, call.request.keep_s)
+        lease = self._leases.take(key, call.holder, call.request.keep_s, call.request.hold)
         try:
             blob = await self._ready(call, key, obj, sha256)
             await self._leases.write(lease.id)
@@ -255,7 +255,7 @@ class Fetcher:
             found = await to_thread.run_sync(touch)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._leases.release(lease.id, call.holder.uid)
+                await self._leases.release(lease.id, call.holder.uid, wholly=False)
             raise
         return Handed(
             blob.path, blob.size_bytes, found.st_dev, found.st_ino, blob.sha256, blob, lease.id

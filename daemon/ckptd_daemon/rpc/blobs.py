@@ -11,6 +11,7 @@ from ckptd_daemon.fetch.progress import Phase, Progress
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.store.blobs import Blob, Verification
+from ckptd_daemon.store.leases import lease_id
 from ckptd_proto import errors
 from ckptd_proto.v1 import blobs_pb2, blobs_pb2_grpc
 
@@ -67,7 +68,8 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
     ) -> blobs_pb2.ReleaseReply:
         """Give a lease back."""
         holder = self._sessions.of(context.peer()).process
-        await self._fetcher.release(request.lease, holder)
+        lease = lease_id("", holder, request.hold) if request.hold else request.lease
+        await self._fetcher.release(lease, holder)
         return blobs_pb2.ReleaseReply()
 
     async def List(
@@ -94,7 +96,9 @@ def _leaving(call: Call) -> Any:
 def _request(message: blobs_pb2.FetchRequest) -> Request:
     if not 0 <= message.keep_s <= KEEP_MAX_S:
         raise errors.InvalidArgument(f"keep_s is {message.keep_s}, not within 0..{KEEP_MAX_S:.0f}")
-    return Request(message.ref, message.sha256 or None, message.keep_s, message.offline)
+    return Request(
+        message.ref, message.sha256 or None, message.keep_s, message.offline, message.hold
+    )
 
 
 def _progress(progress: Progress) -> blobs_pb2.FetchProgress:

@@ -1,7 +1,8 @@
 """Who holds which blob, until when: while its process lives, and `keep_s` longer.
 
-A lease is one small file, so that it survives a restart of the daemon. It belongs to a blob and
-a process, and counts: a process that asks twice must release twice.
+A lease is one small file, so that it survives a restart of the daemon. It belongs to a process,
+and to a blob or to a hold that the process has named. Its count is of the calls that took it:
+one that fails gives back what it took, and no other's.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class Lease:
     """Seconds since the epoch; None while the holder lives."""
 
 
-def lease_id(key: str, holder: Process) -> str:
-    """Return the name of the lease of *holder* on *key*."""
-    text = f"{key} {holder.uid} {holder.pid} {holder.started}"
+def lease_id(key: str, holder: Process, hold: str = "") -> str:
+    """Return the name of the lease of *holder* on *key*, or of its *hold* on whatever it is."""
+    text = f"{hold or key} {holder.uid} {holder.pid} {holder.started}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -89,10 +90,13 @@ class Leases:
         """Return how many leases there are on *key*."""
         return self._per_key[key]
 
-    def take(self, key: str, holder: Process, keep_s: float) -> Lease:
+    def take(self, key: str, holder: Process, keep_s: float, hold: str = "") -> Lease:
         """Book a lease in memory, from this instant; `write` makes it survive a restart."""
-        name = lease_id(key, holder)
+        name = lease_id(key, holder, hold)
         held = self._leases.get(name)
+        if held is not None and held.key != key:  # asked again, and the object has changed
+            self._drop(held)
+            held = None
         if held is None:
             lease = Lease(name, key, holder, keep_s)
             self._add(lease)
@@ -115,12 +119,12 @@ class Leases:
                 data = json.dumps({"format": FORMAT, **asdict(lease)}).encode()
                 await anyio.to_thread.run_sync(durable.write_file, path, data)
 
-    async def release(self, name: str, uid: int) -> None:
-        """Give one count of a lease of *uid* back; one that has ended is no error."""
+    async def release(self, name: str, uid: int, *, wholly: bool) -> None:
+        """Give a lease of *uid*, or one count of it, back; one that has ended is no error."""
         lease = self._leases.get(name)
         if lease is None or lease.holder.uid != uid:
             return
-        if lease.count > 1:
+        if lease.count > 1 and not wholly:
             self._leases[name] = replace(lease, count=lease.count - 1)
         else:
             self._drop(lease)

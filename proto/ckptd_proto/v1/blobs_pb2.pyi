@@ -77,6 +77,7 @@ class FetchRequest(google.protobuf.message.Message):
     SHA256_FIELD_NUMBER: builtins.int
     KEEP_S_FIELD_NUMBER: builtins.int
     OFFLINE_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
     ref: builtins.str
     """A path, file:// or http(s):// reference; `#sha256=HEX` may follow."""
     sha256: builtins.str
@@ -85,6 +86,10 @@ class FetchRequest(google.protobuf.message.Message):
     """How long the lease lasts after the caller's process has ended. 0: it ends with the process."""
     offline: builtins.bool
     """Answer from the cache or fail; open no socket."""
+    hold: builtins.str
+    """The caller's own random name for a lease that it will release; a repeated call is not a second
+    lease. Empty: the lease that the process has until it ends.
+    """
     def __init__(
         self,
         *,
@@ -92,8 +97,9 @@ class FetchRequest(google.protobuf.message.Message):
         sha256: builtins.str = ...,
         keep_s: builtins.float = ...,
         offline: builtins.bool = ...,
+        hold: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["keep_s", b"keep_s", "offline", b"offline", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hold", b"hold", "keep_s", b"keep_s", "offline", b"offline", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
 
 Global___FetchRequest: typing_extensions.TypeAlias = FetchRequest
 
@@ -211,13 +217,17 @@ class ReleaseRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LEASE_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
     lease: builtins.str
+    """One of the two; the hold works even if the caller never saw the answer to its Fetch."""
+    hold: builtins.str
     def __init__(
         self,
         *,
         lease: builtins.str = ...,
+        hold: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lease", b"lease"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hold", b"hold", "lease", b"lease"]) -> None: ...
 
 Global___ReleaseRequest: typing_extensions.TypeAlias = ReleaseRequest
 

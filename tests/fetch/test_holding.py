@@ -1,0 +1,140 @@
+"""A block holds one lease, whatever happens to the call that asked; crowds are served."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+
+from ckptd import aio
+from fakes.daemon import Daemon
+from fakes.origin import Origin
+from fakes.waiting import eventually
+
+CROWD = 200
+PROGRESS_PER_S = 200
+
+
+def lease_files(daemon: Daemon) -> list[Path]:
+    return list((daemon.state_dir / "cache" / "leases").glob("*.json"))
+
+
+@contextmanager
+def killed_at(daemon: Daemon, call: str, nth: int) -> Iterator[None]:
+    """Let the daemon die at the *nth* system call *call* of a thread."""
+    tracer = subprocess.Popen(
+        f"strace -fp {daemon.pid} -etrace={call} -einject={call}:signal=KILL:when={nth}".split(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    assert "attached" in tracer.stderr.readline()
+    yield
+    tracer.communicate(timeout=20)
+
+
+def test_a_fetch_that_was_repeated_holds_one_lease_and_gives_it_back(
+    daemon: Daemon, origin: Origin
+) -> None:
+    origin.put("model", b"data")
+    client = daemon.client()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with client.open(origin.url("model")):
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold)
+    with killed_at(daemon, "fsync", 11):  # the lease has its name; nobody was told of it
+        thread.start()
+    assert daemon.process is not None
+    assert daemon.process.wait(10) == -signal.SIGKILL
+    daemon.kill()
+    assert len(lease_files(daemon)) == 1
+    daemon.start()
+    assert entered.wait(30)
+    (blob,) = client.blobs()
+    assert blob.leases == 1
+    leave.set()
+    thread.join(30)
+    assert client.blobs()[0].leases == 0
+    assert lease_files(daemon) == []
+
+
+def test_two_blocks_of_one_process_hold_two_leases(daemon: Daemon, origin: Origin) -> None:
+    origin.put("model", b"data")
+    client = daemon.client()
+    with client.open(origin.url("model")):
+        with client.open(origin.url("model")):
+            assert client.blobs()[0].leases == 2
+        assert client.blobs()[0].leases == 1
+        client.fetch(origin.url("model"))
+    assert client.blobs()[0].leases == 1  # of the process, as long as it lives
+
+
+async def test_a_fetch_cancelled_after_its_lease_was_granted_gives_it_back(
+    daemon: Daemon, origin: Origin
+) -> None:
+    origin.put("model", b"data")
+    client = aio.Client(daemon.socket)
+    await client.status()  # connects
+    entered = False
+
+    async with anyio.create_task_group() as tasks:
+
+        async def hold() -> None:
+            nonlocal entered
+            async with client.open(origin.url("model")):
+                entered = True
+
+        tasks.start_soon(hold)
+        await anyio.wait_all_tasks_blocked()
+        eventually(lambda: lease_files(daemon))  # in this thread: nobody here sees the answer
+        tasks.cancel_scope.cancel()
+    assert not entered
+    assert lease_files(daemon) == []
+
+
+def test_a_crowd_shares_one_flight_in_little_memory_and_is_told_a_bounded_number_of_times(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data)
+    origin.hold(after_bytes=len(data) // 2)
+    client = daemon.client()
+    told = threading.Semaphore(0)
+    paths: list[Path] = []
+    began = time.monotonic()
+
+    def fetch() -> None:
+        paths.append(client.fetch(origin.url("model"), on_progress=lambda _: told.release()))
+
+    crowd = [threading.Thread(target=fetch) for _ in range(CROWD)]
+    for thread in crowd:
+        thread.start()
+    eventually(lambda: [f.waiters for f in client.status().flights] == [CROWD], 30)
+    memory = _anonymous_bytes(daemon.pid)
+    origin.release()
+    for thread in crowd:
+        thread.join(30)
+    count = 0
+    while told.acquire(blocking=False):
+        count += 1
+    assert count <= 2 * CROWD + PROGRESS_PER_S * (time.monotonic() - began)
+    assert len(paths) == CROWD
+    assert len(set(paths)) == 1
+    assert origin.sent_bytes == len(data) + 1
+    assert memory < 256 << 20
+
+
+def _anonymous_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
