@@ -29,7 +29,7 @@ from ckptd_daemon.rpc.saves import SavesService
 from ckptd_daemon.rpc.status import ErrorStatus
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Sessions
-from ckptd_daemon.stopping import Half, Stopping, ask_when_idle, drain
+from ckptd_daemon.stopping import Half, Stopping, ask_when_idle, drain, ending
 from ckptd_proto.v1 import blobs_pb2_grpc, checkpoints_pb2_grpc, node_pb2_grpc, saves_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,9 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
     identity = Identity(
         uuid.uuid4().hex, config.private, listener.path, config.state_dir, time.monotonic()
     )
+    end = ending()
     async with AsyncExitStack() as stack:
+        stack.callback(end.cancel)  # after all else
         sessions = await stack.enter_async_context(Sessions.open())
         hall = stack.enter_context(Hall.open(config.state_dir / "door"))
         descriptors = Descriptors(listener.descriptors)
@@ -91,6 +93,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         notify("STOPPING=1")
         await service.enter_graceful_shutdown()
         await drain(halves, config.drain_s)
+        end.start()
         await server.stop(LAST_REPLIES_S)
 
 

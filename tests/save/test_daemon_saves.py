@@ -6,9 +6,8 @@ import json
 import math
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2
 from fakes.daemon import Daemon
 from fakes.rank import Rank, content
+from fakes.tracing import KILLS, STALLS, tampered
 from fakes.waiting import eventually
 
 World = Callable[..., list[Rank]]
@@ -159,7 +159,7 @@ def test_all_ranks_killed_after_they_sealed_lose_nothing(
 ) -> None:
     ranks = world(2)
     stage(ranks)
-    with stalled(daemon, "fsync"):
+    with tampered(daemon.pid, f"fsync:{STALLS}"):
         seal(ranks)
         for rank in ranks:
             rank.kill()
@@ -177,7 +177,7 @@ def test_a_daemon_killed_while_it_persists_finishes_after_its_restart(
     seal(ranks)
     ranks[0].ask("watch")  # from now on only images are synced before the rename
     stage(ranks, sequence=1, step=7)
-    with stalled(daemon, "fsync"):
+    with tampered(daemon.pid, f"fsync:{STALLS}"):
         seal(ranks, metrics={"loss": math.nan})
         attempt = eventually(lambda: list(tmp_path.glob("e/r/.attempts/*/__1_0.distcp")))
         for rank in ranks:
@@ -198,7 +198,7 @@ def test_a_daemon_killed_at_the_rename_commits_once(
 ) -> None:
     ranks = world(1)
     stage(ranks)
-    with stalled(daemon, "rename", action="signal=KILL"):
+    with tampered(daemon.pid, f"rename:{KILLS}"):
         seal(ranks)
         assert daemon.process is not None
         daemon.process.wait(30)
@@ -215,7 +215,7 @@ def test_live_ranks_follow_their_save_across_a_restart(
 ) -> None:
     ranks = world(2)
     stage(ranks)
-    with stalled(daemon, "fsync"):
+    with tampered(daemon.pid, f"fsync:{STALLS}"):
         seal(ranks)
         for rank in ranks:
             rank.begin("watch")
@@ -425,24 +425,6 @@ def test_prepared_slots_are_the_ones_that_saves_use(world: World, daemon: Daemon
     stage([rank])
     assert rank.ask("reserve", images=images_of(0)) in slots
     assert arena(daemon).used_bytes == used
-
-
-@contextmanager
-def stalled(daemon: Daemon, call: str, action: str = "delay_enter=60000000") -> Iterator[None]:
-    """While inside, the daemon gets stuck, or whatever *action* says, at the system call."""
-    tracer = subprocess.Popen(
-        ["strace", "-fp", str(daemon.pid), f"-etrace={call}", f"-einject={call}:{action}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert tracer.stderr is not None
-    assert "attached" in tracer.stderr.readline()
-    try:
-        yield
-    finally:
-        tracer.kill()
-        tracer.communicate()
 
 
 def client(daemon: Daemon) -> Stubs:

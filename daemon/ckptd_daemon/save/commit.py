@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from ckptd_daemon.save import manifests
+from ckptd_daemon.save import manifests, owner
 from ckptd_daemon.save.attempts import Attempt, Checkpoint
 from ckptd_daemon.save.places import MANIFEST, Place
 from ckptd_daemon.save.proof import Receipt, prove
@@ -100,21 +102,39 @@ def taken(found: Checkpoint) -> errors.AlreadyExists:
 
 
 def discard(attempt: Attempt) -> None:
-    """Delete what the attempt wrote; first by name, so that no late commit finds it."""
-    directory = directory_of(attempt)
-    gone = directory.with_name(directory.name + _GONE)
+    """Delete what the attempt wrote; what cannot be deleted is logged, and left."""
+    _remove(directory_of(attempt))
+
+
+def clear(attempt: Attempt) -> None:
+    """Delete what the attempt wrote; raises if its directory is still there."""
+    _move_away(directory_of(attempt))
+
+
+def _remove(directory: Path) -> None:
+    try:
+        _move_away(directory)
+    except (OSError, errors.CkptdError) as error:
+        logger.warning("cannot move %s away: %s", directory, error)
+
+
+def _move_away(directory: Path) -> None:
+    """Delete the directory; first by name, so that no late commit finds it."""
+    # a name of its own: a crash may have left what was moved away before
+    gone = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{_GONE}")
     try:
         durable.publish(directory, gone)
     except (FileNotFoundError, NotADirectoryError):
         return
-    except (OSError, errors.CkptdError) as error:
-        logger.warning("cannot move %s away: %s", directory, error)
-        return
     _delete(gone)
 
 
-def repair(place: Place) -> None:
-    """Put back a step that a crash caught between its old and new content; delete what is gone."""
+def repair(place: Place, owner_name: str, in_hand: Collection[str]) -> None:
+    """Put back a step that a crash caught between its old and new content; delete what is gone.
+
+    Gone are also attempts of *owner_name* that are not *in_hand*: the memory that they were to be
+    made from was lost, by a power cut say. Those of other daemons may live.
+    """
     try:
         left = list(place.attempts.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -124,15 +144,15 @@ def repair(place: Place) -> None:
             _put_back(path, place)
         elif path.name.endswith(_GONE):
             _delete(path)
+        elif owner.is_of(owner_name, path.name) and path.name not in in_hand:
+            _remove(path)
 
 
 def _put_back(path: Path, place: Place) -> None:
     try:
         old = manifests.decode((path / MANIFEST).read_bytes(), place)
         if place.step(old.step).exists():
-            gone = path.with_name(path.name + _GONE)
-            durable.publish(path, gone)
-            _delete(gone)
+            _remove(path)
         else:
             durable.publish(path, place.step(old.step))
             logger.warning("step %s of %s was put back", old.step, place)

@@ -5,13 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from anyio import to_thread
+
 from ckptd_daemon.save import commit, manifests
 from ckptd_daemon.save.arena import Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
+from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.headers import Header
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.tracks import Progress, Reservation, Track
+from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks
 from ckptd_proto import errors
+
+
+async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher: Finisher) -> None:
+    """Finish what was staged, abort what was not."""
+    for track in tracks(left):
+        in_hand.add(track)
+        attempt = track.attempt
+        if attempt.state is State.OPEN:
+            await to_thread.run_sync(commit.discard, attempt)
+            in_hand.abort(track, lost(attempt))
+        elif checkpoint := await to_thread.run_sync(outcome, attempt):
+            track.become(durable(attempt))
+            in_hand.commit(track, checkpoint)
+        else:
+            finisher.finish(track)
 
 
 def tracks(left: Iterable[tuple[Slot, Header]]) -> list[Track]:
