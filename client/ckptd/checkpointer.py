@@ -49,6 +49,7 @@ class Checkpointer:
         experiment: str,
         run: str,
         ranks: Literal["self"] | None = None,
+        read_only: bool = False,
         socket: Path | None = None,
         timeout: float = 600.0,
     ) -> None:
@@ -59,6 +60,7 @@ class Checkpointer:
             experiment: What the run belongs to.
             run: The run; steps are unique in it.
             ranks: "self" if this process is a job of its own, whatever others run beside it.
+            read_only: The job only loads: `root` need not be writable, and nothing can be saved.
             socket: The daemon's; by default the usual one, started if none runs.
             timeout: Seconds that `save` and `load` wait for other ranks, and for room to stage.
 
@@ -71,7 +73,10 @@ class Checkpointer:
         self._connection = Connection.open(socket)
         self._exchange = exchanges.choose(alone=ranks == "self", timeout_s=timeout)
         place = _checked_root(root)
-        self._member = Membership.join(self._connection, self._exchange, place, experiment, run)
+        self._member = Membership.join(
+            self._connection, self._exchange, place, experiment, run, read_only=read_only
+        )
+        self._read_only = read_only
         self._catalog = Catalog(self._connection, place, experiment, run)
         self._planner = Planner(self._exchange)
         self._slots = Slots(self._connection)
@@ -106,7 +111,7 @@ class Checkpointer:
 
         Without it the first save does so, and takes longer than the others. Every rank calls it.
         """
-        self._check_usable()
+        self._check_usable(to_save=True)
         agreed, _, self._sequence = self._planner.agree(
             state, lambda: {"call": "prepare", "sequence": self._sequence}
         )
@@ -141,7 +146,7 @@ class Checkpointer:
             CkptdError: Also what went wrong with an earlier save, if nobody has heard of it.
         """
         started = time.monotonic()
-        self._check_usable()
+        self._check_usable(to_save=True)
         numbers: dict[str, float] = {}
 
         def header() -> dict[str, Any]:
@@ -318,9 +323,12 @@ class Checkpointer:
                 text = f"step {save.step} is not committed after {timeout_s:g} s; it goes on"
                 raise errors.DeadlineExceeded(text)
 
-    def _check_usable(self) -> None:
+    def _check_usable(self, *, to_save: bool = False) -> None:
         if self._is_closed:
             raise errors.FailedPrecondition("the Checkpointer is closed; make another")
+        if to_save and self._read_only:
+            text = "the Checkpointer is read-only; make one without read_only=True to save"
+            raise errors.FailedPrecondition(text)
 
     def _raise_untold(self) -> None:
         failures = [failure for save in self._saves if (failure := save.untold_failure())]

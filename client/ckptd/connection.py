@@ -246,7 +246,11 @@ def _link(path: Path) -> _Link:
         daemon = stubs.node.Hello(request, timeout=HELLO_S)
     except grpc.RpcError as error:
         channel.close()
-        raise wire.typed(error) from error
+        failure = wire.typed(error)
+        if isinstance(failure, errors.DeadlineExceeded):  # it has bound, and does not serve yet
+            text = f"the daemon at {path} has not answered for {HELLO_S:g} s; look at its log"
+            raise errors.Unavailable(text) from error
+        raise failure from error
     channel.instance = daemon.instance
     return _Link(path, peer_name, channel, stubs, daemon)
 

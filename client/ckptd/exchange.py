@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -11,9 +13,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from ckptd import calls
 from ckptd.connection import Stubs
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -115,6 +120,7 @@ class ThroughDaemon:
         self._job: Job | None = None
         self._generation = 0
         self._rounds = 0
+        self._standing_by = calls.Calls()
 
     def meet_in(self, job: Job, generation: int) -> None:
         """Exchange as a rank of *job*, the *generation*-th that this process has joined."""
@@ -132,23 +138,45 @@ class ThroughDaemon:
                 gathered[part.rank] += part.data
             return [bytes(each) for each in gathered]
 
-        return self._joined.call(gather)
+        answer = self._joined.call(gather)
+        threading.Thread(
+            target=self._stand_by, args=(name, payload), name=f"ckptd-{name}", daemon=True
+        ).start()
+        return answer
 
     def close(self) -> None:
-        """Nothing is held: the rank leaves its job elsewhere."""
+        """Answer for no round any more: the rank leaves its job."""
+        self._standing_by.cancel()
+
+    def _stand_by(self, name: str, payload: bytes) -> None:
+        """Answer for a round that this rank has finished, until no rank can need it.
+
+        The daemon may die when it has answered some ranks and not all: the others ask its next
+        life, and this rank may be far away by then, in a training step.
+        """
+        calls.current.set(self._standing_by)
+        try:
+            self._joined.call(
+                lambda stubs: list(stubs.saves.Gather(self._parts(name, payload, finished=True)))
+            )
+        except errors.CkptdError:
+            logger.debug("no longer there for %s", name, exc_info=True)
 
     @property
     def _joined(self) -> Job:
         assert self._job is not None, "ranks meet in a job"
         return self._job
 
-    def _parts(self, name: str, payload: bytes) -> Iterator[saves_pb2.GatherPart]:
+    def _parts(
+        self, name: str, payload: bytes, *, finished: bool = False
+    ) -> Iterator[saves_pb2.GatherPart]:
         yield saves_pb2.GatherPart(
             job=self._joined.job,
             rank=self.rank,
             round=name,
             timeout_s=self._timeout_s,
             data=payload[:_PART_BYTES],
+            finished=finished,
         )
         for start in range(_PART_BYTES, len(payload), _PART_BYTES):
             yield saves_pb2.GatherPart(data=payload[start : start + _PART_BYTES])

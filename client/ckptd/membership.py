@@ -6,7 +6,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,7 +16,7 @@ from ckptd import incarnation
 from ckptd.connection import Connection, Stubs
 from ckptd.exchange import Exchange, ProcessGroup, ThroughDaemon, settle
 from ckptd_proto import errors
-from ckptd_proto.v1 import node_pb2, saves_pb2
+from ckptd_proto.v1 import saves_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +38,18 @@ class Membership:
         self._connection = connection
         self._request = request
         self._has_left = False
-        self._joined = ""  # the life of the daemon that knows us
+        self._is_unknown = False  # the daemon of now would not let us join again
 
     @classmethod
     def join(
-        cls, connection: Connection, exchange: Exchange, root: Path, experiment: str, run: str
+        cls,
+        connection: Connection,
+        exchange: Exchange,
+        root: Path,
+        experiment: str,
+        run: str,
+        *,
+        read_only: bool = False,
     ) -> Self:
         """Join the job; raises, on every rank, if one of them cannot or names another place."""
         request = saves_pb2.JoinRequest(
@@ -52,6 +58,7 @@ class Membership:
             run=run,
             rank=exchange.rank,
             world_size=exchange.world_size,
+            read_only=read_only,
         )
         member = cls(connection, request)
 
@@ -74,17 +81,17 @@ class Membership:
         return member
 
     def call(self, fn: Callable[[Stubs], T]) -> T:
-        """Return what *fn* returns, called as a rank that has joined this life of the daemon.
+        """Return what *fn* returns, called as a rank that the daemon knows.
 
-        gRPC finds a restarted daemon by itself, which then knows nobody.
+        Raises why a restarted daemon does not let us join again, if so.
         """
-        try:
-            return self._connection.call(fn)
-        except errors.FailedPrecondition:
-            if self._connection.call(_instance) == self._joined:
-                raise
-        self._connection.call(self._join)
-        return self._connection.call(fn)
+
+        def call(stubs: Stubs) -> T:
+            if self._is_unknown:
+                self._join(stubs)
+            return fn(stubs)
+
+        return self._connection.call(call)
 
     @property
     def place(self) -> Path:
@@ -151,17 +158,17 @@ class Membership:
         self._connection.on_connect(self._enter_again)
 
     def _join(self, stubs: Stubs) -> None:
-        instance = _instance(stubs)  # before: if it is another by now, the next call joins again
         self.job = stubs.saves.Join(self._request, timeout=_JOIN_S).job
-        self._joined = instance
+        self._is_unknown = False
 
     def _enter_again(self, stubs: Stubs) -> None:
         if self._has_left:
             return
         try:
             self._join(stubs)
-        except grpc.RpcError as error:  # the next call of this rank is refused with the reason
-            logger.warning("could not join the job again: %s", error)
+        except grpc.RpcError:  # the next call tries again, and tells
+            self._is_unknown = True
+            logger.debug("could not join the job again", exc_info=True)
 
     def _introduction(self) -> dict[str, Any]:
         return {
@@ -169,11 +176,6 @@ class Membership:
             "daemon": self._connection.daemon.instance,
             "incarnation": uuid.uuid4().hex,
         }
-
-
-def _instance(stubs: Stubs) -> str:
-    request = node_pb2.HelloRequest(client_version=version("ckptd"))
-    return str(stubs.node.Hello(request, timeout=_JOIN_S).instance)
 
 
 def _check_one_place(heard: list[dict[str, Any]]) -> None:

@@ -42,12 +42,14 @@ def parse(ref: str, sha256: str | None = None) -> Ref:
     if scheme == "file":
         return Ref(sha256, path=_file_path(bare))
     try:
-        has_host = bool(urlsplit(bare).hostname)
+        parts = urlsplit(bare)
+        has_host = bool(parts.hostname) and parts.port != 0  # `port` raises for what is none
     except ValueError:
         has_host = False
     if not has_host:
         raise errors.InvalidArgument(
-            f"this {scheme}:// reference names no host; write {scheme}://host/path"
+            f"this {scheme}:// reference names no host, or no port that there is; "
+            f"write {scheme}://host/path"
         )
     return Ref(sha256, url=scheme + bare[len(scheme) :])
 

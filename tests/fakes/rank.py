@@ -119,7 +119,9 @@ class _Client:
         self.step = 0
         self.images: list[tuple[str, int]] = []
 
-    def join(self, *, device: int | None = None, inode: int | None = None) -> str:
+    def join(
+        self, *, device: int | None = None, inode: int | None = None, read_only: bool = False
+    ) -> str:
         from ckptd_proto.v1 import saves_pb2 as pb
 
         stat = Path(self.root).stat() if Path(self.root).exists() else None
@@ -129,6 +131,7 @@ class _Client:
             world_size=self.world_size,
             root_device=device if device is not None else stat.st_dev if stat else 0,
             root_inode=inode if inode is not None else stat.st_ino if stat else 0,
+            read_only=read_only,
             **self.place,
         )
         self.job = self.connection.call(lambda stubs: stubs.saves.Join(request)).job

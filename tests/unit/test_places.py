@@ -67,18 +67,19 @@ def test_other_names_are_no_steps(name: str) -> None:
 
 def usable(root: Path, *, uid: int | None = None, below: tuple[Path, ...] = ()) -> None:
     stat = root.stat() if root.exists() else None
-    places.usable_root(
-        root,
-        device=stat.st_dev if stat else 0,
-        inode=stat.st_ino if stat else 0,
-        uid=os.getuid() if uid is None else uid,
-        save_roots=below,
-    )
+    places.check_user_below(root, os.getuid() if uid is None else uid, below)
+    places.make_root(root, stat.st_dev if stat else 0, stat.st_ino if stat else 0)
 
 
 def test_a_missing_root_is_created(tmp_path: Path) -> None:
     usable(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_root_that_is_only_read_is_not_created(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFound, match="there is no directory"):
+        places.check_root(tmp_path / "a", 0, 0)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_file_is_no_root(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_root_that_the_client_sees_otherwise_is_refused_naming_both(tmp_path: 
         (tmp_path / "x", "nothing"),
     ):
         with pytest.raises(errors.FailedPrecondition, match=f"inode 5 for this process.*{seen}"):
-            places.usable_root(root, device=1, inode=5, uid=os.getuid(), save_roots=())
+            places.make_root(root, 1, 5)
     assert not (tmp_path / "x").exists()
 
 

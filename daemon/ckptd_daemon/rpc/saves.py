@@ -45,6 +45,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             world_size=request.world_size,
             root_device=request.root_device,
             root_inode=request.root_inode,
+            read_only=request.read_only,
             session=self._session(context),
         )
         return pb.JoinReply(job=job)
@@ -63,13 +64,12 @@ class SavesService(saves_pb2_grpc.SavesServicer):
                 raise errors.InvalidArgument(text)
         if first is None:
             raise errors.InvalidArgument("the call had no part; send one, even if it is empty")
+        session, data = self._session(context), bytes(payload)
+        if first.finished:
+            await self._saver.stand_by(first.job, first.rank, first.round, data, session=session)
+            return
         payloads = await self._saver.gather(
-            first.job,
-            first.rank,
-            first.round,
-            bytes(payload),
-            timeout_s=first.timeout_s,
-            session=self._session(context),
+            first.job, first.rank, first.round, data, timeout_s=first.timeout_s, session=session
         )
         for rank, data in enumerate(payloads):
             for start in range(0, max(1, len(data)), PART_BYTES):

@@ -62,7 +62,7 @@ class Finisher:
         def written(size_bytes: int) -> None:
             track.done_bytes += size_bytes
 
-        await to_thread.run_sync(commit.discard, attempt)  # of an earlier daemon
+        await to_thread.run_sync(commit.clear, attempt)  # of an earlier daemon
         receipts = await persist(
             commit.directory_of(attempt),
             images,

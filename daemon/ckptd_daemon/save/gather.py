@@ -35,6 +35,8 @@ class _Exchange:
     taken: set[int] = field(default_factory=set)
     failure: errors.CkptdError | None = None
     settled: anyio.Event = field(default_factory=anyio.Event)
+    over: anyio.Event = field(default_factory=anyio.Event)
+    """No rank can need it any more, or nobody may wait for that."""
 
 
 class Exchanges:
@@ -44,6 +46,7 @@ class Exchanges:
         self._world_size = world_size
         self._volume = volume
         self._rounds: dict[str, _Exchange] = {}
+        self._is_dismissed = False
 
     def __len__(self) -> int:
         return len(self._rounds)
@@ -53,10 +56,12 @@ class Exchanges:
     ) -> list[bytes]:
         """Return every rank's payload in rank order, once all have come.
 
-        Again by the same rank: the same answer, as long as nobody has begun a later round.
+        Again by the same rank: the same answer, until every rank has come to a later round.
         Raises `DeadlineExceeded` naming who did not come, or what `fail` was told.
         """
         exchange = self._contribute(name, rank, payload)
+        if exchange.settled.is_set():
+            self._drop_finished(but=name)
         try:
             with anyio.fail_after(timeout_s):
                 await exchange.settled.wait()
@@ -72,6 +77,22 @@ class Exchanges:
             raise exchange.failure
         exchange.taken.add(rank)
         return [exchange.payloads[rank] for rank in range(self._world_size)]
+
+    async def stand_by(self, name: str, rank: int, payload: bytes) -> None:
+        """Have the payload of a rank that has its answer, for those that may ask again.
+
+        Returns when every rank has come to a later round.
+        """
+        exchange = self._contribute(name, rank, payload)
+        exchange.taken.add(rank)
+        if not self._is_dismissed:
+            await exchange.over.wait()
+
+    def dismiss(self) -> None:
+        """Have nobody stand by from now on: all answers on their way will still arrive."""
+        self._is_dismissed = True
+        for exchange in self._rounds.values():
+            exchange.over.set()
 
     def fail(self, failure: errors.CkptdError) -> None:
         """End every exchange that still waits for somebody."""
@@ -89,7 +110,6 @@ class Exchanges:
     def _contribute(self, name: str, rank: int, payload: bytes) -> _Exchange:
         exchange = self._rounds.get(name)
         if exchange is None:
-            self._drop_finished()
             exchange = self._rounds[name] = _Exchange()
         if rank not in exchange.payloads:
             self._volume.add(len(payload))
@@ -101,11 +121,12 @@ class Exchanges:
             exchange.settled.set()
         return exchange
 
-    def _drop_finished(self) -> None:
+    def _drop_finished(self, *, but: str) -> None:
         for name, exchange in list(self._rounds.items()):
-            if len(exchange.taken) == self._world_size:
+            if name != but and len(exchange.taken) == self._world_size:
                 self._drop(name)
 
     def _drop(self, name: str) -> None:
         if exchange := self._rounds.pop(name, None):
             self._volume.bytes -= sum(map(len, exchange.payloads.values()))
+            exchange.over.set()

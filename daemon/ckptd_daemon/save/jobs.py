@@ -30,6 +30,7 @@ class Member:
     rank: int
     session: Session
     holder: Holder
+    read_only: bool
     left: bool = False
 
     @property
@@ -102,12 +103,16 @@ class Jobs:
         """Return the job if it is known."""
         return self._jobs.get(job_id)
 
+    def is_live(self, job_id: str) -> bool:
+        """Say whether some rank of the job may still save."""
+        return job_id in self._jobs and self._jobs[job_id].is_live
+
     def present(self, place: Place) -> Job | None:
         """Return the job that may save into *place*."""
         return self._jobs.get(self._present.get(place, ""))
 
-    def join(self, key: JobKey, rank: int, session: Session) -> Job:
-        """Make *session* one rank of the job; again by the same process: no change.
+    def join(self, key: JobKey, rank: int, session: Session, *, read_only: bool = False) -> Job:
+        """Make *session* one rank of the job; again by the same process: it may write now, or not.
 
         Raises `FailedPrecondition`.
         """
@@ -119,7 +124,9 @@ class Jobs:
             job = self._jobs[key.id] = Job(key, Exchanges(key.world_size, self._volume))
         self._check_joinable(job, key, rank, session)
         if rank not in job.members or not job.members[rank].is_live:
-            self._admit(job, rank, session)
+            self._admit(job, rank, session, read_only=read_only)
+        elif not read_only:
+            job.members[rank].read_only = False
         return job
 
     def claim(self, job: Job) -> None:
@@ -145,6 +152,14 @@ class Jobs:
         check_not_fenced(job)
         return job, member
 
+    def writer(self, job_id: str, rank: int, session: Session) -> tuple[Job, Member]:
+        """Return the same as `member`, which must have joined to save."""
+        job, member = self.member(job_id, rank, session)
+        if member.read_only:
+            text = f"rank {rank} joined {job.key.place} only to read; join again to save there"
+            raise errors.FailedPrecondition(text)
+        return job, member
+
     def leave(self, job_id: str, rank: int, session: Session) -> None:
         """Let a rank go; unknown ones are no error."""
         job = self._jobs.get(job_id)
@@ -155,9 +170,9 @@ class Jobs:
             if not job.is_live:
                 self._drop(job)
 
-    def _admit(self, job: Job, rank: int, session: Session) -> None:
+    def _admit(self, job: Job, rank: int, session: Session, *, read_only: bool) -> None:
         name = f"rank {rank} of {job.key.place.experiment}/{job.key.place.run}"
-        member = Member(rank, session, Holder(name))
+        member = Member(rank, session, Holder(name), read_only)
         if rank in job.members:
             job.by_sequence.clear()  # a new process counts its saves anew
         job.members[rank] = member

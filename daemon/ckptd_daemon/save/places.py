@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run live, and what may be called so. Pure but for `usable_root`."""
+"""Where the checkpoints of a run live, and what may be called so. Pure but for what is said of roots."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Final, Self
 
 from ckptd_daemon.store import durable
@@ -116,36 +117,36 @@ def _is_plain(name: str) -> bool:
     return not any(unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"} for letter in name)
 
 
-def usable_root(
-    root: Path,
-    *,
-    device: int,
-    inode: int,
-    uid: int,
-    save_roots: tuple[Path, ...],
-) -> None:
-    """Create *root* if it is missing, and raise unless user *uid* may have us save there.
-
-    *device* and *inode* are what the client's stat said; inode 0 if it saw nothing there.
-    """
-    check_user_below(root, uid, save_roots)
-    try:
-        if inode == 0:
+def make_root(root: Path, device: int, inode: int) -> None:
+    """Create *root* if it is missing, and raise unless we may save there; else as `check_root`."""
+    if inode == 0:
+        try:
             durable.make_dirs(root)
-        stat = root.stat()
-        is_dir = root.is_dir()
-    except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
-        if inode != 0:
-            raise errors.FailedPrecondition(_elsewhere(root, device, inode, "nothing")) from error
-        raise errors.InvalidArgument(f"the root {root} cannot be a directory: {error}") from error
-    if inode != 0 and (stat.st_dev, stat.st_ino) != (device, inode):
-        seen = f"device {stat.st_dev} inode {stat.st_ino}"
-        raise errors.FailedPrecondition(_elsewhere(root, device, inode, seen))
-    if not is_dir:
-        raise errors.InvalidArgument(f"the root {root} is not a directory; pass one")
+        except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+            text = f"the root {root} cannot be a directory: {error}"
+            raise errors.InvalidArgument(text) from error
+    check_root(root, device, inode)
     if not os.access(root, os.W_OK | os.X_OK):
         text = f"the daemon (uid {os.getuid()}) may not write in {root}; make it writable for it"
         raise errors.PermissionDenied(text)
+
+
+def check_root(root: Path, device: int, inode: int) -> None:
+    """Raise unless *root* is the directory that the client sees.
+
+    *device* and *inode* are what the client's stat said; inode 0 if it saw nothing there.
+    """
+    try:
+        stat = root.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if inode == 0:
+            raise errors.NotFound(f"there is no directory {root}; pass one") from error
+        raise errors.FailedPrecondition(_elsewhere(root, device, inode, "nothing")) from error
+    if inode != 0 and (stat.st_dev, stat.st_ino) != (device, inode):
+        seen = f"device {stat.st_dev} inode {stat.st_ino}"
+        raise errors.FailedPrecondition(_elsewhere(root, device, inode, seen))
+    if not S_ISDIR(stat.st_mode):
+        raise errors.InvalidArgument(f"the root {root} is not a directory; pass one")
 
 
 def check_user_below(root: Path, uid: int, allowed: tuple[Path, ...]) -> None:

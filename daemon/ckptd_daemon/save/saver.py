@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,15 +11,22 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save import commit, headers, jobs, manifests, places, recovery
+from ckptd_daemon.save import commit, headers, jobs, manifests, owner, places, recovery
 from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot, SlotOffer
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.finisher import Finisher
-from ckptd_daemon.save.headers import Header
 from ckptd_daemon.save.jobs import Job, Jobs, Member
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.proof import check_complete
-from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks, ended, is_staged
+from ckptd_daemon.save.tracks import (
+    Progress,
+    Reservation,
+    Track,
+    Tracks,
+    check_joinable,
+    ended,
+    is_staged,
+)
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 
@@ -46,12 +52,14 @@ class Saver:
         tracks: Tracks,
         finisher: Finisher,
         offer: Callable[[int, int], str],
+        name: str,
     ) -> None:
         self._config = config
         self._arena = arena
         self._tracks = tracks
         self._finisher = finisher
         self._offer = offer
+        self._name = name  # in the ids of attempts
         self._jobs = Jobs(self._lose)
         self._opening = anyio.Lock()  # two ranks must not both be the first
         self._is_refusing = False
@@ -65,10 +73,10 @@ class Saver:
         """
         async with Arena.open(config) as (arena, left), anyio.create_task_group() as tasks:
             tracks = Tracks(arena)
-            saver = cls(
-                config, arena, tracks, Finisher(tracks, tasks, config.persist_threads), offer
-            )
-            await saver._recover(left)
+            finisher = Finisher(tracks, tasks, config.persist_threads)
+            name = await to_thread.run_sync(owner.own_name, config.state_dir)
+            saver = cls(config, arena, tracks, finisher, offer, name)
+            await recovery.take_up(left, tracks, finisher)
             yield saver
             tasks.cancel_scope.cancel()
 
@@ -88,6 +96,8 @@ class Saver:
     def refuse_new(self) -> None:
         """Take no new attempt; those that are open may still be sealed."""
         self._is_refusing = True
+        for job in self._jobs:
+            job.exchanges.dismiss()
 
     async def wait_idle(self) -> None:
         """Wait until every attempt in hand has ended."""
@@ -110,14 +120,19 @@ class Saver:
         world_size: int,
         root_device: int,
         root_inode: int,
+        read_only: bool,
         session: Session,
     ) -> str:
         """Make the caller one rank of a job and return the job's id."""
         self._check_open()
         uid = session.process.uid
         key = jobs.key_of(place, incarnation, rank=rank, world_size=world_size, uid=uid)
-        await to_thread.run_sync(self._check_place, key, root_device, root_inode)
-        return self._jobs.join(key, rank, session).key.id
+        roots = (*self._config.save_roots, *(self._config.read_roots if read_only else ()))
+        await to_thread.run_sync(places.check_user_below, place.root, uid, roots)
+        open_root = places.check_root if read_only else places.make_root
+        await to_thread.run_sync(open_root, place.root, root_device, root_inode)
+        await to_thread.run_sync(places.check_no_links, place, uid)
+        return self._jobs.join(key, rank, session, read_only=read_only).key.id
 
     def leave(self, job_id: str, rank: int, session: Session) -> None:
         """Let a rank go."""
@@ -144,6 +159,13 @@ class Saver:
             raise errors.Aborted(f"rank {lost} (pid {pid}) died; restart the job")
         return await job.exchanges.gather(name, rank, payload, timeout_s=timeout_s)
 
+    async def stand_by(
+        self, job_id: str, rank: int, name: str, payload: bytes, *, session: Session
+    ) -> None:
+        """Return when no rank can need *payload* any more, of a round that *rank* has finished."""
+        job, _ = self._jobs.member(job_id, rank, session)
+        await job.exchanges.stand_by(name, rank, payload)
+
     async def open_attempt(
         self,
         job_id: str,
@@ -157,7 +179,7 @@ class Saver:
     ) -> Attempt | Checkpoint:
         """Return the attempt of the job's n-th save, or the checkpoint if it exists already."""
         self._check_open()
-        job, member = self._jobs.member(job_id, rank, session)
+        job, member = self._jobs.writer(job_id, rank, session)
         if step > places.STEP_MAX:
             raise errors.InvalidArgument(f"step {step} is too large; pass one below 2^63")
         self._abort_overtaken(job, member, sequence)
@@ -171,9 +193,8 @@ class Saver:
                 return self._joined(track, rank, step=step, plan_hash=plan_hash)
             found = await to_thread.run_sync(manifests.read, job.key.place, step)
             self._jobs.member(job_id, rank, session)  # it may have left meanwhile
-            attempt = Attempt(
-                f"{sequence}-{secrets.token_hex(12)}", job.key, sequence, step, plan_hash, replaces
-            )
+            attempt_id = owner.new_attempt_id(self._name, sequence)
+            attempt = Attempt(attempt_id, job.key, sequence, step, plan_hash, replaces)
             if found is not None and not replaces:
                 if not commit.is_same(found, attempt):
                     raise commit.taken(found)
@@ -188,7 +209,7 @@ class Saver:
     ) -> list[SlotOffer]:
         """Allocate the rank's slots for images of *size_bytes* in all."""
         self._check_open()
-        job, member = self._jobs.member(job_id, rank, session)
+        job, member = self._jobs.writer(job_id, rank, session)
         async with self._opening:
             await self._claim(job)
         need = headers.region_bytes(job.key.world_size) + headers.padded(size_bytes)
@@ -221,7 +242,7 @@ class Saver:
                     slot = await self._arena.reserve(
                         member.holder, size, purpose=purpose, timeout_s=timeout_s
                     )
-                    reservation = self._hold(track, rank, Reservation(slot, laid))
+                    reservation = self._tracks.hold(track, rank, Reservation(slot, laid))
                 except errors.CkptdError as error:
                     failure = error  # raised below, without the group around it
                 tasks.cancel_scope.cancel()
@@ -296,87 +317,59 @@ class Saver:
     async def checkpoints(
         self, root: str, experiment: str, run: str, session: Session
     ) -> list[Checkpoint]:
-        """Return what is committed below *root*; empty names mean every name."""
+        """Return what is committed below *root*; empty names mean every name.
+
+        A save whose ranks have all died is waited for: to whoever resumes them, it is made.
+        """
         readable = (*self._config.save_roots, *self._config.read_roots)
         path = places.checked_root(root)
         places.check_user_below(path, session.process.uid, readable)
+        await self._tracks.wait_orphans(path, experiment, run, is_live=self._jobs.is_live)
         return await to_thread.run_sync(manifests.committed, path, experiment, run)
-
-    async def _recover(self, left: Sequence[tuple[Slot, Header]]) -> None:
-        for track in recovery.tracks(left):
-            self._tracks.add(track)
-            attempt = track.attempt
-            if attempt.state is State.OPEN:
-                await to_thread.run_sync(commit.discard, attempt)
-                self._tracks.abort(track, recovery.lost(attempt))
-            elif checkpoint := await to_thread.run_sync(recovery.outcome, attempt):
-                track.become(recovery.durable(attempt))
-                self._tracks.commit(track, checkpoint)
-            else:
-                self._finisher.finish(track)
 
     async def _claim(self, job: Job) -> None:
         """Make *job* the present life of its run, at its first save: a mere reader fences nobody."""
         if self._jobs.present(job.key.place) is job:
             return
-        await to_thread.run_sync(self._note_incarnation, job.key)
+        in_hand = frozenset(track.attempt.id for track in self._tracks)
+        await to_thread.run_sync(self._note_incarnation, job.key, in_hand)
         jobs.check_not_fenced(job)
         self._jobs.claim(job)
 
-    def _note_incarnation(self, key: JobKey) -> None:
+    def _note_incarnation(self, key: JobKey, in_hand: frozenset[str]) -> None:
         jobs.check_fence(self._config.state_dir / "incarnations", key)
-        commit.repair(key.place)
+        commit.repair(key.place, self._name, in_hand)
 
     def _check_open(self) -> None:
         if self._is_refusing:
             raise errors.Unavailable("the daemon is stopping; try again when it has restarted")
 
-    def _check_place(self, key: JobKey, device: int, inode: int) -> None:
-        roots = self._config.save_roots
-        places.usable_root(
-            key.place.root, device=device, inode=inode, uid=key.uid, save_roots=roots
-        )
-        places.check_no_links(key.place, key.uid)
-
     def _joined(self, track: Track, rank: int, *, step: int, plan_hash: str) -> Attempt:
-        attempt = track.attempt
-        if attempt.state is State.ABORTED:
+        if track.attempt.state is State.ABORTED:
             raise ended(track)
-        wrong = None
-        if attempt.step != step:
-            wrong = f"saves step {attempt.step} and rank {rank} step {step}"
-        elif attempt.plan_hash != plan_hash:
-            wrong = f"has plan {attempt.plan_hash} and rank {rank} has {plan_hash}"
-        if wrong is None:
-            return attempt
-        text = f"rank {track.opened_by} {wrong} in the same save; call save() alike in every rank"
-        failure = errors.InvalidArgument(text)
-        if attempt.state is State.OPEN:
-            self._tracks.abort(track, failure)
-        raise failure
+        try:
+            check_joinable(track, rank, step=step, plan_hash=plan_hash)
+        except errors.InvalidArgument as failure:
+            if track.attempt.state is State.OPEN:
+                self._tracks.abort(track, failure)
+            raise
+        return track.attempt
 
     def _abort_overtaken(self, job: Job, member: Member, sequence: int) -> None:
         """Abort what the rank has passed over: it will never seal it."""
         pid = member.session.process.pid
-        for track in self._open_tracks(job):
+        for track in self._tracks.open_of(job.key.id):
             attempt = track.attempt
             if attempt.sequence < sequence and member.rank not in attempt.sealed:
                 text = f"rank {member.rank} (pid {pid}) went on without staging step {attempt.step}"
                 self._tracks.abort(track, errors.Aborted(f"{text}; save again"))
 
     def _lose(self, job: Job, member: Member, reason: str) -> None:
-        for track in self._open_tracks(job):
+        for track in self._tracks.open_of(job.key.id):
             if member.rank not in track.attempt.sealed:
                 text = f"{reason} before it had staged step {track.attempt.step}; nothing was saved"
                 self._tracks.abort(track, errors.Aborted(text))
         self._arena.forget(member.holder)
-
-    def _open_tracks(self, job: Job) -> list[Track]:
-        return [
-            track
-            for track in self._tracks
-            if track.attempt.job.id == job.key.id and track.attempt.state is State.OPEN
-        ]
 
     def _known(self, attempt_id: str) -> Track:
         if (track := self._tracks.find(attempt_id)) is None:
@@ -396,14 +389,6 @@ class Saver:
                 f"attempt {attempt_id} is staged already; start another"
             )
         return track, member
-
-    def _hold(self, track: Track, rank: int, reservation: Reservation) -> Reservation | None:
-        """Keep the reservation unless the attempt ended, or a repeated call was faster."""
-        if track.attempt.state is State.OPEN and rank not in track.reserved:
-            track.reserved[rank] = reservation
-        else:
-            self._arena.release(reservation.slot)
-        return track.reserved.get(rank)
 
     def _offered(self, slot: Slot, mapped: Sequence[str], session: Session) -> SlotOffer:
         memory = slot.memory

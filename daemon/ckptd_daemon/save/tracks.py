@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -12,6 +13,7 @@ import anyio
 from ckptd_daemon.save.arena import Arena, Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
 from ckptd_daemon.save.headers import Laid
+from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 
 _FINISHED_MAX: Final = 256  # outcomes remembered; older ones are read from the place
@@ -109,9 +111,38 @@ class Tracks:
         """End an attempt badly; once its followers know, no later daemon takes it up again."""
         self._end(track, track.attempt.aborted(failure))
 
+    def open_of(self, job_id: str) -> list[Track]:
+        """Return the attempts of the job that are not staged yet."""
+        return [
+            track
+            for track in self._going.values()
+            if track.attempt.job.id == job_id and track.attempt.state is State.OPEN
+        ]
+
+    def hold(self, track: Track, rank: int, reservation: Reservation) -> Reservation | None:
+        """Keep the reservation unless the attempt ended, or a repeated call was faster."""
+        if track.attempt.state is State.OPEN and rank not in track.reserved:
+            track.reserved[rank] = reservation
+        else:
+            self._arena.release(reservation.slot)
+        return track.reserved.get(rank)
+
     async def wait_none(self) -> None:
         """Wait until no attempt is in hand."""
         while self._going:
+            await self._settled.wait()
+
+    async def wait_orphans(
+        self, root: Path, experiment: str, run: str, *, is_live: Callable[[str], bool]
+    ) -> None:
+        """Wait until nothing is staged below *root* by jobs of which no rank lives any more."""
+
+        def is_orphan(track: Track) -> bool:
+            job = track.attempt.job
+            below = Place(root, experiment or job.place.experiment, run or job.place.run)
+            return job.place == below and is_staged(track) and not is_live(job.id)
+
+        while any(map(is_orphan, self)):
             await self._settled.wait()
 
     def _end(self, track: Track, attempt: Attempt) -> None:
@@ -130,6 +161,19 @@ class Tracks:
 def is_staged(track: Track) -> bool:
     """Whether neither trainers nor daemon need to live for it to be finished."""
     return not track.attempt.state.is_final and track.attempt.state is not State.OPEN
+
+
+def check_joinable(track: Track, rank: int, *, step: int, plan_hash: str) -> None:
+    """Raise `InvalidArgument` unless *rank* saves the same as the rank that came first."""
+    attempt = track.attempt
+    if attempt.step != step:
+        wrong = f"saves step {attempt.step} and rank {rank} step {step}"
+    elif attempt.plan_hash != plan_hash:
+        wrong = f"has plan {attempt.plan_hash} and rank {rank} has {plan_hash}"
+    else:
+        return
+    text = f"rank {track.opened_by} {wrong} in the same save; call save() alike in every rank"
+    raise errors.InvalidArgument(text)
 
 
 def ended(track: Track) -> errors.CkptdError:

@@ -89,6 +89,7 @@ class JoinRequest(google.protobuf.message.Message):
     WORLD_SIZE_FIELD_NUMBER: builtins.int
     ROOT_DEVICE_FIELD_NUMBER: builtins.int
     ROOT_INODE_FIELD_NUMBER: builtins.int
+    READ_ONLY_FIELD_NUMBER: builtins.int
     root: builtins.str
     """An absolute directory."""
     experiment: builtins.str
@@ -100,6 +101,8 @@ class JoinRequest(google.protobuf.message.Message):
     root_device: builtins.int
     """The client's stat of `root`, to notice another mount namespace."""
     root_inode: builtins.int
+    read_only: builtins.bool
+    """The rank will only load: the root need not be writable, and Open and Prepare are refused."""
     def __init__(
         self,
         *,
@@ -111,8 +114,9 @@ class JoinRequest(google.protobuf.message.Message):
         world_size: builtins.int = ...,
         root_device: builtins.int = ...,
         root_inode: builtins.int = ...,
+        read_only: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "incarnation", b"incarnation", "rank", b"rank", "root", b"root", "root_device", b"root_device", "root_inode", b"root_inode", "run", b"run", "world_size", b"world_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "incarnation", b"incarnation", "rank", b"rank", "read_only", b"read_only", "root", b"root", "root_device", b"root_device", "root_inode", b"root_inode", "run", b"run", "world_size", b"world_size"]) -> None: ...
 
 Global___JoinRequest: typing_extensions.TypeAlias = JoinRequest
 
@@ -140,6 +144,7 @@ class GatherPart(google.protobuf.message.Message):
     ROUND_FIELD_NUMBER: builtins.int
     TIMEOUT_S_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
+    FINISHED_FIELD_NUMBER: builtins.int
     job: builtins.str
     """On the first part of a call: which exchange this is."""
     rank: builtins.int
@@ -148,6 +153,10 @@ class GatherPart(google.protobuf.message.Message):
     timeout_s: builtins.float
     data: builtins.bytes
     """In replies: the rank whose payload `data` continues is `rank`."""
+    finished: builtins.bool
+    """On the first part: the caller has the answer already and gets none; the call ends when no
+    rank can need the payload any more, or the daemon stops in good order.
+    """
     def __init__(
         self,
         *,
@@ -156,8 +165,9 @@ class GatherPart(google.protobuf.message.Message):
         round: builtins.str = ...,
         timeout_s: builtins.float = ...,
         data: builtins.bytes = ...,
+        finished: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "job", b"job", "rank", b"rank", "round", b"round", "timeout_s", b"timeout_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "finished", b"finished", "job", b"job", "rank", b"rank", "round", b"round", "timeout_s", b"timeout_s"]) -> None: ...
 
 Global___GatherPart: typing_extensions.TypeAlias = GatherPart
 

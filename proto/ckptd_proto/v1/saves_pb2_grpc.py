@@ -101,6 +101,9 @@ class SavesServicer(object):
         """All-gather among the ranks of a job: each sends its payload (in parts of at most 512 KiB),
         each receives every rank's payload, in rank order. ABORTED, naming the rank, as soon as a
         rank of the job dies; DEADLINE_EXCEEDED, naming the ranks that did not come.
+
+        A rank that has its answer calls again with `finished`, and stays while it goes on: should
+        the daemon die before all answers have arrived, its next life has the payload from there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
