@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import anyio
-
-from ckptd import aio
 from fakes.daemon import Daemon
 from fakes.origin import Origin
 from fakes.waiting import eventually
@@ -78,29 +75,6 @@ def test_two_blocks_of_one_process_hold_two_leases(daemon: Daemon, origin: Origi
         assert client.blobs()[0].leases == 1
         client.fetch(origin.url("model"))
     assert client.blobs()[0].leases == 1  # of the process, as long as it lives
-
-
-async def test_a_fetch_cancelled_after_its_lease_was_granted_gives_it_back(
-    daemon: Daemon, origin: Origin
-) -> None:
-    origin.put("model", b"data")
-    client = aio.Client(daemon.socket)
-    await client.status()  # connects
-    entered = False
-
-    async with anyio.create_task_group() as tasks:
-
-        async def hold() -> None:
-            nonlocal entered
-            async with client.open(origin.url("model")):
-                entered = True
-
-        tasks.start_soon(hold)
-        await anyio.wait_all_tasks_blocked()
-        eventually(lambda: lease_files(daemon))  # in this thread: nobody here sees the answer
-        tasks.cancel_scope.cancel()
-    assert not entered
-    assert lease_files(daemon) == []
 
 
 def test_a_crowd_shares_one_flight_in_little_memory_and_is_told_a_bounded_number_of_times(
