@@ -44,7 +44,7 @@ def shared(short_path: Path) -> Iterator[Daemon]:
     short_path.chmod(0o755)
     root = short_path / "root"
     root.mkdir()
-    settings = {"allow_uids": f"[{NOBODY}]", "read_roots": f'["{root}"]'}
+    settings = {"allow_uids": NOBODY, "read_roots": root}
     with Daemon(short_path / "d", **settings) as running:
         yield running
 
@@ -94,7 +94,7 @@ from fakes.origin import Origin
 from fetch.test_rights import AS_NOBODY, asked
 data = bytes(range(256)) * (1 << 17)
 with Origin("93.184.216.34") as public, Origin() as private:
-    with Daemon(Path(sys.argv[1]), allow_uids="[65534]") as daemon:
+    with Daemon(Path(sys.argv[1]), allow_uids=65534) as daemon:
         public.put("model", data)
         private.put("secret", b"secret")
         public.redirect("away", private.url("secret"))
