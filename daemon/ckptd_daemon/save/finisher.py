@@ -11,9 +11,9 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.save import commit
-from ckptd_daemon.save.attempts import Checkpoint, State
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
 from ckptd_daemon.save.persist import Staged, persist
-from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.places import Place, check_same_root
 from ckptd_daemon.save.tracks import Track, Tracks
 from ckptd_proto import errors
 
@@ -62,7 +62,7 @@ class Finisher:
         def written(size_bytes: int) -> None:
             track.done_bytes += size_bytes
 
-        await to_thread.run_sync(commit.clear, attempt)  # of an earlier daemon
+        await to_thread.run_sync(_make_way, attempt)
         receipts = await persist(
             commit.directory_of(attempt),
             images,
@@ -90,3 +90,9 @@ class Finisher:
         finally:
             if not lock.locked() and lock.statistics().tasks_waiting == 0:
                 self._turns.pop(place, None)
+
+
+def _make_way(attempt: Attempt) -> None:
+    """Remove what an earlier daemon wrote of the attempt; raises if the root is not what it was."""
+    check_same_root(attempt.job.place.root, attempt.job.root_at)
+    commit.clear(attempt)
