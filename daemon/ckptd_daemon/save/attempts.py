@@ -75,6 +75,8 @@ class JobKey:
     incarnation: str
     world_size: int
     uid: int
+    root_at: tuple[int, int] = (0, 0)
+    """Device and inode of the root when the job joined; zeros if nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)

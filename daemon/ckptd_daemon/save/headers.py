@@ -83,6 +83,7 @@ def encode(header: Header) -> bytes:
         "replaces": attempt.replaces,
         "job": job.id,
         "root": str(job.place.root),
+        "root_at": list(job.root_at),
         "experiment": job.place.experiment,
         "run": job.place.run,
         "incarnation": job.incarnation,
@@ -129,7 +130,15 @@ def needed_bytes(start: bytes) -> int:
 
 def _header(record: dict[str, Any]) -> Header:
     place = Place(Path(record["root"]), record["experiment"], record["run"])
-    job = JobKey(record["job"], place, record["incarnation"], record["world_size"], record["uid"])
+    device, inode = record["root_at"]
+    job = JobKey(
+        id=record["job"],
+        place=place,
+        incarnation=record["incarnation"],
+        world_size=record["world_size"],
+        uid=record["uid"],
+        root_at=(device, inode),
+    )
     plan = record["plan"]
     attempt = Attempt(
         id=record["attempt"],

@@ -117,7 +117,7 @@ def _is_plain(name: str) -> bool:
     return not any(unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"} for letter in name)
 
 
-def make_root(root: Path, device: int, inode: int) -> None:
+def make_root(root: Path, device: int, inode: int) -> tuple[int, int]:
     """Create *root* if it is missing, and raise unless we may save there; else as `check_root`."""
     if inode == 0:
         try:
@@ -125,14 +125,15 @@ def make_root(root: Path, device: int, inode: int) -> None:
         except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
             text = f"the root {root} cannot be a directory: {error}"
             raise errors.InvalidArgument(text) from error
-    check_root(root, device, inode)
+    found = check_root(root, device, inode)
     if not os.access(root, os.W_OK | os.X_OK):
         text = f"the daemon (uid {os.getuid()}) may not write in {root}; make it writable for it"
         raise errors.PermissionDenied(text)
+    return found
 
 
-def check_root(root: Path, device: int, inode: int) -> None:
-    """Raise unless *root* is the directory that the client sees.
+def check_root(root: Path, device: int, inode: int) -> tuple[int, int]:
+    """Return device and inode of *root*; raises unless it is the directory that the client sees.
 
     *device* and *inode* are what the client's stat said; inode 0 if it saw nothing there.
     """
@@ -147,6 +148,22 @@ def check_root(root: Path, device: int, inode: int) -> None:
         raise errors.FailedPrecondition(_elsewhere(root, device, inode, seen))
     if not S_ISDIR(stat.st_mode):
         raise errors.InvalidArgument(f"the root {root} is not a directory; pass one")
+    return stat.st_dev, stat.st_ino
+
+
+def check_same_root(root: Path, joined_at: tuple[int, int]) -> None:
+    """Raise `FailedPrecondition` if *root* is another directory now: its mount was lost, say."""
+    try:
+        stat = root.stat()
+        now = (stat.st_dev, stat.st_ino)
+    except (FileNotFoundError, NotADirectoryError):
+        now = None
+    if now == joined_at or joined_at == (0, 0):
+        return
+    device, inode = joined_at
+    seen = "gone" if now is None else f"device {now[0]} inode {now[1]}"
+    text = f"{root} was device {device} inode {inode} when the job joined and is {seen} now"
+    raise errors.FailedPrecondition(f"{text}; mount it again, or restart the job if that is meant")
 
 
 def check_user_below(root: Path, uid: int, allowed: tuple[Path, ...]) -> None:

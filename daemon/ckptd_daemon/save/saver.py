@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import anyio
@@ -130,8 +130,9 @@ class Saver:
         roots = (*self._config.save_roots, *(self._config.read_roots if read_only else ()))
         await to_thread.run_sync(places.check_user_below, place.root, uid, roots)
         open_root = places.check_root if read_only else places.make_root
-        await to_thread.run_sync(open_root, place.root, root_device, root_inode)
+        root_at = await to_thread.run_sync(open_root, place.root, root_device, root_inode)
         await to_thread.run_sync(places.check_no_links, place, uid)
+        key = replace(key, root_at=root_at)
         return self._jobs.join(key, rank, session, read_only=read_only).key.id
 
     def leave(self, job_id: str, rank: int, session: Session) -> None:
