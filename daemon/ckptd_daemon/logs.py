@@ -9,17 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+from ckptd_proto.urls import redacted
+
 LOG_MAX_BYTES = 8 << 20  # a longer log is set aside, once, at the next start
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_USERINFO = re.compile(r"(\w+://)[^/@\s\"']*@")
-_QUERY = re.compile(r"(\w+://[^\s?\"']*)\?[^\s\"']*")
 _PLAIN = re.compile(r"[^\s\"'=\\]+")
-
-
-def redacted(text: str) -> str:
-    """Return *text* with user names, passwords and queries cut out of every URL in it."""
-    return _QUERY.sub(r"\1?…", _USERINFO.sub(r"\1…@", text))
 
 
 class Formatter(logging.Formatter):

@@ -70,6 +70,7 @@ class Origin:
         return f"http://{self.host}:{self.port}/{name}"
 
     def put(self, name: str, data: bytes, *, etag: str | None = '"v1"', **more: object) -> File:
+        """Serve *data* as *name*; one with a query is for that query only."""
         file = self._files[name] = File(data, etag, **more)
         return file
 
@@ -125,7 +126,8 @@ class Origin:
         self.headers.append(dict(request.headers))
         if name in self._redirects:
             raise web.HTTPFound(self._redirects[name])
-        file = self._files.get(name)
+        chosen = f"{name}?{request.query_string}"
+        file = self._files.get(chosen) or self._files.get(name)
         if file is None:
             raise web.HTTPNotFound
         fault = file.lasting

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ckptd_daemon.store.journal import Header, encode_header, encode_record, parse
 
-HEADER = Header("http://host/model", 'etag "v1"', "model", 1000, 100, is_resumable=True)
+HEADER = Header("1d", "http://host/model", 'etag "v1"', "model", 1000, 100, is_resumable=True)
 
 records = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2**32 - 1)), max_size=20)
 

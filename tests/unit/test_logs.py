@@ -3,9 +3,7 @@ from __future__ import annotations
 import logging
 import sys
 
-import pytest
-
-from ckptd_daemon.logs import Formatter, redacted
+from ckptd_daemon.logs import Formatter
 
 
 def line(message: str, *arguments: object, **extra: object) -> str:
@@ -31,15 +29,7 @@ def test_a_traceback_stays_on_the_line() -> None:
     assert "ValueError: what" in text
 
 
-@pytest.mark.parametrize(
-    ("text", "public"),
-    [
-        ("GET https://me:secret@host/a/b", "GET https://…@host/a/b"),
-        ("s3://b/k?X-Amz-Signature=abc&x=1 failed", "s3://b/k?… failed"),
-        ('"https://u@h/p?sig=1"', '"https://…@h/p?…"'),
-        ("a path /a?b and me@home", "a path /a?b and me@home"),
-    ],
-)
-def test_secrets_of_urls_are_cut_out(text: str, public: str) -> None:
-    assert redacted(text) == public
-    assert redacted(public) == public or "…" in public
+def test_secrets_of_urls_are_cut_out() -> None:
+    text = line("GET https://me:secret@host/a?token=secret", url="s3://b/k?sig=secret")
+    assert "secret" not in text
+    assert "https://…@host/a?…" in text

@@ -43,7 +43,7 @@ class Downloader:
 
     async def _fill_general(self, obj: Object, partial: Partial, gauge: Gauge) -> int:
         """Bring what is still missing, one reply at a time."""
-        patience = Patience(obj.id, self._config.retries)
+        patience = Patience(obj.title, self._config.retries)
         may_resume = obj.is_rangeable
         while obj.size_bytes is None or partial.missing():
             if not may_resume:

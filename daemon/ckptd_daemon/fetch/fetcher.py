@@ -23,7 +23,7 @@ from ckptd_daemon.fetch.transfer import MismatchError, Transfer
 from ckptd_daemon.fetch.versions import Versions
 from ckptd_daemon.sessions import Process, Sessions
 from ckptd_daemon.sources import files
-from ckptd_daemon.sources.http import HttpSource, canonical_id
+from ckptd_daemon.sources.http import HttpSource
 from ckptd_daemon.sources.source import ChangedError, Object
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.blobs import Blob, BlobStore, key_of
@@ -31,6 +31,7 @@ from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.room import Space
 from ckptd_proto import errors, refs
+from ckptd_proto.urls import display, identity
 
 BUFFER_COUNT = 32  # of 8 MiB: four flights at full speed
 CHANGES_MAX = 2
@@ -41,7 +42,7 @@ HASH_THREADS = 2
 class FlightStatistics:
     """One transfer now going on."""
 
-    object_id: str
+    title: str
     progress: Progress
     waiters: int
 
@@ -139,7 +140,7 @@ class Fetcher:
         """Return what is going on now."""
         return Statistics(
             flights=tuple(
-                FlightStatistics(flight.gauge.object_id, flight.gauge.read(), flight.passengers)
+                FlightStatistics(flight.gauge.title, flight.gauge.read(), flight.passengers)
                 for flight in self._flights
             ),
             blobs=len(self._store),
@@ -214,7 +215,7 @@ class Fetcher:
                     "ask without `offline`"
                 )
                 raise errors.PermissionDenied(text)
-            return await self._offline(call, canonical_id(url), ref.sha256)
+            return await self._offline(call, url, ref.sha256)
         for _ in range(CHANGES_MAX):
             obj = await self._versions.of(url, only_public=not is_own)
             try:
@@ -222,7 +223,7 @@ class Fetcher:
             except ChangedError:
                 self._versions.forget(url, only_public=not is_own)
         raise errors.Aborted(
-            f"{canonical_id(url)} changed {CHANGES_MAX} times while it was fetched; "
+            f"{display(url)} changed {CHANGES_MAX} times while it was fetched; "
             "ask again when it is settled"
         )
 
@@ -232,11 +233,11 @@ class Fetcher:
         found = await to_thread.run_sync(look, limiter=self._hash_threads if sha256 else None)
         return Handed(path, found.size_bytes, found.device, found.inode, sha256)
 
-    async def _offline(self, call: Call, object_id: str, sha256: str | None) -> Handed:
+    async def _offline(self, call: Call, url: str, sha256: str | None) -> Handed:
         try:
-            return await self._cached(call, self._store.newest_of(object_id), sha256)
+            return await self._cached(call, self._store.newest_of(identity(url)), sha256)
         except _GoneError:
-            text = f"{object_id} is not in the cache; ask without `offline` to fetch it"
+            text = f"{display(url)} is not in the cache; ask without `offline` to fetch it"
             raise errors.NotFound(text) from None
 
     async def _cached(self, call: Call, blob: Blob | None, sha256: str | None) -> Handed:
@@ -276,7 +277,7 @@ class Fetcher:
                     await flight.outcome()
             except MismatchError as error:
                 if error.expected == sha256:
-                    raise errors.DataLoss(_mismatch(obj.id, error.found, sha256)) from error
+                    raise errors.DataLoss(_mismatch(obj.title, error.found, sha256)) from error
 
     async def _vouched(self, blob: Blob, sha256: str | None) -> Blob:
         """Return *blob* if it has the SHA-256 that the caller states; raises `DataLoss`."""
@@ -288,7 +289,7 @@ class Fetcher:
                 work = partial(self._store.learn_sha256, blob)
                 blob = await to_thread.run_sync(work, limiter=self._hash_threads)
         if blob.sha256 != sha256:
-            raise errors.DataLoss(_mismatch(blob.object_id, blob.sha256 or "", sha256))
+            raise errors.DataLoss(_mismatch(blob.title, blob.sha256 or "", sha256))
         return blob
 
 
@@ -302,4 +303,4 @@ def _mismatch(name: str, found: str, stated: str | None) -> str:
 def _unfinished(gauge: Gauge) -> str:
     progress = gauge.read()
     total = "an unknown number of" if progress.total_bytes is None else progress.total_bytes
-    return f"{progress.done_bytes} of {total} bytes of {gauge.object_id}"
+    return f"{progress.done_bytes} of {total} bytes of {gauge.title}"

@@ -33,7 +33,7 @@ class Gauge:
     """What one flight says about itself."""
 
     def __init__(self) -> None:
-        self.object_id = ""
+        self.title = ""
         self.phase = Phase.RESOLVING
         self.total_bytes: int | None = None
         self.streams = 0

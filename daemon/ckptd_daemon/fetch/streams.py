@@ -90,14 +90,14 @@ class Streams:
 
     async def _pump(self, tasks: TaskGroup, buffers: Buffers, threads: Threads) -> None:
         """Bring one run after the other until none is left; whatever is wrong ends all pumps."""
-        patience = Patience(self._object.id, self._config.retries)
+        patience = Patience(self._object.title, self._config.retries)
         run = range(0)
         try:
             async with buffers.lend() as buffer:
                 while self._is_fast and (run or self._runs):
                     run = await self._bring(run, buffer, threads, patience)
         except NotFastError as error:
-            logger.info("%s takes the general path: %s", self._object.id, error)
+            logger.info("%s takes the general path: %s", self._object.title, error)
             self._is_fast = False
         except Exception as error:  # noqa: BLE001  re-raised by `fill`
             self._failure = self._failure or error

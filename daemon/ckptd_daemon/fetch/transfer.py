@@ -48,7 +48,7 @@ class Transfer:
 
         Raises `ChangedError`, `MismatchError`, or one of our typed errors.
         """
-        gauge.object_id = obj.id
+        gauge.title = obj.title
         found = ""
         for _ in range(HASH_TRIES):
             async with self._opened(obj, gauge) as partial:
@@ -65,6 +65,7 @@ class Transfer:
         key = key_of(obj.id, obj.version)
         header = Header(
             object_id=obj.id,
+            title=obj.title,
             version=obj.version,
             name=safe_name(obj.name),
             size_bytes=obj.size_bytes,

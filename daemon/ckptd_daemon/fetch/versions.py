@@ -11,8 +11,8 @@ from anyio.abc import TaskGroup
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.fetch.retry import patiently
-from ckptd_daemon.sources.http import canonical_id
 from ckptd_daemon.sources.source import Object, Source
+from ckptd_proto.urls import display
 
 REMEMBERED_MAX = 4096
 
@@ -45,7 +45,7 @@ class Versions:
     async def _ask(self, key: str, url: str, only_public: bool, gauge: Gauge) -> Object:
         asked_at = anyio.current_time()
         stat = partial(self._source.stat, url, only_public=only_public)
-        obj = await patiently(stat, canonical_id(url), self._retries, gauge)
+        obj = await patiently(stat, display(url), self._retries, gauge)
         self._known.pop(key, None)
         self._known[key] = asked_at, obj
         while len(self._known) > REMEMBERED_MAX:

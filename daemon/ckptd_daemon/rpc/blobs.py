@@ -127,7 +127,7 @@ def _handed(handed: Handed) -> blobs_pb2.Blob:
 def _blob(blob: Blob, leases: int) -> blobs_pb2.Blob:
     return blobs_pb2.Blob(
         key=blob.key,
-        object=blob.object_id,
+        object=blob.title,
         version=blob.version,
         path=str(blob.path),
         size_bytes=blob.size_bytes,

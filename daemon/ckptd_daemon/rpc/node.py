@@ -121,7 +121,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 def _flight(flight: FlightStatistics) -> pb.Flight:
     progress = flight.progress
     return pb.Flight(
-        object=flight.object_id,
+        object=flight.title,
         done_bytes=progress.done_bytes,
         total_bytes=progress.total_bytes,
         waiters=flight.waiters,

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from ckptd_proto import errors
+from ckptd_proto.urls import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class ErrorStatus(grpc.aio.ServerInterceptor):
             await _end(context, error, is_elsewhere=elsewhere)
         logger.error("bug in a method", exc_info=error)
         text = f"ckptd has a bug ({type(error).__name__}: {error}); please report the daemon's log"
-        await _end(context, errors.Internal(text), is_elsewhere=False)
+        await _end(context, errors.Internal(redacted(text)), is_elsewhere=False)
 
 
 async def _end(context: Context, error: errors.CkptdError, *, is_elsewhere: bool) -> NoReturn:

@@ -27,24 +27,13 @@ from ckptd_daemon.sources.source import (
     Validator,
 )
 from ckptd_proto import errors
+from ckptd_proto.urls import display, identity
 
 BLOCK_BYTES = 1 << 18
 REDIRECTS_MAX = 10
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
 NAME_MAX_BYTES = 200
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SIGNATURES = re.compile(
-    r"x-(amz|goog|oss)-.*|sig|se|sp|sv|sr|st|spr|sks|ske|skt|skv|skoid|sktid"
-    r"|signature|expires|key-pair-id|policy|awsaccesskeyid|googleaccessid|.*token",
-    re.IGNORECASE,
-)
-
-
-def canonical_id(url: str) -> str:
-    """Return the name of what *url* points at, without user, signature or fragment."""
-    parsed = URL(url)
-    kept = [(key, value) for key, value in parsed.query.items() if not _SIGNATURES.fullmatch(key)]
-    return str(parsed.with_user(None).with_fragment(None).with_query(kept))
 
 
 def file_name(url: str) -> str:
@@ -166,14 +155,14 @@ class HttpSource:
         except PrivateAddressError as error:
             if only_public:
                 text = (
-                    f"{canonical_id(url)} is, or leads to, a private address, and this daemon "
+                    f"{display(url)} is, or leads to, a private address, and this daemon "
                     "goes there for its own user only; start your own with `ckptd serve`"
                 )
                 raise errors.PermissionDenied(text) from error
         return await self._stat(url, is_public=False)
 
     async def _stat(self, url: str, *, is_public: bool) -> Object:
-        name = canonical_id(url)
+        name = display(url)
         session = self._public if is_public else self._anywhere
         async with self._get(session, url, {"Range": "bytes=0-0"}, name) as reply:
             if reply.status == 206:
@@ -198,7 +187,7 @@ class HttpSource:
             headers["If-Match"] = obj.validator.etag
         session = self._public if obj.is_public else self._anywhere
         try:
-            async with self._get(session, obj.url, headers, obj.id) as reply:
+            async with self._get(session, obj.url, headers, obj.title) as reply:
                 self._check(obj, start, reply)
                 expected = None if obj.size_bytes is None else obj.size_bytes - start
                 async with aclosing(self._blocks(reply, expected)) as blocks:
@@ -210,7 +199,7 @@ class HttpSource:
         if start and reply.status == 200:
             raise NoRangesError
         if reply.status != (206 if start else 200):
-            raise refusal(reply.status, reply.headers, obj.id)
+            raise refusal(reply.status, reply.headers, obj.title)
         if not obj.validator.admits(reply.headers.get("ETag"), reply.headers.get("Last-Modified")):
             raise ChangedError("the origin has another version by now")
         size = obj.size_bytes
@@ -224,10 +213,10 @@ class HttpSource:
             raise ChangedError(f"the origin now has {length} bytes instead of {size - start}")
         if length is None and reply.headers.get("Transfer-Encoding", "").lower() != "chunked":
             raise errors.FailedPrecondition(
-                f"{obj.id}: the origin tells neither the length nor the end of its reply, so a "
+                f"{obj.title}: the origin tells neither the length nor the end of its reply, so a "
                 "cut cannot be told from the end; serve it with Content-Length or chunked"
             )
-        _require_identity(reply, obj.id)
+        _require_identity(reply, obj.title)
 
     async def _blocks(
         self, reply: aiohttp.ClientResponse, expected_bytes: int | None
@@ -251,11 +240,11 @@ class HttpSource:
         ranges: bool,
         is_public: bool,
     ) -> Object:
-        name = canonical_id(url)
-        _require_identity(reply, name)
+        _require_identity(reply, display(url))
         validator = validator_of(reply.headers)
         return Object(
-            id=name,
+            id=identity(url),
+            title=display(url),
             version=version_of(validator, size_bytes) + ("" if is_public else " private"),
             name=file_name(url),
             size_bytes=size_bytes,

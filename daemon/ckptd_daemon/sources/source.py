@@ -39,7 +39,9 @@ class Object:
     """One immutable version of a remote file, as its origin described it."""
 
     id: str
-    """Its canonical name, without credentials: the same for everyone who asks."""
+    """The same for everyone who asks for the same thing, and nobody else's; keeps no secret."""
+    title: str
+    """What people see as its name; two objects may share one."""
     version: str
     """With `id` it names the bytes for ever; unique to this answer if the origin has no versions."""
     name: str

@@ -49,6 +49,7 @@ class Blob:
 
     key: str
     object_id: str
+    title: str
     version: str
     path: Path
     size_bytes: int
@@ -156,6 +157,7 @@ class BlobStore:
         note = {
             "format": FORMAT,
             "object": header.object_id,
+            "title": header.title,
             "version": header.version,
             "name": header.name,
             "size_bytes": size_bytes,
@@ -165,7 +167,7 @@ class BlobStore:
             "crc32c": [crc for _, crc in sorted(partial.landed.items())],
             "published_at": now,
         }
-        durable.write_file(partial.path / NOTE, json.dumps(note).encode(), mode=0o644)
+        durable.write_file(partial.path / NOTE, json.dumps(note).encode(), mode=0o600)
         blob = self._finish(partial.path)
         self._blobs[blob.key] = blob
         return blob
@@ -222,7 +224,7 @@ class BlobStore:
         note_path = blob.path.parent / NOTE
         note = json.loads(note_path.read_bytes())
         note |= {"sha256": sha256, "verification": known.verification}
-        durable.write_file(note_path, json.dumps(note).encode(), mode=0o644)
+        durable.write_file(note_path, json.dumps(note).encode(), mode=0o600)
         self._blobs[blob.key] = known
         return known
 
@@ -273,6 +275,7 @@ def _read_note(path: Path) -> Blob | None:
         return Blob(
             key=path.name,
             object_id=note["object"],
+            title=note["title"],
             version=note["version"],
             path=path / note["name"],
             size_bytes=note["size_bytes"],

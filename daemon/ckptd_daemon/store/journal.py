@@ -24,6 +24,7 @@ class Header:
     """The object version that a partial will become, and how it is cut."""
 
     object_id: str
+    title: str
     version: str
     name: str
     size_bytes: int | None
@@ -58,6 +59,7 @@ def encode_header(header: Header) -> bytes:
     fields = {
         "format": FORMAT,
         "object": header.object_id,
+        "title": header.title,
         "version": header.version,
         "name": header.name,
         "size_bytes": header.size_bytes,
@@ -102,6 +104,7 @@ def _parse_header(line: bytes) -> Header | None:
         return None
     return Header(
         object_id=fields["object"],
+        title=fields["title"],
         version=fields["version"],
         name=fields["name"],
         size_bytes=fields["size_bytes"],

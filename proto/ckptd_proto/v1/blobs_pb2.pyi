@@ -175,7 +175,7 @@ class Blob(google.protobuf.message.Message):
     key: builtins.str
     """Cache key: hash of the canonical object id and its immutable version. Empty for a local path."""
     object: builtins.str
-    """The canonical object id, without credentials."""
+    """What people see as its name: a URL without user, and without values of the query."""
     version: builtins.str
     path: builtins.str
     """Where the bytes are, read-only."""
