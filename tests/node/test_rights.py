@@ -58,7 +58,7 @@ def test_another_user_gets_no_descriptor(daemon: Daemon) -> None:
 
 def test_a_configured_user_is_served_but_may_not_stop_the_daemon(short_path: Path) -> None:
     code = STATUS.replace(".status().pid", ".stop()")
-    with Daemon(short_path, allow_uids=f"[{NOBODY}]") as daemon:
+    with Daemon(short_path, allow_uids=NOBODY) as daemon:
         assert as_nobody(STATUS, daemon).strip() == str(daemon.pid)
         assert "denied: only user 0, whose daemon this is" in as_nobody(code, daemon)
 

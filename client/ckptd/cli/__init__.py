@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import Any
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from ckptd_proto import errors
 from ckptd_proto.exits import EXIT_CODES, INTERRUPTED
@@ -56,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
+    stdout = sys.stdout
     try:
         ckptd.main(arguments, prog_name="ckptd", standalone_mode=False)
     except errors.CkptdError as error:
@@ -68,9 +68,9 @@ def _run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _tell("Interrupted", "interrupted", INTERRUPTED, as_json)
     except SystemExit:
-        if isinstance(sys.stdout, PacifyFlushWrapper):  # whoever read our output has enough
-            return 0
-        raise
+        if sys.stdout is stdout:
+            raise
+        return 0  # click has muted it: whoever read our output has enough
     return 0
 
 
