@@ -43,9 +43,9 @@ class File:
     last_modified: str | None = OLD
     next_version: File | None = None
     faults: list[Fault] = field(default_factory=list)
-    """Taken one by one by requests for more than the first byte."""
+    """Taken one by one by requests for more than the first byte, before what lasts."""
     lasting: Fault | None = None
-    """Applies to every request."""
+    """Applies to every other request."""
 
 
 class Origin:
@@ -131,7 +131,7 @@ class Origin:
         if file is None:
             raise web.HTTPNotFound
         fault = file.lasting
-        if fault is None and asked != "bytes=0-0" and file.faults:
+        if asked != "bytes=0-0" and file.faults:
             fault = file.faults.pop(0)
         if fault is Fault.CHANGE:
             assert file.next_version is not None

@@ -41,7 +41,7 @@ class Transfer:
         self._space = space
         self._buffers = buffers
         self._downloader = downloader
-        self._hasher = Hasher(buffers)
+        self._hasher = Hasher()
 
     async def bring(self, obj: Object, sha256: str | None, gauge: Gauge) -> Blob:
         """Return the published blob; on any failure but a wrong version or hash, what came stays.

@@ -10,14 +10,18 @@ from anyio import CapacityLimiter, to_thread
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.partials import Partial
 
-THREADS = 8  # each waits most of the time
+THREADS = 8  # each waits most of the time, and holds a buffer of its own meanwhile
 
 
 class Hasher:
-    """Computes the SHA-256 of partials, in threads of its own."""
+    """Computes the SHA-256 of partials, in threads and memory of its own.
 
-    def __init__(self, buffers: Buffers) -> None:
-        self._buffers = buffers
+    A trail waits for a download: if it held a buffer that a download may need, they could all
+    wait for each other.
+    """
+
+    def __init__(self) -> None:
+        self._buffers = Buffers(THREADS)
         self._threads = CapacityLimiter(THREADS)
 
     async def trail(self, partial: Partial) -> str | None:
