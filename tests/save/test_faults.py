@@ -10,6 +10,7 @@ import signal
 import subprocess
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,24 @@ def test_an_attempt_whose_memory_was_lost_is_removed_and_those_of_other_daemons_
     save(rank, 2, step=9)
     assert not ours.exists()
     assert theirs.exists()
+
+
+def test_what_dead_ranks_had_staged_is_waited_for_by_whoever_lists_the_run(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    client = daemon.client()
+    before = client.status().sessions
+    with Rank(daemon.socket, tmp_path, 0, 1) as rank, ThreadPoolExecutor(1) as threads:
+        rank.ask("join")
+        stage(rank, 0)
+        with tampered(daemon.pid, f"fsync:{STALLS}"):
+            seal(rank)
+            assert listed(daemon, tmp_path) == []  # its rank lives, and knows
+            rank.kill()
+            eventually(lambda: client.status().sessions == before)
+            listing = threads.submit(listed, daemon, tmp_path)
+            assert not wait([listing], timeout=0.5).done
+        assert listing.result(30) == [7]
 
 
 def test_a_drain_that_runs_out_of_time_names_what_is_left_and_the_next_start_commits_it(

@@ -6,10 +6,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from ckptd.connection import Connection, Stubs
+from ckptd_proto import errors
+from ckptd_proto.v1 import node_pb2
 from fakes.daemon import Daemon
 from fakes.rank import Rank
 from fakes.require_real import need_root
@@ -17,7 +21,7 @@ from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
 MIB = 1 << 20
-World = Callable[..., list[Rank]]
+World = Callable[..., tuple[Rank, Rank]]
 
 
 @pytest.fixture
@@ -64,3 +68,123 @@ def test_a_restarted_daemon_commits_nothing_below_a_lost_mount(
     daemon.start()
     eventually(lambda: "mount it again" in daemon.log_text())
     assert not list(mounted.iterdir())
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[World]:
+    """Makes the ranks of a job of two, joined."""
+    with ExitStack() as stack:
+
+        def make(daemon: Daemon, **place: str) -> tuple[Rank, Rank]:
+            one, two = (
+                stack.enter_context(Rank(daemon.socket, tmp_path, rank, 2, **place))
+                for rank in range(2)
+            )
+            one.ask("join")
+            two.ask("join")
+            return one, two
+
+        yield make
+
+
+def test_jobs_that_do_not_fit_side_by_side_stage_one_after_another(
+    short_path: Path, ranks: World
+) -> None:
+    with Daemon(short_path, arena_bytes=5 * MIB) as daemon:  # for two slots of these
+        (a0, a1), (b0, b1) = ranks(daemon, run="a"), ranks(daemon, run="b")
+        open_both(a0, b0, images_bytes=2 * MIB)
+        reserve(a0)
+        b0.begin("reserve", images=[("0", MIB)])
+        a1.ask("open", sequence=0, step=1)
+        reserve(a1)
+        seal(a0, a1)
+        assert a0.ask("watch")["state"] == "COMMITTED"
+        b0.answer()
+        b1.ask("open", sequence=0, step=1)
+        reserve(b1)
+        seal(b0, b1)
+        assert b0.ask("watch")["state"] == "COMMITTED"
+
+
+def test_jobs_for_which_there_is_room_do_not_wait_for_each_other(
+    daemon: Daemon, ranks: World
+) -> None:
+    (a0, _), (b0, b1) = ranks(daemon, run="a"), ranks(daemon, run="b")
+    open_both(a0, b0, images_bytes=2 * MIB)
+    b1.ask("open", sequence=0, step=1)
+    reserve(b0, b1)
+    seal(b0, b1)
+    assert b0.ask("watch")["state"] == "COMMITTED"
+
+
+def test_who_waits_for_a_job_of_unknown_size_is_told_which(daemon: Daemon, ranks: World) -> None:
+    (a0, _), (b0, _) = ranks(daemon, run="a"), ranks(daemon, run="b")
+    open_both(a0, b0)
+    with pytest.raises(errors.DeadlineExceeded, match="r/a was begun before .* its rank 0, 1 has"):
+        b0.ask("reserve", images=[("0", MIB)], timeout_s=0.1)
+
+
+def test_a_rank_that_stands_still_ends_the_save_by_name(daemon: Daemon, ranks: World) -> None:
+    one, two = ranks(daemon)
+    open_both(one, two)
+    for rank in (one, two):
+        rank.ask("reserve", images=[(str(rank.rank), MIB)], timeout_s=1)
+    one.ask("seal", plan=[("0", MIB), ("1", MIB)])
+    outcome = one.ask("watch")
+    assert (outcome["state"], outcome["error"]) == ("ABORTED", "Aborted")
+    assert "rank 1 did not stage step 1 within 1 s" in outcome["reason"]
+    assert arena(daemon).idle_slots == 1  # who stands still may still write into the other
+    with pytest.raises(errors.Aborted, match="rank 1 did not stage"):
+        two.ask("seal")
+    assert arena(daemon).idle_slots == 2
+
+
+def test_a_slot_stays_its_ranks_until_that_has_heard_of_the_end(
+    daemon: Daemon, ranks: World
+) -> None:
+    one, two = ranks(daemon)
+    open_both(one, two)
+    reserve(one, two)
+    two.kill()
+    assert one.ask("watch")["state"] == "ABORTED"
+    eventually(lambda: arena(daemon).slots == 1)
+    assert arena(daemon).idle_slots == 0
+    one.ask("abort", reason="heard")
+    assert arena(daemon).idle_slots == 1
+
+
+def test_a_fenced_ranks_slot_stays_until_the_rank_calls_or_ends(
+    daemon: Daemon, ranks: World
+) -> None:
+    old, (new, _) = ranks(daemon), ranks(daemon, incarnation="later")
+    open_both(*old)
+    reserve(*old)
+    new.ask("open", sequence=0, step=1)
+    assert arena(daemon).slots == 2
+    with pytest.raises(errors.Aborted, match="later"):
+        old[0].ask("seal")
+    eventually(lambda: arena(daemon).slots == 1)
+    old[1].kill()
+    eventually(lambda: arena(daemon).slots == 0)
+
+
+def open_both(*ranks: Rank, **options: object) -> None:
+    for rank in ranks:
+        rank.ask("open", sequence=0, step=1, **options)
+
+
+def reserve(*ranks: Rank) -> None:
+    for rank in ranks:
+        rank.ask("reserve", images=[(str(rank.rank), MIB)])
+
+
+def seal(*ranks: Rank) -> None:
+    for rank in ranks:
+        rank.ask("seal", plan=[("0", MIB), ("1", MIB)] if rank.rank == 0 else None)
+
+
+def arena(daemon: Daemon) -> node_pb2.ArenaStatus:
+    def ask(stubs: Stubs) -> node_pb2.ArenaStatus:
+        return stubs.node.Status(node_pb2.StatusRequest()).arena
+
+    return Connection.open(daemon.socket).call(ask)
