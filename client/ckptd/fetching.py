@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ckptd.values import Progress
 from ckptd_proto import errors, refs
+from ckptd_proto.urls import display
 
 if TYPE_CHECKING:
     from ckptd.connection import Connection, Stubs
@@ -139,6 +140,9 @@ def _local(path: Path, sha256: str | None) -> Path:
 
 def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
     """Take in progress until the file comes."""
+    import grpc
+
+    from ckptd import wire
     from ckptd_proto.v1 import blobs_pb2
 
     request = blobs_pb2.FetchRequest(
@@ -149,15 +153,34 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
         hold=ask.hold,
     )
     events = stubs.blobs.Fetch(request, timeout=_left_s(deadline))
+    progress = None
     try:
         for event in events:
             if event.HasField("blob"):
                 return event.blob
+            progress = _progress(event.progress)
             if ask.on_progress is not None:
-                ask.on_progress(_progress(event.progress))
+                ask.on_progress(progress)
+    except grpc.RpcError as error:
+        if isinstance(wire.typed(error), errors.DeadlineExceeded):
+            raise errors.DeadlineExceeded(_late(ask, progress)) from error
+        raise
     finally:
         events.cancel()  # no harm once it has ended
     raise errors.Unavailable("the daemon ended the fetch without an answer; ask again")
+
+
+def _late(ask: Ask, progress: Progress | None) -> str:
+    """Say what was waited for in vain."""
+    name, how_far = display(refs.parse(ask.ref).url or ""), "the daemon has not begun"
+    if progress is not None:
+        total = "an unknown number of" if progress.total_bytes is None else progress.total_bytes
+        how_far = f"{progress.phase}, {progress.done_bytes} of {total} bytes"
+        how_far += f", {progress.reason}" if progress.reason else ""
+    return (
+        f"{name} had not arrived after {ask.timeout:g} s ({how_far}); the daemon goes on for a "
+        "while and keeps what it has: ask again, or give it more time"
+    )
 
 
 def _progress(message: blobs_pb2.FetchProgress) -> Progress:

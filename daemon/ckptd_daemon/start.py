@@ -16,7 +16,7 @@ import click
 from ckptd_daemon import app, config, logs, mounts
 from ckptd_daemon.door import listener, locks
 from ckptd_proto import errors
-from ckptd_proto.exits import EXIT_CODES, INTERRUPTED
+from ckptd_proto.exits import EXIT_CODES, INTERRUPTED, last_words
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _FLAGS: list[click.Parameter] = [
 
 def main(arguments: list[str]) -> int:
     """Serve; return the exit code."""
-    detached = "--detach" in arguments
+    detached, as_json = "--detach" in arguments, "--json" in arguments
     if detached:  # a rank that is bound to a few cores must not bind everybody's daemon
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
     try:
@@ -41,15 +41,22 @@ def main(arguments: list[str]) -> int:
         settings = config.load({k: v for k, v in flags.items() if v is not None}, file=file)
         _run(settings, detached=detached)
     except errors.CkptdError as error:
-        name = f"{type(error).__name__}: " if detached else ""  # for the client that reads it
-        sys.stderr.write(f"ckptd: {name}{error}\n")
-        return EXIT_CODES[type(error)]
+        name = type(error).__name__
+        sentence = f"{name}: {error}" if detached else str(error)  # for the client that reads it
+        return _tell(name, sentence, EXIT_CODES[type(error)], as_json, error)
     except click.ClickException as error:
-        sys.stderr.write(f"ckptd: {error.format_message()}\n")
-        return error.exit_code
+        return _tell("InvalidArgument", error.format_message(), error.exit_code, as_json)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _tell(
+    name: str, sentence: str, code: int, as_json: bool, error: Exception | None = None
+) -> int:
+    """Write the error to stderr; return *code*."""
+    sys.stderr.write(last_words(name, sentence, code, error, json_=as_json))
+    return code
 
 
 def _parsed(arguments: list[str]) -> dict[str, Any]:

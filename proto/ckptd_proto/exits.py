@@ -1,8 +1,10 @@
-"""What a process says by its exit code; the same for `ckptd` and the daemon."""
+"""What a process says at its end: exit code and last words; the same for `ckptd` and the daemon."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from ckptd_proto import errors
 
@@ -23,3 +25,13 @@ EXIT_CODES: Mapping[type[errors.CkptdError], int] = {
     errors.DeadlineExceeded: 6,
     errors.ResourceExhausted: 7,
 }
+
+
+def last_words(name: str, sentence: str, code: int, error: Exception | None, *, json_: bool) -> str:
+    """Return the line that tells why the process ends: JSON if its caller asked for that."""
+    if not json_:
+        return f"ckptd: {sentence}\n"
+    fields: dict[str, Any] = {"error": name, "message": sentence, "exit_code": code}
+    if isinstance(error, errors.ResourceExhausted):
+        fields |= {"need_bytes": error.need_bytes, "free_bytes": error.free_bytes}
+    return json.dumps(fields) + "\n"

@@ -85,6 +85,9 @@ def test_a_wrong_flag_is_a_usage_error() -> None:
 def test_wrong_settings_are_a_usage_error_in_one_sentence(flags: list[str]) -> None:
     done = ckptd("serve", *flags, env=os.environ)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    done = ckptd("serve", "--json", *flags, env=os.environ)
+    told = json.loads(done.stderr)
+    assert (told["error"], told["exit_code"], done.returncode) == ("InvalidArgument", 2, 2)
 
 
 def test_a_client_refuses_a_socket_path_that_the_kernel_would_not_take(short_path: Path) -> None:

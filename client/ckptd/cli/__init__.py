@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib import import_module
-from typing import Any
 
 import click
 
 from ckptd_proto import errors
-from ckptd_proto.exits import EXIT_CODES, INTERRUPTED
+from ckptd_proto.exits import EXIT_CODES, INTERRUPTED, last_words
 
 _COMMANDS = {
     "cache": "ckptd.cli.fetch",
@@ -78,11 +76,5 @@ def _tell(
     name: str, sentence: str, code: int, as_json: bool, error: Exception | None = None
 ) -> int:
     """Write the error to stderr; return *code*."""
-    if as_json:
-        fields: dict[str, Any] = {"error": name, "message": sentence, "exit_code": code}
-        if isinstance(error, errors.ResourceExhausted):
-            fields |= {"need_bytes": error.need_bytes, "free_bytes": error.free_bytes}
-        click.echo(json.dumps(fields), err=True)
-    else:
-        click.echo(f"ckptd: {sentence}", err=True)
+    click.echo(last_words(name, sentence, code, error, json_=as_json), err=True, nl=False)
     return code
