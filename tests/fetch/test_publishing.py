@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 
 from ckptd import errors
 from fakes.daemon import Daemon
@@ -96,3 +97,28 @@ def test_an_unfinished_blob_of_a_newer_ckptd_is_left_alone_and_a_damaged_one_dro
     assert cache(daemon, "partials") == [partials / "newer"]
     assert f"{partials}/newer/blob.json has format 2" in daemon.log_text()
     assert len(daemon.client().blobs()) == 1
+
+
+def test_partials_and_leases_of_a_newer_ckptd_are_left_alone_and_named(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("a", data)
+    origin.hold(after_bytes=1 << 20)
+    with pytest.raises(errors.DeadlineExceeded):
+        daemon.client().fetch(origin.url("a"), timeout=1)
+    daemon.kill()
+    (partial,) = cache(daemon, "partials")
+    line = b'{"format": 2}'
+    journal = b"%08x %b\nwhatever follows" % (crc32c(line), line)
+    (partial / "journal").write_bytes(journal)
+    lease = daemon.state_dir / "cache" / "leases" / "newer.json"
+    lease.write_text(line.decode())
+    daemon.start()
+    assert (partial / "journal").read_bytes() == journal
+    assert lease.read_bytes() == line
+    for path in (partial / "journal", lease):
+        assert f"{path}" in daemon.log_text()
+    origin.release()
+    assert daemon.client().fetch(origin.url("a")).read_bytes() == data
+    (kept,) = cache(daemon, "quarantine")  # it gave way
+    assert (kept / "journal").read_bytes() == journal

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.store.journal import Header, encode_header, encode_record, parse
+from ckptd_daemon.store.journal import FormatError, Header, encode_header, encode_record, parse
 
 HEADER = Header("1d", "http://host/model", 'etag "v1"', "model", 1000, 100, is_resumable=True)
 
@@ -53,6 +55,12 @@ def test_a_flipped_bit_invents_nothing(chunks: list[tuple[int, int]], draw: st.D
 @given(st.binary(max_size=300))
 def test_any_bytes_are_either_a_journal_or_not(data: bytes) -> None:
     assert parse(data) is None
+
+
+def test_another_format_is_told_apart_from_damage() -> None:
+    line = b'{"format": 2, "whatever": 1}'
+    with pytest.raises(FormatError, match="has format 2, and this version reads 1"):
+        parse(b"%08x %b\nwhatever" % (crc32c(line), line))
 
 
 @given(records, st.binary(max_size=60))

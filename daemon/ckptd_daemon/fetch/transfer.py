@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,9 @@ from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import CHUNK_BYTES, Partial
 from ckptd_daemon.store.room import Space
+from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
 
 HASH_TRIES = 2  # bytes may be damaged on their way once
 
@@ -77,7 +81,7 @@ class Transfer:
         try:
             async with self._buffers.lend() as buffer:  # before the booking: nobody waits inside it
                 async with self._space.book(key, obj.size_bytes or 0):
-                    claimed = await to_thread.run_sync(partial.open)
+                    claimed = await to_thread.run_sync(self._begun, partial)
                 gauge.phase = Phase.VERIFYING
                 for index, crc in sorted(claimed.items()):
                     await to_thread.run_sync(partial.recheck, index, crc, buffer)
@@ -87,6 +91,15 @@ class Transfer:
             raise
         finally:
             partial.close()
+
+    def _begun(self, partial: Partial) -> dict[int, int]:
+        """Open *partial*; what another version of ckptd began gives way."""
+        try:
+            return partial.open()
+        except errors.FailedPrecondition as error:
+            logger.warning("partial %s is set aside: %s", partial.path.name, error)
+            self._store.set_aside(partial.path)
+            return partial.open()
 
     async def _filled(
         self, obj: Object, partial: Partial, sha256: str | None, gauge: Gauge

@@ -19,8 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ckptd_daemon.store import durable, journal
-from ckptd_daemon.store.partials import DATA, JOURNAL, Partial
+from ckptd_daemon.store import durable
+from ckptd_daemon.store.partials import DATA, JOURNAL, Partial, claimed
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ class BlobStore:
         for path in self.partials_dir.iterdir():
             if (path / NOTE).exists():
                 self._finish_load(path)
-            elif not _is_resumable(path):
-                shutil.rmtree(path)
+            else:
+                _drop_unless_resumable(path)
         for path in self._blobs_dir.glob("*/*"):
             self._load_blob(path)
 
@@ -201,6 +201,10 @@ class BlobStore:
 
     def _quarantine(self, path: Path) -> None:
         logger.error("blob %s is damaged: its file is not what was published", path.name)
+        self.set_aside(path)
+
+    def set_aside(self, path: Path) -> None:
+        """Keep a directory that cannot be used, out of the way of what takes its name."""
         if path.exists():
             durable.publish(path, self._quarantine_dir / f"{path.name}-{secrets.token_hex(4)}")
 
@@ -242,12 +246,14 @@ def _sweep(path: Path) -> None:
         leftover.unlink()
 
 
-def _is_resumable(path: Path) -> bool:
+def _drop_unless_resumable(path: Path) -> None:
     try:
-        parsed = journal.parse((path / JOURNAL).read_bytes())
-    except FileNotFoundError:
-        return False
-    return parsed is not None and parsed.header.is_resumable
+        earlier = claimed(path)
+    except errors.FailedPrecondition as error:
+        logger.error("partial %s is left alone: %s", path.name, error)
+        return
+    if earlier is None or not earlier.header.is_resumable:
+        shutil.rmtree(path)
 
 
 def _is_whole(blob: Blob) -> bool:

@@ -76,8 +76,15 @@ def encode_record(index: int, crc: int) -> bytes:
     return body + _CHECK.pack(crc32c(body))
 
 
+class FormatError(Exception):
+    """A journal is whole, and of a format that this version does not read."""
+
+    def __init__(self, found: object) -> None:
+        super().__init__(f"has format {found}, and this version reads {FORMAT}")
+
+
 def parse(data: bytes) -> Journal | None:
-    """Return what *data* says; None if not even its header is whole, or is of a newer format."""
+    """Return what *data* says; None if not even its header is whole. Raises `FormatError`."""
     line, newline, records = data.partition(b"\n")
     header = _parse_header(line) if newline else None
     if header is None:
@@ -101,7 +108,7 @@ def _parse_header(line: bytes) -> Header | None:
         return None
     fields = json.loads(text)  # ours, for its checksum is right
     if fields["format"] != FORMAT:
-        return None
+        raise FormatError(fields["format"])
     return Header(
         object_id=fields["object"],
         title=fields["title"],

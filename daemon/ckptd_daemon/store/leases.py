@@ -176,8 +176,10 @@ def _load(directory: Path) -> list[Lease]:
     for path in directory.glob("*.json"):
         try:
             fields = json.loads(path.read_bytes())
-            if fields.pop("format") != FORMAT:
-                raise ValueError("another format")
+            if (found := fields.pop("format")) != FORMAT:
+                text = "lease %s is left alone: it has format %s, and this version reads %s"
+                logger.error(text, path, found, FORMAT)
+                continue
             leases.append(Lease(**{**fields, "holder": Process(**fields["holder"])}))
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("lease %s is unreadable and ends: %s", path.name, error)

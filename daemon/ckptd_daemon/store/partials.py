@@ -18,6 +18,7 @@ from crc32c import crc32c
 
 from ckptd_daemon.store import durable, journal
 from ckptd_daemon.store.journal import Header
+from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class Partial:
     def open(self) -> dict[int, int]:
         """Go on with what an earlier life left of this very version, or start from nothing.
 
-        Returns the chunks that the journal claims, and their CRC32C, for `recheck`.
+        Returns the chunks that the journal claims, and their CRC32C, for `recheck`. Raises
+        `FailedPrecondition`, and touches nothing, if another version of ckptd left it.
         """
         earlier = self._earlier()
         if earlier is None:
@@ -69,10 +71,7 @@ class Partial:
         return {} if earlier is None else earlier.chunks
 
     def _earlier(self) -> journal.Journal | None:
-        try:
-            parsed = journal.parse((self.path / JOURNAL).read_bytes())
-        except FileNotFoundError:
-            return None
+        parsed = claimed(self.path)
         is_ours = parsed is not None and parsed.header == self.header and self.header.is_resumable
         return parsed if is_ours else None
 
@@ -151,6 +150,20 @@ class Partial:
         os.ftruncate(self._data_fd, size_bytes)
         os.fchmod(self._data_fd, 0o444)
         durable.sync_file(self._data_fd)
+
+
+def claimed(path: Path) -> journal.Journal | None:
+    """Return what the journal of the partial at *path* claims; None if it is torn or not there.
+
+    Raises `FailedPrecondition` if another version of ckptd wrote it.
+    """
+    try:
+        return journal.parse((path / JOURNAL).read_bytes())
+    except FileNotFoundError:
+        return None
+    except journal.FormatError as error:
+        text = f"{path / JOURNAL} {error}: upgrade ckptd, or remove {path}"
+        raise errors.FailedPrecondition(text) from error
 
 
 def _page_up(length: int) -> int:
