@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import pathlib
+import pickle
 import struct
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import date, datetime, time, timedelta, timezone
-from functools import cache
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from ckptd.tensors import arrays
+from ckptd.tensors.unpickle import unpickle
 from ckptd_proto import errors
 
 _GRANULE_BYTES = 256
@@ -27,7 +26,13 @@ _WAY_OUT = (
     " arrays), or give the object state_dict() and load_state_dict()"
 )
 
-_SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        return arrays.reduced(obj) or NotImplemented
+
+
+_PICKLE = SimpleNamespace(__name__="pickle", Pickler=_Pickler, dump=pickle.dump)
 
 
 class Encoder:
@@ -59,7 +64,7 @@ def encode(key: str, value: object) -> bytes:
     """
     out = io.BytesIO()
     try:
-        torch.save(value, out, _use_new_zipfile_serialization=False)
+        torch.save(value, out, _PICKLE, _use_new_zipfile_serialization=False)
         data = out.getvalue()
         restored = value if type(value) in _SIMPLE else decode(data)
         is_same = same(value, restored)
@@ -72,8 +77,7 @@ def encode(key: str, value: object) -> bytes:
 
 def decode(data: bytes) -> Any:
     """Return the value in *data*; runs no code that *data* brings along."""
-    with _safe_globals():
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return unpickle(data)
 
 
 def padded_bytes(length: int) -> int:
@@ -115,6 +119,8 @@ def _parts(value: object) -> Iterator[bytes]:
     yield f"{kind.__module__}.{kind.__qualname__}".encode()
     if isinstance(value, float):
         yield b"nan" if math.isnan(value) else struct.pack("<d", value)
+    elif isinstance(value, int):
+        yield hex(value).encode()  # of any length, unlike its decimals
     elif isinstance(value, complex):
         yield struct.pack("<dd", value.real, value.imag)
     elif isinstance(value, bytes | bytearray):
@@ -163,41 +169,10 @@ def _refusal(key: str, value: object, reason: str) -> errors.InvalidArgument:
 
 def _reason(error: Exception) -> str:
     """Return the one sentence that matters of torch's page of advice."""
-    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    first = text.partition("\n")[0].partition(". Please")[0]
+    first = str(error).partition("\n")[0].partition(". Please")[0]
     return f"{type(error).__name__}: {first}"
 
 
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-@contextmanager
-def _safe_globals() -> Iterator[None]:
-    """Allow constructors of plain data, besides what torch itself allows."""
-    plain: list[_SafeGlobal] = [
-        bytes, frozenset, range, slice, date, datetime, time, timedelta, timezone,
-        Counter, OrderedDict, pathlib.PosixPath, pathlib.PurePosixPath,
-    ]  # fmt: skip
-    with torch.serialization.safe_globals(plain + _numpy_globals()):
-        yield
-
-
-@cache
-def _numpy_globals() -> list[_SafeGlobal]:
-    """Name what numpy's own pickles call, under the names of numpy 1 and 2."""
-    try:
-        import numpy
-    except ImportError:
-        return []
-    reconstruct: Any = numpy.zeros(0).__reduce__()[0]
-    scalar: Any = numpy.float64(0).__reduce__()[0]
-    named: list[_SafeGlobal] = [numpy.ndarray, numpy.dtype]
-    for package in ("numpy.core", "numpy._core"):
-        named.append((reconstruct, f"{package}.multiarray._reconstruct"))
-        named.append((scalar, f"{package}.multiarray.scalar"))
-    codes = {*numpy.typecodes["All"]} - {"O"}
-    named.extend({type(numpy.dtype(code)) for code in codes})
-    named.append(type(numpy.dtype(object)))
-    return named
