@@ -22,7 +22,9 @@ def test_fetches_by_hash_that_must_try_again_do_not_wait_for_each_other(
 
     def arrives(name: str) -> bool:
         sha256 = hashlib.sha256(bodies[name]).hexdigest()
-        return client.fetch(origin.url(name), sha256=sha256, timeout=30).read_bytes() == bodies[name]
+        return (
+            client.fetch(origin.url(name), sha256=sha256, timeout=30).read_bytes() == bodies[name]
+        )
 
     with ThreadPoolExecutor(COUNT) as callers:
         assert all(callers.map(arrives, bodies))
