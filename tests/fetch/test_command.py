@@ -84,7 +84,9 @@ def test_each_kind_of_failure_has_its_exit_code(
         (3, [origin.url("gone")], "NotFound"),
         (3, [origin.url("never"), "--offline"], "NotFound"),
         (4, [origin.url("forbidden")], "PermissionDenied"),
-        (4, [fine, "-o", "/proc/none/model"], "PermissionDenied"),
+        (4, [fine, "-o", "/proc/model"], "PermissionDenied"),
+        (4, [origin.url("gone"), "-o", "/none/model"], "FailedPrecondition"),
+        (2, [str(tmp_path), "-o", str(tmp_path / "copy")], "InvalidArgument"),
         (5, [fine, "--sha256", WRONG], "DataLoss"),
     ]
     for code, arguments, name in cases:

@@ -76,6 +76,9 @@ def fetch(
         raise errors.InvalidArgument("--sha256 states one hash; use #sha256=… for several refs")
     if output is not None and len(refs) > 1 and not output.is_dir():
         raise errors.InvalidArgument(f"{output} is no directory, and there are several refs")
+    if output is not None and not output.parent.is_dir():  # before, not after, the long way
+        text = f"there is no directory {output.parent} to put {output.name} in; create it first"
+        raise errors.FailedPrecondition(text)
     for ref in refs:
         with _bar(ref, is_shown=not quiet and sys.stderr.isatty()) as on_progress:
             path = fetch_ref(
@@ -153,6 +156,9 @@ def _bar(ref: str, *, is_shown: bool) -> Iterator[OnProgress | None]:
 
 def _copied(source: Path, target: Path) -> Path:
     """Put a reflink or copy of *source* at *target*, all of it or nothing; never a link."""
+    if source.is_dir():
+        text = f"{source} is a directory, and -o copies files; name one of them"
+        raise errors.InvalidArgument(text)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with source.open("rb") as reader, temporary.open("xb") as writer:
