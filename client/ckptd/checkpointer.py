@@ -18,7 +18,7 @@ from ckptd.membership import Membership
 from ckptd.planning import Agreed, Planner
 from ckptd.saving import Save
 from ckptd.slots import Slots
-from ckptd.tensors import index, load, stage, values
+from ckptd.tensors import index, load, stage
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
 from ckptd.tensors.local import Local
@@ -113,7 +113,7 @@ class Checkpointer:
         """
         self._check_usable(to_save=True)
         agreed, _, self._sequence = self._planner.agree(
-            state, lambda: {"call": "prepare", "sequence": self._sequence}
+            state, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
         )
         self._wait_prepared()
         size_bytes = sum(agreed.images(self._exchange.rank).values())
@@ -128,6 +128,13 @@ class Checkpointer:
         on_existing: Literal["error", "replace"] = "error",
     ) -> Save:
         """Copy *state* out of the training step; return once this rank's part is safe.
+
+        A step that this job has committed with the same names, shapes and dtypes is not saved
+        again, whatever the values are now: the save is done at once, and its result is the
+        checkpoint that is there. To save other values, pass on_existing="replace".
+
+        Tensors that several ranks hold, of modules and optimizers, are written once and must be
+        equal: a sample of their elements is compared where they lie in host memory.
 
         Args:
             state: Modules, optimizers, schedulers, tensors and plain values, nested as you like.
@@ -204,7 +211,7 @@ class Checkpointer:
             found = Index.decode(images.read(index.NAME), where=where)
 
             def read_object(name: str) -> Any:
-                return _read_object(images, found, name)
+                return load.read_object(images, found, name)
 
             restore = Restore(state, found, read_object)
             restore.check()
@@ -250,6 +257,8 @@ class Checkpointer:
             plan_hash=agreed.hash,
             on_existing=_ON_EXISTING[on_existing],
         )
+        if self._exchange.rank == 0:
+            request.images_bytes = sum(agreed.all_images().values())
         reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
         return reply
 
@@ -363,14 +372,3 @@ def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -
 
 def _images(sizes: Mapping[str, int]) -> list[saves_pb2.Image]:
     return [saves_pb2.Image(name=name, size_bytes=size) for name, size in sizes.items()]
-
-
-def _read_object(images: Images, found: Index, name: str) -> Any:
-    where = found.objects.get(name)
-    if where is None:
-        text = f"the index names {name!r} and does not say where it is; load another step"
-        raise errors.DataLoss(text)
-    data = bytearray(where.length)
-    with images.cursor(where.file) as cursor:
-        cursor.read_into(memoryview(data), where.offset)
-    return values.decode(bytes(data))

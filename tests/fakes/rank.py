@@ -138,7 +138,14 @@ class _Client:
         self.connection.on_connect(lambda stubs: stubs.saves.Join(request))
         return self.job
 
-    def open(self, sequence: int, step: int, plan_hash: str = "p", replace: bool = False) -> Any:
+    def open(
+        self,
+        sequence: int,
+        step: int,
+        plan_hash: str = "p",
+        replace: bool = False,
+        images_bytes: int | None = None,
+    ) -> Any:
         from ckptd_proto.v1 import saves_pb2 as pb
 
         on_existing = pb.ON_EXISTING_REPLACE if replace else pb.ON_EXISTING_ERROR
@@ -149,6 +156,7 @@ class _Client:
             step=step,
             plan_hash=plan_hash,
             on_existing=on_existing,
+            images_bytes=images_bytes,
         )
         reply = self.connection.call(lambda stubs: stubs.saves.Open(request))
         self.attempt, self.step = reply.attempt, step

@@ -120,7 +120,7 @@ def test_jobs_for_which_there_is_room_do_not_wait_for_each_other(
 def test_who_waits_for_a_job_of_unknown_size_is_told_which(daemon: Daemon, ranks: World) -> None:
     (a0, _), (b0, _) = ranks(daemon, run="a"), ranks(daemon, run="b")
     open_both(a0, b0)
-    with pytest.raises(errors.DeadlineExceeded, match="r/a was begun before .* its rank 0, 1 has"):
+    with pytest.raises(errors.DeadlineExceeded, match=r"e/a was begun .* its rank 0, 1 has"):
         b0.ask("reserve", images=[("0", MIB)], timeout_s=0.1)
 
 
@@ -133,24 +133,25 @@ def test_a_rank_that_stands_still_ends_the_save_by_name(daemon: Daemon, ranks: W
     outcome = one.ask("watch")
     assert (outcome["state"], outcome["error"]) == ("ABORTED", "Aborted")
     assert "rank 1 did not stage step 1 within 1 s" in outcome["reason"]
-    assert arena(daemon).idle_slots == 1  # who stands still may still write into the other
     with pytest.raises(errors.Aborted, match="rank 1 did not stage"):
         two.ask("seal")
-    assert arena(daemon).idle_slots == 2
 
 
 def test_a_slot_stays_its_ranks_until_that_has_heard_of_the_end(
-    daemon: Daemon, ranks: World
+    short_path: Path, ranks: World
 ) -> None:
-    one, two = ranks(daemon)
-    open_both(one, two)
-    reserve(one, two)
-    two.kill()
-    assert one.ask("watch")["state"] == "ABORTED"
-    eventually(lambda: arena(daemon).slots == 1)
-    assert arena(daemon).idle_slots == 0
-    one.ask("abort", reason="heard")
-    assert arena(daemon).idle_slots == 1
+    with Daemon(short_path, arena_bytes=5 * MIB) as daemon:  # for two slots of these
+        (a0, a1), (b0, b1) = ranks(daemon, run="a"), ranks(daemon, run="b")
+        open_both(a0, a1)
+        reserve(a0, a1)
+        a1.kill()
+        assert a0.ask("watch")["state"] == "ABORTED"
+        open_both(b0, b1)
+        reserve(b0)
+        with pytest.raises(errors.DeadlineExceeded, match=r"held by step 1 of .*/e/a"):
+            b1.ask("reserve", images=[("1", MIB)], timeout_s=0.2)
+        a0.ask("abort", reason="heard")
+        reserve(b1)
 
 
 def test_a_fenced_ranks_slot_stays_until_the_rank_calls_or_ends(

@@ -84,6 +84,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             step=request.step,
             plan_hash=request.plan_hash,
             replaces=request.on_existing == pb.ON_EXISTING_REPLACE,
+            images_bytes=request.images_bytes if request.HasField("images_bytes") else None,
             session=self._session(context),
         )
         if isinstance(opened, Checkpoint):

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,7 +24,8 @@ from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
-_GRAIN_BYTES = 1 << 20  # so that a state whose pickled parts breathe still fits its old slot
+GRAIN_BYTES: Final = 1 << 20  # so that a state whose pickled parts breathe still fits its old slot
+WASTE_MAX: Final = 2  # times as large as need be is a slot that is still used
 
 
 class _Use(Enum):
@@ -54,6 +55,8 @@ class Slot:
     failure: errors.CkptdError | None = None
     purpose: str = ""
     touched: int = 0
+    is_abandoned: bool = False
+    """Its attempt is over, and its rank may not know yet and still write."""
     settled: anyio.Event = field(default_factory=anyio.Event)
     """It has come, or will not."""
 
@@ -188,6 +191,20 @@ class Arena:
             self._give_back([slot])
         self._tell()
 
+    def abandon(self, slot: Slot) -> None:
+        """Take a slot back as soon as its holder is known to write no more: see `settle`.
+
+        Memory given back under a writer's hands would come again, and nobody would count it.
+        """
+        slot.memory.unseal()
+        slot.is_abandoned = True
+
+    def settle(self, holder: Holder) -> None:
+        """Note that the holder writes nothing now into slots of attempts that are over."""
+        for slot in [slot for slot in self._slots if slot.holder is holder and slot.is_abandoned]:
+            slot.is_abandoned = False
+            self.release(slot)
+
     def forget(self, holder: Holder) -> None:
         """Give back what is kept for a rank that has gone."""
         holder.gone = True
@@ -219,7 +236,7 @@ class Arena:
             for slot in self._slots
             if slot.holder is holder
             and slot.use is not _Use.GOING
-            and size <= slot.size_bytes <= max(2 * size, _GRAIN_BYTES)
+            and size <= slot.size_bytes <= max(WASTE_MAX * size, GRAIN_BYTES)
         ]
 
     def _make_room(self, holder: Holder, size: int) -> Slot | None:
@@ -299,7 +316,7 @@ class Arena:
 
 
 def _grained(size_bytes: int) -> int:
-    return -(-size_bytes // _GRAIN_BYTES) * _GRAIN_BYTES
+    return -(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES
 
 
 def _directory(config: Config) -> Path:

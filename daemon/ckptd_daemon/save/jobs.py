@@ -32,6 +32,8 @@ class Member:
     holder: Holder
     read_only: bool
     left: bool = False
+    unwatch: Callable[[], None] = field(default=lambda: None)
+    """Have its session's end mean nothing any more."""
 
     @property
     def is_live(self) -> bool:
@@ -152,6 +154,12 @@ class Jobs:
         check_not_fenced(job)
         return job, member
 
+    def known(self, job_id: str, rank: int, session: Session) -> Member | None:
+        """Return the caller's place in the job, None if it never had one; fenced or not."""
+        job = self._jobs.get(job_id)
+        member = job.members.get(rank) if job else None
+        return member if member is not None and member.session is session else None
+
     def writer(self, job_id: str, rank: int, session: Session) -> tuple[Job, Member]:
         """Return the same as `member`, which must have joined to save."""
         job, member = self.member(job_id, rank, session)
@@ -166,6 +174,7 @@ class Jobs:
         member = job.members.get(rank) if job else None
         if job and member and member.session is session and not member.left:
             member.left = True
+            member.unwatch()
             self._on_lost(job, member, f"rank {rank} (pid {session.process.pid}) left the job")
             if not job.is_live:
                 self._drop(job)
@@ -177,7 +186,7 @@ class Jobs:
             job.by_sequence.clear()  # a new process counts its saves anew
         job.members[rank] = member
         job.lost.pop(rank, None)
-        session.on_end(lambda: self._end(job, member))
+        member.unwatch = session.on_end(lambda: self._end(job, member))
 
     def _end(self, job: Job, member: Member) -> None:
         if member.left or job.members.get(member.rank) is not member:

@@ -18,9 +18,9 @@ from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.proof import check_complete
+from ckptd_daemon.save.staging import Staging
 from ckptd_daemon.save.tracks import (
     Progress,
-    Reservation,
     Track,
     Tracks,
     check_joinable,
@@ -60,6 +60,7 @@ class Saver:
         self._finisher = finisher
         self._offer = offer
         self._name = name  # in the ids of attempts
+        self._staging = Staging(arena, tracks)
         self._jobs = Jobs(self._lose)
         self._opening = anyio.Lock()  # two ranks must not both be the first
         self._is_refusing = False
@@ -77,6 +78,7 @@ class Saver:
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             saver = cls(config, arena, tracks, finisher, offer, name)
             await recovery.take_up(left, tracks, finisher)
+            tasks.start_soon(saver._staging.end_stalled)
             yield saver
             tasks.cancel_scope.cancel()
 
@@ -176,14 +178,19 @@ class Saver:
         step: int,
         plan_hash: str,
         replaces: bool,
+        images_bytes: int | None,
         session: Session,
     ) -> Attempt | Checkpoint:
-        """Return the attempt of the job's n-th save, or the checkpoint if it exists already."""
+        """Return the attempt of the job's n-th save, or the checkpoint if it exists already.
+
+        *images_bytes* is what the images of all ranks take; None if the rank does not know.
+        """
         self._check_open()
         job, member = self._jobs.writer(job_id, rank, session)
         if step > places.STEP_MAX:
             raise errors.InvalidArgument(f"step {step} is too large; pass one below 2^63")
         self._abort_overtaken(job, member, sequence)
+        self._heard(job_id, rank, session)
         async with self._opening:
             await self._claim(job)
             known = job.by_sequence.get(sequence)
@@ -191,7 +198,9 @@ class Saver:
                 return known
             track = self._tracks.find(known) if known is not None else None
             if track is not None:
-                return self._joined(track, rank, step=step, plan_hash=plan_hash)
+                self._check_joined(track, rank, step=step, plan_hash=plan_hash)
+                self._tracks.note_open(track, images_bytes)
+                return track.attempt
             found = await to_thread.run_sync(manifests.read, job.key.place, step)
             self._jobs.member(job_id, rank, session)  # it may have left meanwhile
             attempt_id = owner.new_attempt_id(self._name, sequence)
@@ -201,7 +210,7 @@ class Saver:
                     raise commit.taken(found)
                 job.note(sequence, found)
                 return found
-            self._tracks.add(Track(attempt, opened_by=rank))
+            self._tracks.add(Track(attempt, opened_by=rank, images_bytes=images_bytes))
             job.note(sequence, attempt.id)
             return attempt
 
@@ -230,31 +239,8 @@ class Saver:
         """Return a slot for the rank's images, and where each goes in it."""
         track, member = self._open_track(attempt_id, rank, session)
         places.check_image_names([image.name for image in images])
-        laid, size = headers.layout(tuple(images), track.attempt.job.world_size)
-        reservation = track.reserved.get(rank)
-        if reservation is None:
-            beside = sum(other.slot.size_bytes for other in track.reserved.values())
-            self._arena.check_fits(size, beside_bytes=beside)
-            purpose = f"step {track.attempt.step} of {track.attempt.job.place}"
-            failure = None
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(track.cancel_when_final, tasks.cancel_scope)
-                try:
-                    slot = await self._arena.reserve(
-                        member.holder, size, purpose=purpose, timeout_s=timeout_s
-                    )
-                    reservation = self._tracks.hold(track, rank, Reservation(slot, laid))
-                except errors.CkptdError as error:
-                    failure = error  # raised below, without the group around it
-                tasks.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
-        if reservation is None:
-            raise ended(track)
-        if reservation.laid != laid:
-            text = f"rank {rank} reserved twice for {attempt_id}, with different images"
-            raise errors.InvalidArgument(f"{text}; reserve once per save")
-        offsets = [item.offset for item in laid]
+        reservation = await self._staging.reserve(track, rank, member.holder, images, timeout_s)
+        offsets = [laid.offset for laid in reservation.laid]
         return self._offered(reservation.slot, mapped, session), offsets
 
     def seal(
@@ -289,19 +275,24 @@ class Saver:
             reservation.slot.memory.seal(header)
         except errors.CkptdError as failure:
             self._tracks.abort(track, failure)
+            self._heard(track.attempt.job.id, rank, session)
             raise
-        track.become(sealed)
+        self._tracks.sealed(track, sealed)
         if sealed.state is State.STAGED:
             self._finisher.finish(track)
 
     def abort(self, attempt_id: str, rank: int, reason: str, session: Session) -> None:
         """Give an attempt up; one that has ended, or is staged by all ranks, is left alone."""
         track = self._tracks.find(attempt_id)
-        if track is None or track.attempt.state is not State.OPEN:
+        if track is None:
+            return
+        self._heard(track.attempt.job.id, rank, session)
+        if track.attempt.state is not State.OPEN:
             return
         self._jobs.member(track.attempt.job.id, rank, session)
         text = f"rank {rank} (pid {session.process.pid}) gave up step {track.attempt.step}"
         self._tracks.abort(track, errors.Aborted(f"{text}: {reason}; save again"))
+        self._heard(track.attempt.job.id, rank, session)
 
     async def watch(
         self, attempt_id: str, place: Place, step: int, session: Session
@@ -345,7 +336,7 @@ class Saver:
         if self._is_refusing:
             raise errors.Unavailable("the daemon is stopping; try again when it has restarted")
 
-    def _joined(self, track: Track, rank: int, *, step: int, plan_hash: str) -> Attempt:
+    def _check_joined(self, track: Track, rank: int, *, step: int, plan_hash: str) -> None:
         if track.attempt.state is State.ABORTED:
             raise ended(track)
         try:
@@ -354,7 +345,6 @@ class Saver:
             if track.attempt.state is State.OPEN:
                 self._tracks.abort(track, failure)
             raise
-        return track.attempt
 
     def _abort_overtaken(self, job: Job, member: Member, sequence: int) -> None:
         """Abort what the rank has passed over: it will never seal it."""
@@ -370,7 +360,15 @@ class Saver:
             if member.rank not in track.attempt.sealed:
                 text = f"{reason} before it had staged step {track.attempt.step}; nothing was saved"
                 self._tracks.abort(track, errors.Aborted(text))
+        if not member.is_live:
+            self._arena.settle(member.holder)
         self._arena.forget(member.holder)
+
+    def _heard(self, job_id: str, rank: int, session: Session) -> None:
+        """Note that the rank calls about a save, so it is not copying into any slot now."""
+        member = self._jobs.known(job_id, rank, session)
+        if member is not None:
+            self._arena.settle(member.holder)
 
     def _known(self, attempt_id: str) -> Track:
         if (track := self._tracks.find(attempt_id)) is None:
@@ -382,6 +380,7 @@ class Saver:
 
     def _open_track(self, attempt_id: str, rank: int, session: Session) -> tuple[Track, Member]:
         track = self._known(attempt_id)
+        self._heard(track.attempt.job.id, rank, session)
         if track.attempt.state is State.ABORTED:
             raise ended(track)
         _, member = self._jobs.member(track.attempt.job.id, rank, session)

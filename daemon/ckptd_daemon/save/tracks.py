@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +22,7 @@ from ckptd_proto import errors
 
 _FINISHED_MAX: Final = 256  # outcomes remembered; older ones are read from the place
 _PROGRESS_S: Final = 0.5
+_TIMEOUT_S: Final = 600.0  # until a rank says how long it waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,28 @@ class Track:
     reserved: dict[int, Reservation] = field(default_factory=dict)
     done_bytes: int = 0
     total_bytes: int = 0
+    images_bytes: int | None = None
+    """What the images of all ranks will take, once rank 0 has said."""
+    timeout_s: float = 0.0
+    """How long the most patient of its ranks waits for the others."""
+    reserving: int = 0
+    """Ranks that wait for a slot, with a deadline of their own."""
+    moved_at: float = field(default_factory=time.monotonic)
+    """When a rank last did what the others wait for."""
     changed: anyio.Event = field(default_factory=anyio.Event)
     """Replaced at each change of state."""
+
+    def __str__(self) -> str:
+        return f"step {self.attempt.step} of {self.attempt.job.place}"
+
+    @property
+    def stalled_at(self) -> float:
+        """When its ranks have waited long enough for each other."""
+        return math.inf if self.reserving else self.moved_at + (self.timeout_s or _TIMEOUT_S)
+
+    def unreserved_ranks(self) -> list[int]:
+        """Return the ranks that have no slot yet."""
+        return [rank for rank in range(self.attempt.job.world_size) if rank not in self.reserved]
 
     def progress(self) -> Progress:
         """Return what is known now."""
@@ -57,6 +82,7 @@ class Track:
     def become(self, attempt: Attempt) -> None:
         """Publish the attempt's next value."""
         self.attempt = attempt
+        self.moved_at = time.monotonic()
         self.total_bytes = self.total_bytes if attempt.state.is_final else attempt.total_bytes
         self.changed.set()
         self.changed = anyio.Event()
@@ -87,7 +113,8 @@ class Tracks:
         self._arena = arena
         self._going: dict[str, Track] = {}
         self._finished: OrderedDict[str, Track] = OrderedDict()
-        self._settled = anyio.Event()  # replaced whenever an attempt ends
+        self.changed = anyio.Event()
+        """Replaced whenever an attempt comes or ends, gets a slot or another deadline."""
 
     def __iter__(self) -> Iterator[Track]:
         return iter(list(self._going.values()))
@@ -102,6 +129,12 @@ class Tracks:
     def add(self, track: Track) -> None:
         """Take an attempt in hand."""
         self._going[track.attempt.id] = track
+        self._tell()
+
+    def sealed(self, track: Track, attempt: Attempt) -> None:
+        """Publish what a rank has staged."""
+        track.become(attempt)
+        self._tell()
 
     def commit(self, track: Track, checkpoint: Checkpoint) -> None:
         """End an attempt well."""
@@ -119,10 +152,35 @@ class Tracks:
             if track.attempt.job.id == job_id and track.attempt.state is State.OPEN
         ]
 
+    def open_before(self, track: Track) -> list[Track]:
+        """Return the attempts that were opened earlier and are not staged yet."""
+        earlier = takewhile(lambda other: other is not track, self._going.values())
+        return [other for other in earlier if other.attempt.state is State.OPEN]
+
+    def note_open(self, track: Track, images_bytes: int | None) -> None:
+        """Note that another rank has come, and what it knows of the images of all ranks."""
+        track.moved_at = time.monotonic()
+        if images_bytes is not None:
+            track.images_bytes = images_bytes
+        self._tell()
+
+    @contextmanager
+    def reserving(self, track: Track, timeout_s: float) -> Iterator[None]:
+        """While inside, a rank waits for a slot; it waits for the other ranks as long."""
+        track.timeout_s = max(track.timeout_s, timeout_s)
+        track.reserving += 1
+        try:
+            yield
+        finally:
+            track.reserving -= 1
+            track.moved_at = time.monotonic()
+            self._tell()
+
     def hold(self, track: Track, rank: int, reservation: Reservation) -> Reservation | None:
         """Keep the reservation unless the attempt ended, or a repeated call was faster."""
         if track.attempt.state is State.OPEN and rank not in track.reserved:
             track.reserved[rank] = reservation
+            self._tell()
         else:
             self._arena.release(reservation.slot)
         return track.reserved.get(rank)
@@ -130,7 +188,7 @@ class Tracks:
     async def wait_none(self) -> None:
         """Wait until no attempt is in hand."""
         while self._going:
-            await self._settled.wait()
+            await self.changed.wait()
 
     async def wait_orphans(
         self, root: Path, experiment: str, run: str, *, is_live: Callable[[str], bool]
@@ -143,19 +201,25 @@ class Tracks:
             return job.place == below and is_staged(track) and not is_live(job.id)
 
         while any(map(is_orphan, self)):
-            await self._settled.wait()
+            await self.changed.wait()
 
     def _end(self, track: Track, attempt: Attempt) -> None:
-        for reservation in track.reserved.values():
-            self._arena.release(reservation.slot)
+        for rank, reservation in track.reserved.items():
+            if rank in attempt.sealed:
+                self._arena.release(reservation.slot)
+            else:
+                self._arena.abandon(reservation.slot)
         track.reserved.clear()
         del self._going[attempt.id]
         self._finished[attempt.id] = track
         while len(self._finished) > _FINISHED_MAX:
             self._finished.popitem(last=False)
         track.become(replace(attempt, plan=None, sealed={}))
-        self._settled.set()
-        self._settled = anyio.Event()
+        self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
 
 
 def is_staged(track: Track) -> bool:

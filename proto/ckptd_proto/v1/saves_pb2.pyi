@@ -181,6 +181,7 @@ class OpenRequest(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     PLAN_HASH_FIELD_NUMBER: builtins.int
     ON_EXISTING_FIELD_NUMBER: builtins.int
+    IMAGES_BYTES_FIELD_NUMBER: builtins.int
     job: builtins.str
     rank: builtins.int
     sequence: builtins.int
@@ -189,6 +190,10 @@ class OpenRequest(google.protobuf.message.Message):
     plan_hash: builtins.str
     """Hash of the global plan, the same on every rank."""
     on_existing: Global___OnExisting.ValueType
+    images_bytes: builtins.int
+    """What the images of all ranks take, from a rank that knows. While the arena has room for the
+    saves begun earlier and for this one, they are staged side by side; else one after another.
+    """
     def __init__(
         self,
         *,
@@ -198,8 +203,11 @@ class OpenRequest(google.protobuf.message.Message):
         step: builtins.int = ...,
         plan_hash: builtins.str = ...,
         on_existing: Global___OnExisting.ValueType = ...,
+        images_bytes: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes", "job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_images_bytes", b"_images_bytes"]) -> typing.Literal["images_bytes"] | None: ...
 
 Global___OpenRequest: typing_extensions.TypeAlias = OpenRequest
 

@@ -1,0 +1,130 @@
+"""Room for the images of attempts: in the order they were opened, and not for ever."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import anyio
+
+from ckptd_daemon.save import headers
+from ckptd_daemon.save.arena import GRAIN_BYTES, WASTE_MAX, Arena, Holder
+from ckptd_daemon.save.attempts import Image, State
+from ckptd_daemon.save.places import IMAGES_MAX
+from ckptd_daemon.save.tracks import Reservation, Track, Tracks, ended
+from ckptd_proto import errors
+
+
+class Staging:
+    """Gives each rank of an attempt its slot."""
+
+    def __init__(self, arena: Arena, tracks: Tracks) -> None:
+        self._arena = arena
+        self._tracks = tracks
+
+    async def reserve(
+        self, track: Track, rank: int, holder: Holder, images: Sequence[Image], timeout_s: float
+    ) -> Reservation:
+        """Return the rank's slot and where its images go in it; again: the same.
+
+        Raises what ended the attempt, if it ends meanwhile.
+        """
+        laid, size = headers.layout(tuple(images), track.attempt.job.world_size)
+        reservation = track.reserved.get(rank)
+        if reservation is None:
+            beside = sum(other.slot.size_bytes for other in track.reserved.values())
+            self._arena.check_fits(size, beside_bytes=beside)
+            with self._tracks.reserving(track, timeout_s):
+                reservation = await self._take(track, rank, holder, laid, size, timeout_s)
+        if reservation is None:
+            raise ended(track)
+        if reservation.laid != laid:
+            text = f"rank {rank} reserved twice for {track.attempt.id}, with different images"
+            raise errors.InvalidArgument(f"{text}; reserve once per save")
+        return reservation
+
+    async def _take(
+        self,
+        track: Track,
+        rank: int,
+        holder: Holder,
+        laid: tuple[headers.Laid, ...],
+        size_bytes: int,
+        timeout_s: float,
+    ) -> Reservation | None:
+        """Return None if the attempt ended meanwhile."""
+        until = time.monotonic() + timeout_s
+        reservation = failure = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(track.cancel_when_final, tasks.cancel_scope)
+            try:
+                with anyio.move_on_after(timeout_s):
+                    await self._wait_turn(track)
+                if (ahead := self._ahead(track)) is not None:
+                    raise _behind(track, ahead, timeout_s)
+                left_s = max(0.0, until - time.monotonic())
+                slot = await self._arena.reserve(
+                    holder, size_bytes, purpose=str(track), timeout_s=left_s
+                )
+                reservation = self._tracks.hold(track, rank, Reservation(slot, laid))
+            except errors.CkptdError as error:
+                failure = error  # raised below, without the group around it
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return reservation
+
+    async def end_stalled(self) -> None:
+        """Abort attempts of which some rank keeps the others waiting for longer than they want."""
+        while True:
+            changed, now = self._tracks.changed, time.monotonic()
+            for track in self._tracks:
+                if track.attempt.state is State.OPEN and track.stalled_at <= now:
+                    self._tracks.abort(track, _stalled(track))
+            waiting = [track for track in self._tracks if track.attempt.state is State.OPEN]
+            next_s = min((track.stalled_at - now for track in waiting), default=math.inf)
+            with anyio.move_on_after(next_s):
+                await changed.wait()
+
+    async def _wait_turn(self, track: Track) -> None:
+        """Wait until the attempt can be staged together with all that were opened before it.
+
+        Otherwise each of two could hold what the other waits for.
+        """
+        while self._ahead(track) is not None:
+            await self._tracks.changed.wait()
+
+    def _ahead(self, track: Track) -> Track | None:
+        """Return the attempt to wait for, None if it is this one's turn."""
+        earlier = self._tracks.open_before(track)
+        lacking = next((other for other in earlier if other.unreserved_ranks()), None)
+        needs = [_most_bytes(other) for other in (*earlier, track)]
+        if sum(needs) <= self._arena.statistics().budget_bytes:
+            return None
+        return lacking
+
+
+def _most_bytes(track: Track) -> float:
+    """Return how much the slots of the attempt take at most; all there is if nobody has said."""
+    if not track.unreserved_ranks():
+        return sum(reservation.slot.size_bytes for reservation in track.reserved.values())
+    if track.images_bytes is None:
+        return math.inf
+    world = track.attempt.job.world_size
+    beside = headers.region_bytes(world) + IMAGES_MAX * headers.PAGE_BYTES + GRAIN_BYTES
+    return WASTE_MAX * (track.images_bytes + world * beside)
+
+
+def _behind(track: Track, ahead: Track, timeout_s: float) -> errors.DeadlineExceeded:
+    missing = ", ".join(map(str, ahead.unreserved_ranks()))
+    text = f"{ahead} was begun before {track} and its rank {missing} has no slot yet"
+    return errors.DeadlineExceeded(
+        f"{text} after {timeout_s:g} s; look at that job, or raise `arena_bytes`"
+    )
+
+
+def _stalled(track: Track) -> errors.Aborted:
+    late = ", ".join(map(str, track.attempt.unsealed_ranks()))
+    text = f"rank {late} did not stage step {track.attempt.step} within {track.timeout_s:g} s"
+    return errors.Aborted(f"{text} of the last sign of progress; look at what it does")
