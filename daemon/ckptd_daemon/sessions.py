@@ -67,25 +67,34 @@ class Session:
         self.process = process
         self.ended = anyio.Event()
         self.connections = 0
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: dict[object, Callable[[], None]] = {}
 
     def __repr__(self) -> str:
         state = "ended" if self.ended.is_set() else f"{self.connections} connections"
         return f"<Session pid {self.process.pid} uid {self.process.uid} [{state}]>"
 
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """Call *callback*, on the event loop, when the process ends; at once if it has."""
+    def on_end(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call *callback*, on the event loop, when the process ends; at once if it has.
+
+        Return what takes it off again, for those who outlive their interest in the process.
+        """
+        key = object()
         if self.ended.is_set():
             callback()
         else:
-            self._callbacks.append(callback)
+            self._callbacks[key] = callback
+
+        def remove() -> None:
+            self._callbacks.pop(key, None)
+
+        return remove
 
     def _end(self) -> None:
         if self.ended.is_set():
             return
         self.ended.set()
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+        callbacks, self._callbacks = self._callbacks, {}
+        for callback in callbacks.values():
             callback()
 
 

@@ -76,6 +76,22 @@ async def test_a_callback_for_an_ended_session_is_called_at_once() -> None:
         assert ends == ["told"]
 
 
+async def test_a_callback_taken_off_is_not_called_and_not_kept(
+    child: subprocess.Popen[bytes],
+) -> None:
+    async with Sessions.open() as sessions:
+        session = sessions.attend(Process.of_pid(child.pid, os.getuid()))
+        ends: list[str] = []
+        session.on_end(lambda: ends.append("kept"))
+        remove = session.on_end(lambda: ends.append("taken off"))
+        remove()
+        remove()
+        child.kill()
+        with anyio.fail_after(5):
+            await session.ended.wait()
+        assert ends == ["kept"]
+
+
 async def test_a_connection_that_did_not_pass_the_front_door_has_no_rights() -> None:
     async with Sessions.open() as sessions:
         with pytest.raises(PermissionDenied, match="front door"):

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -60,6 +60,7 @@ class Leases:
         self._tasks = tasks  # owns the timers of leases whose holder has ended
         self._leases: dict[str, Lease] = {}
         self._per_key: Counter[str] = Counter()
+        self._unwatch: dict[str, Callable[[], None]] = {}  # by lease
         self._writing = anyio.Lock()  # files change in the order of the table
 
     @classmethod
@@ -105,7 +106,7 @@ class Leases:
             lease = replace(held, keep_s=keep_s, count=held.count + 1, until=None)
             self._leases[name] = lease
         if held is None or held.until is not None:
-            self._sessions.attend(holder).on_end(partial(self._holder_ended, name))
+            self._watch(lease)
         return lease
 
     async def write(self, name: str) -> None:
@@ -138,6 +139,14 @@ class Leases:
         del self._leases[lease.id]
         self._per_key[lease.key] -= 1
         self._per_key += Counter()  # forgets keys that nobody holds
+        if unwatch := self._unwatch.pop(lease.id, None):
+            unwatch()
+
+    def _watch(self, lease: Lease) -> None:
+        session = self._sessions.attend(lease.holder)
+        unwatch = session.on_end(partial(self._holder_ended, lease.id))
+        if lease.id in self._leases:  # else the holder has ended already
+            self._unwatch[lease.id] = unwatch
 
     def _resume(self, lease: Lease) -> None:
         self._add(lease)
@@ -148,8 +157,7 @@ class Leases:
         elif lease.until is not None:
             self._tasks.start_soon(self._expire, lease)
         else:
-            on_end = partial(self._holder_ended, lease.id)
-            self._sessions.attend(lease.holder).on_end(on_end)
+            self._watch(lease)
 
     def _holder_ended(self, name: str) -> None:
         lease = self._leases.get(name)
