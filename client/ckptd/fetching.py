@@ -85,7 +85,7 @@ def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
     """Fetch by the daemon that *connect* gives; a local path needs none."""
     ref = refs.parse(ask.ref, ask.sha256)
     if ref.path is not None:
-        return _local(ref.path.absolute(), ref.sha256)
+        return _local(ref.path, ref.sha256)
     deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
     message = connect().call(
         lambda stubs: _stream(stubs, ask, deadline), timeout_s=_left_s(deadline)
@@ -117,8 +117,9 @@ def _left_s(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def _local(path: Path, sha256: str | None) -> Path:
-    """Return *path* if it is there, and is what was stated."""
+def _local(named: Path, sha256: str | None) -> Path:
+    """Return the absolute path of what is *named* if it is there, and is what was stated."""
+    path = named.absolute()
     try:
         if sha256 is None:
             path.stat()
@@ -126,8 +127,7 @@ def _local(path: Path, sha256: str | None) -> Path:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, NotADirectoryError):
-        text = f"there is no file {path}, and it is no URL such as https://…"
-        raise errors.NotFound(text) from None
+        raise refs.missing(named, path) from None
     except IsADirectoryError:
         text = f"{path} is a directory, and a SHA-256 can only be stated for a file"
         raise errors.InvalidArgument(text) from None

@@ -10,6 +10,9 @@ from urllib.parse import unquote, urlsplit
 from ckptd_proto import errors
 
 SCHEMES = ("file", "http", "https")
+_LATER = frozenset({"abfs", "abfss", "az", "ckpt", "gs", "hf", "s3"})
+_LATER_BARE = re.compile(r"(aml|zoo):.", re.DOTALL)
+_SUPPORTED = "local paths, " + ", ".join(f"{scheme}://" for scheme in SCHEMES)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FRAGMENT = re.compile(r"(.*)#sha256=([^#]*)", re.DOTALL)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -25,7 +28,7 @@ class Ref:
 
 
 def parse(ref: str, sha256: str | None = None) -> Ref:
-    """Return what *ref* means; raises `InvalidArgument`, without repeating secrets."""
+    """Return what *ref* means; raises `InvalidArgument` or `Unimplemented`, repeating no secret."""
     bare, stated = _split_sha256(ref)
     sha256 = _agreed(stated, sha256)
     if not bare or "\0" in bare:
@@ -35,9 +38,10 @@ def parse(ref: str, sha256: str | None = None) -> Ref:
         return Ref(sha256, path=Path(bare))
     scheme = found[1].lower()
     if scheme not in SCHEMES:
-        supported = ", ".join(f"{known}://" for known in SCHEMES)
+        if scheme in _LATER:
+            raise _not_yet(f"{scheme}://")
         raise errors.InvalidArgument(
-            f"nothing here reads {scheme}:// references; supported are local paths, {supported}"
+            f"nothing here reads {scheme}:// references; supported are {_SUPPORTED}"
         )
     if scheme == "file":
         return Ref(sha256, path=_file_path(bare))
@@ -52,6 +56,23 @@ def parse(ref: str, sha256: str | None = None) -> Ref:
             f"write {scheme}://host/path"
         )
     return Ref(sha256, url=scheme + bare[len(scheme) :])
+
+
+def missing(named: Path, tried: Path) -> errors.CkptdError:
+    """Return the error for a path, as it was *named*, that is not where it was looked for.
+
+    Only then may it have been meant as something else: a file may be called anything.
+    """
+    if found := _LATER_BARE.match(str(named)):
+        return _not_yet(f"{found[1]}:")
+    text = f"there is no file {tried}, the only place where this can be; supported are {_SUPPORTED}"
+    return errors.NotFound(text)
+
+
+def _not_yet(kind: str) -> errors.Unimplemented:
+    return errors.Unimplemented(
+        f"{kind} references are not in this version of ckptd; supported are {_SUPPORTED}"
+    )
 
 
 def _split_sha256(ref: str) -> tuple[str, str | None]:

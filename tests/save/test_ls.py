@@ -11,6 +11,7 @@ import pytest
 
 from fakes.daemon import Daemon
 from fakes.rank import Rank
+from fakes.running import ckptd
 
 
 @pytest.fixture
@@ -56,4 +57,12 @@ def test_a_person_reads_one_line_per_step(daemon: Daemon, saved: Path) -> None:
 
 def test_an_unknown_run_has_none(daemon: Daemon, saved: Path) -> None:
     assert listed(daemon, saved, "--run", "other") == ""
-    assert listed(daemon, saved / "nowhere") == ""
+
+
+def test_a_root_that_is_not_there_is_not_found(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in ("nowhere", "file"):
+        done = ckptd("ls", str(tmp_path / root), "--json", env=daemon.env)
+        told = json.loads(done.stderr)
+        assert (done.returncode, done.stdout, told["error"]) == (3, "", "NotFound")
+        assert str(tmp_path / root) in told["message"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptd.cli import json_option
+from ckptd_proto import errors
 
 if TYPE_CHECKING:
     from ckptd.values import Checkpoint
@@ -26,6 +27,13 @@ def ls(root: Path, experiment: str, run: str, as_json: bool) -> None:
     from ckptd.catalog import Catalog
     from ckptd.connection import Connection
 
+    try:
+        is_there = root.is_dir()
+    except PermissionError:
+        is_there = True  # the daemon may see more
+    if not is_there:
+        text = f"there is no directory {root.absolute()}; name the root given to `Checkpointer`"
+        raise errors.NotFound(text)
     for found in Catalog(Connection.open(), root.resolve(), experiment, run).committed():
         click.echo(json.dumps(_fields(found)) if as_json else _line(found))
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptd_proto import errors
+from ckptd_proto import errors, refs
 
 _LOOK = os.O_PATH | os.O_CLOEXEC
 
@@ -43,9 +43,7 @@ def _opened(path: Path, below: Sequence[Path] | None) -> Iterator[int]:
     try:
         fd = os.open(path, _LOOK) if below is None else _opened_below(path, below)
     except (FileNotFoundError, NotADirectoryError):
-        raise errors.NotFound(
-            f"there is no file {path}, and it is no URL such as https://…"
-        ) from None
+        raise refs.missing(path, path) from None
     except PermissionError as error:
         raise errors.PermissionDenied(f"the daemon may not look at {path}") from error
     try:
