@@ -97,7 +97,9 @@ class ProcessGroup:
 
     def _gather(self, payload: bytes, length: int) -> list[bytes]:
         mine = torch.frombuffer(bytearray(payload[:length].ljust(length, b"\0")), dtype=torch.uint8)
-        theirs = [torch.empty(length, dtype=torch.uint8) for _ in range(self.world_size)]
+        theirs = [
+            torch.empty(length, dtype=torch.uint8, device="cpu") for _ in range(self.world_size)
+        ]
         dist.all_gather(theirs, mine, group=self._group)
         return [each.numpy().tobytes() for each in theirs]
 

@@ -56,10 +56,12 @@ class Planner:
         self._hashes: list[str] = []  # of the local plans that `_agreed` was made from
         self._agreed: Agreed | None = None
 
-    def agree(self, state: Any, header: Header) -> tuple[Agreed, Local, int]:
+    def agree(
+        self, state: Any, header: Header, *, is_kept: bool = True
+    ) -> tuple[Agreed, Local, int]:
         """Return the plan, this rank's part, and the greatest `sequence` of all headers.
 
-        Every other entry of the headers must be the same on every rank; raises `InvalidArgument`
+        What the ranks hold alike is compared if it *is_kept*. Every other entry of the headers must be the same on every rank; raises `InvalidArgument`
         telling who said what.
         """
         local: Local | None = None
@@ -78,7 +80,7 @@ class Planner:
         hashes = [each["plan"] for each in heard]
         agreed = self._agreed
         if agreed is None or not self._still_holds(heard, hashes):
-            agreed = self._agree_anew(local)
+            agreed = self._agree_anew(local, is_kept=is_kept)
             self._agreed, self._hashes = agreed, hashes
         return agreed, local, max(each["header"]["sequence"] for each in heard)
 
@@ -92,11 +94,11 @@ class Planner:
                 return False  # the full exchange finds out which key it is
         return True
 
-    def _agree_anew(self, local: Local) -> Agreed:
+    def _agree_anew(self, local: Local, *, is_kept: bool) -> Agreed:
         payload = zlib.compress(local.plan.encode(), 1)
         gathered = self._exchange.all_gather(payload)
         plans = [LocalPlan.decode(zlib.decompress(each)) for each in gathered]
-        agreed = plan.agree(plans)
+        agreed = plan.agree(plans, is_kept=is_kept)
         documents: dict[str, bytes] = {}
         if self._exchange.rank == 0:
             documents = {metadata.NAME: metadata.encode(agreed), index.NAME: index.encode(agreed)}

@@ -11,11 +11,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
-from ckptd.tensors import boxes, framing
+from ckptd.tensors import boxes, framing, values
 from ckptd.tensors.boxes import Box
 from ckptd.tensors.images import Images
-from ckptd.tensors.index import Chunk, TensorInfo
+from ckptd.tensors.index import Chunk, Index, TensorInfo
 from ckptd.tensors.local import chunks
 from ckptd_proto import errors
 
@@ -51,15 +52,35 @@ class _Piece:
         return where.file, where.offset + first * itemsize, where.offset + last * itemsize
 
 
+def read_object(images: Images, found: Index, name: str) -> Any:
+    """Return a value that is no tensor; raises `DataLoss` if its bytes are no such value."""
+    where = found.objects.get(name)
+    if where is None:
+        text = f"the index names {name!r} and does not say where it is; load another step"
+        raise errors.DataLoss(text)
+    data = bytearray(where.length)
+    with images.cursor(where.file) as cursor:
+        cursor.read_into(memoryview(data), where.offset)
+    try:
+        return values.decode(bytes(data))
+    except Exception as error:
+        text = (
+            f"{name!r} in {where.file} cannot be read ({type(error).__name__}: {error}): it was"
+            " damaged before it was saved, or a newer ckptd wrote it; load another step"
+        )
+        raise errors.DataLoss(text) from error
+
+
 def fill(images: Images, wishes: Iterable[Wish]) -> None:
     """Copy what is saved into each target; raises `DataLoss` before a wrong byte is copied."""
     pieces = sorted(
         (piece for wish in wishes for piece in _pieces(wish)), key=lambda piece: piece.byte_range
     )
     batches = list(_batches(pieces))
+    mode = torch.is_inference_mode_enabled()
     threads = max(1, min(_THREADS_MAX, os.cpu_count() or 1, len(batches)))
     with ThreadPoolExecutor(threads, thread_name_prefix="ckptd-load") as pool:
-        copies = [pool.submit(_copy, images, file, batch) for file, batch in batches]
+        copies = [pool.submit(_copy, images, file, batch, mode) for file, batch in batches]
         try:
             for copy in copies:
                 copy.result()
@@ -111,11 +132,12 @@ def _batches(pieces: list[_Piece]) -> Iterator[tuple[str, list[_Piece]]]:
             yield file, batch
 
 
-def _copy(images: Images, file: str, batch: list[_Piece]) -> None:
-    with images.cursor(file) as cursor, torch.no_grad():
+def _copy(images: Images, file: str, batch: list[_Piece], is_inference: bool) -> None:
+    """Copy on a thread of its own, in the *is_inference* mode of the thread that loads."""
+    with images.cursor(file) as cursor, torch.inference_mode(is_inference), torch.no_grad():
         for piece in batch:
             _, start, end = piece.byte_range
-            data = torch.empty(end - start, dtype=torch.uint8)
+            data = torch.empty(end - start, dtype=torch.uint8, device="cpu")
             memory: Any = data.numpy()
             cursor.read_into(memoryview(memory), start)
             strides = boxes.row_major(piece.chunk.box[1])
@@ -129,4 +151,13 @@ def check(name: str, info: TensorInfo, target: torch.Tensor) -> str:
         return f"{name} is {list(info.shape)} in the checkpoint and {list(target.shape)} here"
     if dtype != info.dtype:
         return f"{name} is {info.dtype} in the checkpoint and {dtype} here"
+    if target.is_meta:
+        return f"{name} is on the meta device here: call to_empty() on its module first"
+    if target.is_inference() and not torch.is_inference_mode_enabled():
+        return f"{name} is an inference tensor here: call load() inside torch.inference_mode()"
+    mine = target.to_local() if isinstance(target, DTensor) else target
+    if mine.layout != torch.strided:
+        return f"{name} is {mine.layout} here: only tensors with plain elements can be filled"
+    if any(step == 0 and size > 1 for step, size in zip(mine.stride(), mine.shape, strict=True)):
+        return f"{name} is expanded here, several elements in one place: load into clone() of it"
     return ""

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import Buffer, Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ckptd.tensors import framing, values
+from ckptd.tensors import framing, samples, values
 from ckptd.tensors.plan import Entry, LocalPlan
 from ckptd.tensors.state import Leaf, capture
 from ckptd_proto import errors
@@ -76,12 +76,6 @@ def _tensor_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:
     for offsets, piece in chunks(name, tensor):
         sizes = tuple(piece.shape)
         payload_bytes = framing.payload_bytes(tensor.dtype, sizes)
-        is_compared = (
-            leaf.compared
-            and not isinstance(tensor, DTensor)
-            and piece.device.type == "cpu"
-            and payload_bytes <= _COMPARED_MAX_BYTES
-        )
         entry = Entry(
             name,
             framing.dtype_name(tensor.dtype),
@@ -91,10 +85,23 @@ def _tensor_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:
             len(framing.prefix(tensor.dtype, sizes)),
             payload_bytes,
             balanced=leaf.balanced,
-            content=values.tensor_fingerprint(piece) if is_compared else "",
+            content="" if isinstance(tensor, DTensor) else _content(leaf, piece, payload_bytes),
         )
         made.append((entry, piece.detach()))
     return made
+
+
+def _content(leaf: Leaf, tensor: torch.Tensor, payload_bytes: int) -> str:
+    """Return what must be the same on every rank that holds *tensor*; empty if nothing must.
+
+    Devices are not waited for: a step would notice.
+    """
+    if not tensor.is_cpu:
+        return ""
+    if leaf.balanced:
+        return samples.sample(tensor)
+    is_compared = leaf.compared and payload_bytes <= _COMPARED_MAX_BYTES
+    return values.tensor_fingerprint(tensor) if is_compared else ""
 
 
 _REFUSED: tuple[tuple[Callable[[torch.Tensor], bool], str], ...] = (

@@ -115,6 +115,18 @@ def named_state(optimizer: Optimizer, names: list[str] | None) -> dict[str, Any]
     }
 
 
+def endless(state: Mapping[Any, Any]) -> errors.InvalidArgument:
+    """Return the refusal of a state that has been followed deeper than Python can go."""
+    names = ""
+    for key, value in state.items():
+        try:
+            list(_parts(value, (str(key),)))
+        except RecursionError:
+            names = f"{key!r} of "
+    text = f"{names}the state contains itself, or is nested too deeply: take that out of it"
+    return errors.InvalidArgument(text)
+
+
 def _parts(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():

@@ -131,10 +131,10 @@ def image_name(rank: int) -> str:
     return f"__{rank}_0.distcp"
 
 
-def agree(plans: Sequence[LocalPlan]) -> GlobalPlan:
+def agree(plans: Sequence[LocalPlan], *, is_kept: bool = True) -> GlobalPlan:
     """Return the global plan of all ranks' *plans*; every rank computes the same.
 
-    Raises `InvalidArgument`, naming tensor and ranks, where they contradict each other, leave
+    Contents may differ as long as nothing of them *is_kept*. Raises `InvalidArgument`, naming tensor and ranks, where they contradict each other, leave
     elements out or hold them twice.
     """
     holders: dict[str, list[tuple[int, Entry]]] = {}
@@ -143,7 +143,8 @@ def agree(plans: Sequence[LocalPlan]) -> GlobalPlan:
             holders.setdefault(entry.name, []).append((rank, entry))
     for name, held in holders.items():
         _check_alike(name, held)
-        _check_contents(name, held)
+        if is_kept:
+            _check_contents(name, held)
         _check_coverage(name, [entry for _, entry in held])
     owned = _owned(holders, len(plans))
     placed, image_bytes = _laid_out(owned)
@@ -172,15 +173,18 @@ def _check_contents(name: str, held: Sequence[tuple[int, Entry]]) -> None:
     by_content: dict[tuple[Any, str], list[int]] = defaultdict(list)
     boxes_held: dict[Any, set[str]] = defaultdict(set)
     for rank, entry in held:
+        if not entry.content:
+            continue
         by_content[entry.box, entry.content].append(rank)
         boxes_held[entry.box].add(entry.content)
     if all(len(contents) == 1 for contents in boxes_held.values()):
         return
     groups = " and ".join(_ranks(ranks) for ranks in by_content.values())
+    means = " (as DistributedDataParallel does)" if held[0][1].balanced else ""
     text = (
         f"{name!r} differs between {groups}, and only one of them would be saved: put the rank"
         f" into the key (for example {name + '.' + str(held[-1][0])!r}) to keep each, or make"
-        " them equal"
+        f" them equal{means}"
     )
     raise errors.InvalidArgument(text)
 

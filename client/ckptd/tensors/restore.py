@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ckptd.tensors.framing import dtype_of
 from ckptd.tensors.index import Index, TensorInfo
 from ckptd.tensors.load import Wish, check
-from ckptd.tensors.parts import ModuleNames, Parts, Stateful, is_stateful
+from ckptd.tensors.parts import ModuleNames, Parts, Stateful, endless, is_stateful
 from ckptd.tensors.state import capture, is_terminal, key_item
 from ckptd.tensors.tree import LEAF, LIST, Node, Path, name_of
 from ckptd_proto import errors
@@ -40,8 +40,11 @@ class Restore:
         self._problems: list[str] = []
         self._index = index
         self._read_object = read_object
-        self._parts = Parts(state)
-        self._take = self._mapping((), state) if state else lambda: None
+        try:
+            self._parts = Parts(state)
+            self._take = self._mapping((), state) if state else lambda: None
+        except RecursionError as error:
+            raise endless(state) from error
 
     def check(self) -> None:
         """Raise `InvalidArgument`, listing everything that cannot be restored."""
@@ -139,8 +142,11 @@ class Restore:
                 self._problems.append(f"{name_of(item)} is missing")
         asked = {name_of((*path, name)) for name in names.values()}
         for leaf in self._index.tree.leaves(path):
-            if not any(leaf.name == name or leaf.name.startswith(f"{name}.") for name in asked):
-                self._problems.append(f"{leaf.name} is saved, and the module has no such part")
+            part = name = leaf.name
+            while part and part not in asked:
+                part = part.rpartition(".")[0]
+            if not part:
+                self._problems.append(f"{name} is saved, and the module has no such part")
 
         def take() -> Any:
             module.load_state_dict(state)  # tensors are in place; hooks and extra state want it
@@ -235,7 +241,7 @@ class Restore:
                 if dtype is None:
                     self._problems.append(f"{node.name} is {info.dtype}, which this torch has not")
                     return None
-                tensor = torch.empty(info.shape, dtype=dtype)
+                tensor = torch.empty(info.shape, dtype=dtype, device="cpu")
             self._tensor(node.name, tensor)
             return tensor
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ckptd.tensors.parts import ModuleNames, Parts, is_stateful, named_state
+from ckptd.tensors.parts import ModuleNames, Parts, endless, is_stateful, named_state
 from ckptd.tensors.tree import LEAF, LIST, Node, Path, PathItem, mapping_kind, name_of
 from ckptd_proto import errors
 
@@ -21,9 +21,9 @@ class Leaf:
 
     value: Any
     balanced: bool = False
-    """All copies are equal by construction: any rank may write it."""
+    """All copies are equal by construction: any rank may write it, and a sample is compared."""
     compared: bool = True
-    """Copies that differ are a mistake of the caller."""
+    """Copies that differ are a mistake of the caller, and are compared whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,11 @@ def capture(state: Any) -> Captured:
     if not isinstance(state, Mapping):
         text = f"the state is a {type(state).__name__}; give a dict from names to what is saved"
         raise errors.InvalidArgument(text)
-    walk = _Walk(Parts(state))
-    walk.visit((), state, Leaf)
+    try:
+        walk = _Walk(Parts(state))
+        walk.visit((), state, Leaf)
+    except RecursionError as error:
+        raise endless(state) from error
     return Captured(walk.leaves, tuple(walk.nodes))
 
 
