@@ -123,6 +123,9 @@ def test_a_crash_between_the_renames_of_a_replacement_loses_no_step(
     if arena == "left":
         assert rank.ask("watch", attempt=attempt)["state"] == "COMMITTED"
         assert is_whole(run / "step-7", "new")
+    with Rank(daemon.socket, tmp_path, 0, 1, incarnation="resumed") as resumed:
+        resumed.ask("join")
+        assert listed(daemon, tmp_path) == [7]
     save(rank, 2, step=8)  # the run's next save tidies up
     assert is_whole(run / "step-7", "new" if is_new or arena == "left" else "")
     assert listed(daemon, tmp_path) == [7, 8]

@@ -129,23 +129,35 @@ def _move_away(directory: Path) -> None:
     _delete(gone)
 
 
+def put_back(place: Place, in_hand: Collection[str]) -> None:
+    """Put back steps that a crash caught between their old and their new content.
+
+    Those that attempts *in_hand* are replacing now are left to them.
+    """
+    for path in _left(place):
+        if path.name.endswith(_REPLACED) and path.name.removesuffix(_REPLACED) not in in_hand:
+            _put_back(path, place)
+
+
 def repair(place: Place, owner_name: str, in_hand: Collection[str]) -> None:
-    """Put back a step that a crash caught between its old and new content; delete what is gone.
+    """Do as `put_back`, and delete what is gone.
 
     Gone are also attempts of *owner_name* that are not *in_hand*: the memory that they were to be
     made from was lost, by a power cut say. Those of other daemons may live.
     """
-    try:
-        left = list(place.attempts.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for path in left:
-        if path.name.endswith(_REPLACED):
-            _put_back(path, place)
-        elif path.name.endswith(_GONE):
+    put_back(place, in_hand)
+    for path in _left(place):
+        if path.name.endswith(_GONE):
             _delete(path)
         elif owner.is_of(owner_name, path.name) and path.name not in in_hand:
             _remove(path)
+
+
+def _left(place: Place) -> list[Path]:
+    try:
+        return list(place.attempts.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _put_back(path: Path, place: Place) -> None:

@@ -117,6 +117,26 @@ def _is_plain(name: str) -> bool:
     return not any(unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"} for letter in name)
 
 
+def enter_to_read(
+    place: Place, uid: int, allowed: tuple[Path, ...], seen: tuple[int, int]
+) -> tuple[int, int]:
+    """Return device and inode of the root, *seen* alike by a client who may read there."""
+    check_user_below(place.root, uid, allowed)
+    found = check_root(place.root, *seen)
+    check_no_links(place, uid)
+    return found
+
+
+def enter_to_save(
+    place: Place, uid: int, allowed: tuple[Path, ...], seen: tuple[int, int]
+) -> tuple[int, int]:
+    """Do as `enter_to_read` for a client who may save there; a missing root is made."""
+    check_user_below(place.root, uid, allowed)
+    found = make_root(place.root, *seen)
+    check_no_links(place, uid)
+    return found
+
+
 def make_root(root: Path, device: int, inode: int) -> tuple[int, int]:
     """Create *root* if it is missing, and raise unless we may save there; else as `check_root`."""
     if inode == 0:

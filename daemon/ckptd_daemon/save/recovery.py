@@ -19,7 +19,10 @@ from ckptd_proto import errors
 
 async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher: Finisher) -> None:
     """Finish what was staged, abort what was not."""
-    for track in tracks(left):
+    found = tracks(left)
+    for place in {track.attempt.job.place for track in found}:
+        await to_thread.run_sync(commit.put_back, place, ())
+    for track in found:
         in_hand.add(track)
         attempt = track.attempt
         if attempt.state is State.OPEN:

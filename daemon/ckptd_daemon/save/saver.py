@@ -130,11 +130,13 @@ class Saver:
         uid = session.process.uid
         key = jobs.key_of(place, incarnation, rank=rank, world_size=world_size, uid=uid)
         roots = (*self._config.save_roots, *(self._config.read_roots if read_only else ()))
-        await to_thread.run_sync(places.check_user_below, place.root, uid, roots)
-        open_root = places.check_root if read_only else places.make_root
-        root_at = await to_thread.run_sync(open_root, place.root, root_device, root_inode)
-        await to_thread.run_sync(places.check_no_links, place, uid)
+        seen = (root_device, root_inode)
+        enter = places.enter_to_read if read_only else places.enter_to_save
+        root_at = await to_thread.run_sync(enter, place, uid, roots, seen)
         key = replace(key, root_at=root_at)
+        if not read_only:  # a run that is resumed finds every step that was committed
+            async with self._opening:  # what is begun meanwhile would not be known to be in hand
+                await to_thread.run_sync(commit.put_back, place, self._tracks.ids())
         return self._jobs.join(key, rank, session, read_only=read_only).key.id
 
     def leave(self, job_id: str, rank: int, session: Session) -> None:
@@ -323,8 +325,7 @@ class Saver:
         """Make *job* the present life of its run, at its first save: a mere reader fences nobody."""
         if self._jobs.present(job.key.place) is job:
             return
-        in_hand = frozenset(track.attempt.id for track in self._tracks)
-        await to_thread.run_sync(self._note_incarnation, job.key, in_hand)
+        await to_thread.run_sync(self._note_incarnation, job.key, self._tracks.ids())
         jobs.check_not_fenced(job)
         self._jobs.claim(job)
 

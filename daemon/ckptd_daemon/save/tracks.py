@@ -122,6 +122,10 @@ class Tracks:
     def __len__(self) -> int:
         return len(self._going)
 
+    def ids(self) -> frozenset[str]:
+        """Return the attempts in hand."""
+        return frozenset(self._going)
+
     def find(self, attempt_id: str) -> Track | None:
         """Return the attempt if it is in hand or ended not long ago."""
         return self._going.get(attempt_id) or self._finished.get(attempt_id)
