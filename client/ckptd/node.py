@@ -25,7 +25,7 @@ def status(connection: Connection) -> DaemonStatus:
         uptime_s=reply.uptime_s,
         sessions=reply.sessions,
         flights=tuple(map(_flight, reply.flights)),
-        attempts=tuple(map(_attempt, reply.attempts)),
+        attempts=tuple(map(_attempt, reply.saves)),
         cache=CacheStatus(
             blobs=reply.cache.blobs,
             leases=reply.cache.leases,
@@ -35,6 +35,7 @@ def status(connection: Connection) -> DaemonStatus:
         ),
         arena=ArenaStatus(
             slots=reply.arena.slots,
+            idle_slots=reply.arena.idle_slots,
             used_bytes=reply.arena.used_bytes,
             budget_bytes=reply.arena.budget_bytes,
         ),
@@ -49,15 +50,27 @@ def stop(connection: Connection) -> None:
 
 def _flight(message: node_pb2.Flight) -> FlightStatus:
     return FlightStatus(
+        message.key,
         message.object,
         message.phase,
         message.done_bytes,
         message.total_bytes if message.HasField("total_bytes") else None,
         message.waiters,
         message.streams,
+        message.reason,
     )
 
 
-def _attempt(message: saves_pb2.Attempt) -> AttemptStatus:
-    state = saves_pb2.AttemptState.Name(message.state).removeprefix("ATTEMPT_STATE_").lower()
-    return AttemptStatus(message.id, message.step, state, message.done_bytes, message.total_bytes)
+def _attempt(message: node_pb2.Save) -> AttemptStatus:
+    attempt = message.attempt
+    state = saves_pb2.AttemptState.Name(attempt.state).removeprefix("ATTEMPT_STATE_").lower()
+    return AttemptStatus(
+        attempt.id,
+        message.root,
+        message.experiment,
+        message.run,
+        attempt.step,
+        state,
+        attempt.done_bytes,
+        attempt.total_bytes,
+    )

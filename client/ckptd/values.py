@@ -11,6 +11,8 @@ from pathlib import Path
 class FlightStatus:
     """A fetch on its way."""
 
+    key: str
+    """Of the blob that it will be; empty while its version is asked for."""
     object: str
     phase: str
     done_bytes: int
@@ -18,6 +20,8 @@ class FlightStatus:
     """None while the origin has not said."""
     waiters: int
     streams: int
+    reason: str
+    """Why it waits, in words; empty while it moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +29,12 @@ class AttemptStatus:
     """A save on its way."""
 
     id: str
+    root: str
+    experiment: str
+    run: str
     step: int
     state: str
+    """`open`, `staged`, `local` or `durable`; what is `committed` or `aborted` is gone soon."""
     done_bytes: int
     total_bytes: int
 
@@ -48,6 +56,8 @@ class ArenaStatus:
     """The shared memory that saves are staged in."""
 
     slots: int
+    idle_slots: int
+    """Kept warm for the next save, and given up for others if need be."""
     used_bytes: int
     budget_bytes: int
 

@@ -6,20 +6,15 @@ import json
 import os
 import select
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ckptd.cli import json_option
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ckptd.values import DaemonStatus
-
-_MB = 1_000_000
+BETWEEN_S = 0.4
 
 _socket_option = click.option(
     "--socket", type=click.Path(path_type=Path), help="The daemon's socket."
@@ -45,14 +40,21 @@ def serve(as_json: bool, **flags: str | None) -> None:
 def status(socket: Path | None, as_json: bool) -> None:
     """Say what the daemon is doing; starts none."""
     from ckptd import node
+    from ckptd.cli import report
     from ckptd.connection import Connection
 
-    found = node.status(Connection.existing(socket))
+    connection = Connection.existing(socket)
+    found = node.status(connection)
     if as_json:
         click.echo(json.dumps(asdict(found)))
         return
-    for name, value in _rows(found):
-        click.echo(f"{name:10}{value}")
+    speeds: report.Rates = {}
+    if found.flights or found.attempts:  # two readings tell how fast it goes
+        time.sleep(BETWEEN_S)
+        earlier, found = found, node.status(connection)
+        speeds = report.rates(earlier, found)
+    for line in report.lines(found, speeds):
+        click.echo(line)
 
 
 @click.command()
@@ -74,23 +76,3 @@ def stop(socket: Path | None, as_json: bool) -> None:
         select.select([pidfd], [], [])
         os.close(pidfd)
     click.echo(json.dumps({"stopped": pid}) if as_json else f"stopped pid {pid}")
-
-
-def _rows(status: DaemonStatus) -> Iterator[tuple[str, str]]:
-    kind = "private" if status.private else "service"
-    mood = "stopping" if status.stopping else "idle" if status.idle else "busy"
-    yield "daemon", f"pid {status.pid}, version {status.version}, {kind}, {mood}"
-    yield "up", f"{status.uptime_s:.0f} s, {status.sessions} client processes"
-    yield "socket", status.socket
-    yield "state", status.state_dir
-    cache, arena = status.cache, status.arena
-    yield "cache", f"{cache.blobs} blobs, {cache.used_bytes / _MB:.1f} MB, {cache.leases} leases"
-    used, budget = arena.used_bytes / _MB, arena.budget_bytes / _MB
-    yield "arena", f"{arena.slots} slots, {used:.1f} of {budget:.1f} MB"
-    for flight in status.flights:
-        total = "?" if flight.total_bytes is None else f"{flight.total_bytes / _MB:.1f}"
-        done = f"{flight.done_bytes / _MB:.1f} of {total} MB"
-        yield "fetch", f"{flight.object}: {flight.phase}, {done}, {flight.waiters} waiting"
-    for attempt in status.attempts:
-        done = f"{attempt.done_bytes / _MB:.1f} of {attempt.total_bytes / _MB:.1f} MB"
-        yield "save", f"step {attempt.step}: {attempt.state}, {done}"

@@ -46,10 +46,14 @@ class Call:
         self.request = request
         self.holder = holder
         self.scope = anyio.CancelScope()
-        self.gauge = Gauge()  # replaced by that of the flight it boards
+        self.gauge = Gauge()
         self._ended = anyio.Event()
         self._handed: Handed | None = None
         self._error: Exception | None = None
+
+    def board(self, gauge: Gauge) -> None:
+        """Be as far as *gauge* says, from now on."""
+        self.gauge = gauge
 
     def progress(self) -> Progress:
         """Return how far it is."""

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.downloader import Downloader
-from ckptd_daemon.fetch.flights import Flights
+from ckptd_daemon.fetch.flights import Flight, Flights
 from ckptd_daemon.fetch.progress import Gauge, Progress
 from ckptd_daemon.fetch.transfer import MismatchError, Transfer
 from ckptd_daemon.fetch.versions import Versions
@@ -42,6 +42,7 @@ HASH_THREADS = 2
 class FlightStatistics:
     """One transfer now going on."""
 
+    key: str
     title: str
     progress: Progress
     waiters: int
@@ -139,9 +140,9 @@ class Fetcher:
     def statistics(self) -> Statistics:
         """Return what is going on now."""
         return Statistics(
-            flights=tuple(
-                FlightStatistics(flight.gauge.title, flight.gauge.read(), flight.passengers)
-                for flight in self._flights
+            flights=(
+                *(_statistics(flight, "") for flight in self._versions),
+                *(_statistics(flight, flight.key) for flight in self._flights),
             ),
             blobs=len(self._store),
             used_bytes=sum(blob.size_bytes for blob in self._store),
@@ -217,7 +218,7 @@ class Fetcher:
                 raise errors.PermissionDenied(text)
             return await self._offline(call, url, ref.sha256)
         for _ in range(CHANGES_MAX):
-            obj = await self._versions.of(url, only_public=not is_own)
+            obj = await self._versions.of(url, only_public=not is_own, on_board=call.board)
             try:
                 return await self._held(call, key_of(obj.id, obj.version), obj, ref.sha256)
             except ChangedError:
@@ -273,7 +274,7 @@ class Fetcher:
             try:
                 work = partial(self._transfer.bring, obj, sha256)
                 async with self._flights.board(key, work) as flight:
-                    call.gauge = flight.gauge
+                    call.board(flight.gauge)
                     await flight.outcome()
             except MismatchError as error:
                 if error.expected == sha256:
@@ -298,6 +299,10 @@ def _mismatch(name: str, found: str, stated: str | None) -> str:
         f"{name} has the SHA-256 {found}, not the stated {stated}; "
         "check the statement, or with whoever publishes the file"
     )
+
+
+def _statistics(flight: Flight[Any], key: str) -> FlightStatistics:
+    return FlightStatistics(key, flight.gauge.title, flight.gauge.read(), flight.passengers)
 
 
 def _unfinished(gauge: Gauge) -> str:

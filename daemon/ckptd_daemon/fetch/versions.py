@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
-from ckptd_daemon.fetch.flights import Flights
+from ckptd_daemon.fetch.flights import Flight, Flights
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.fetch.retry import patiently
 from ckptd_daemon.sources.source import Object, Source
@@ -29,13 +30,23 @@ class Versions:
         self._flights: Flights[Object] = Flights(tasks, linger_s=0)
         self._known: dict[str, tuple[float, Object]] = {}  # by hashed URL, oldest first
 
-    async def of(self, url: str, *, only_public: bool) -> Object:
-        """Return what *url* names now, or named at most `revalidate_s` ago."""
+    def __iter__(self) -> Iterator[Flight[Object]]:
+        """Iterate over the questions that are being asked."""
+        return iter(self._flights)
+
+    async def of(
+        self, url: str, *, only_public: bool, on_board: Callable[[Gauge], object]
+    ) -> Object:
+        """Return what *url* names now, or named at most `revalidate_s` ago.
+
+        If the origin is asked, *on_board* gets to know how that goes.
+        """
         key = _key(url, only_public)
         asked_at, obj = self._known.get(key, (0.0, None))
         if obj is not None and anyio.current_time() - asked_at < self._revalidate_s:
             return obj
         async with self._flights.board(key, partial(self._ask, key, url, only_public)) as flight:
+            on_board(flight.gauge)
             return await flight.outcome()
 
     def forget(self, url: str, *, only_public: bool) -> None:
@@ -44,6 +55,7 @@ class Versions:
 
     async def _ask(self, key: str, url: str, only_public: bool, gauge: Gauge) -> Object:
         asked_at = anyio.current_time()
+        gauge.title = display(url)
         stat = partial(self._source.stat, url, only_public=only_public)
         obj = await patiently(stat, display(url), self._retries, gauge)
         self._known.pop(key, None)

@@ -14,6 +14,7 @@ from ckptd_daemon.fetch.fetcher import FlightStatistics, Statistics
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.saver import SaveStatistics
+from ckptd_daemon.save.tracks import Progress as AttemptProgress
 from ckptd_daemon.sessions import Sessions
 from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2 as pb
@@ -84,11 +85,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 leases=fetches.leases,
                 free_bytes=fetches.free_bytes,
             ),
-            attempts=map(attempt_message, saves.attempts),
+            saves=map(_save, saves.attempts),
             arena=pb.ArenaStatus(
                 used_bytes=saves.arena.used_bytes,
                 budget_bytes=saves.arena.budget_bytes,
                 slots=saves.arena.slots,
+                idle_slots=saves.arena.idle_slots,
             ),
         )
 
@@ -127,4 +129,16 @@ def _flight(flight: FlightStatistics) -> pb.Flight:
         waiters=flight.waiters,
         streams=progress.streams,
         phase=progress.phase,
+        reason=progress.reason,
+        key=flight.key,
+    )
+
+
+def _save(progress: AttemptProgress) -> pb.Save:
+    place = progress.attempt.job.place
+    return pb.Save(
+        attempt=attempt_message(progress),
+        root=str(place.root),
+        experiment=place.experiment,
+        run=place.run,
     )

@@ -87,10 +87,10 @@ class StatusReply(google.protobuf.message.Message):
     UPTIME_S_FIELD_NUMBER: builtins.int
     SESSIONS_FIELD_NUMBER: builtins.int
     FLIGHTS_FIELD_NUMBER: builtins.int
-    ATTEMPTS_FIELD_NUMBER: builtins.int
     CACHE_FIELD_NUMBER: builtins.int
     ARENA_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    SAVES_FIELD_NUMBER: builtins.int
     socket: builtins.str
     state_dir: builtins.str
     uptime_s: builtins.float
@@ -101,11 +101,11 @@ class StatusReply(google.protobuf.message.Message):
     @property
     def flights(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Flight]: ...
     @property
-    def attempts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[ckptd_proto.v1.saves_pb2.Attempt]: ...
-    @property
     def cache(self) -> Global___CacheStatus: ...
     @property
     def arena(self) -> Global___ArenaStatus: ...
+    @property
+    def saves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Save]: ...
     def __init__(
         self,
         *,
@@ -115,15 +115,43 @@ class StatusReply(google.protobuf.message.Message):
         uptime_s: builtins.float = ...,
         sessions: builtins.int = ...,
         flights: collections.abc.Iterable[Global___Flight] | None = ...,
-        attempts: collections.abc.Iterable[ckptd_proto.v1.saves_pb2.Attempt] | None = ...,
         cache: Global___CacheStatus | None = ...,
         arena: Global___ArenaStatus | None = ...,
         draining: builtins.bool = ...,
+        saves: collections.abc.Iterable[Global___Save] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["arena", b"arena", "attempts", b"attempts", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
 
 Global___StatusReply: typing_extensions.TypeAlias = StatusReply
+
+@typing.final
+class Save(google.protobuf.message.Message):
+    """An attempt, and where it saves to."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    run: builtins.str
+    @property
+    def attempt(self) -> ckptd_proto.v1.saves_pb2.Attempt: ...
+    def __init__(
+        self,
+        *,
+        attempt: ckptd_proto.v1.saves_pb2.Attempt | None = ...,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "experiment", b"experiment", "root", b"root", "run", b"run"]) -> None: ...
+
+Global___Save: typing_extensions.TypeAlias = Save
 
 @typing.final
 class Flight(google.protobuf.message.Message):
@@ -135,12 +163,20 @@ class Flight(google.protobuf.message.Message):
     WAITERS_FIELD_NUMBER: builtins.int
     STREAMS_FIELD_NUMBER: builtins.int
     PHASE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
     object: builtins.str
     done_bytes: builtins.int
     total_bytes: builtins.int
     waiters: builtins.int
     streams: builtins.int
     phase: builtins.str
+    reason: builtins.str
+    """Why it waits, in words; empty while it moves."""
+    key: builtins.str
+    """The key that its blob will have; two flights may show the same `object`. Empty while the
+    origin is asked for the version.
+    """
     def __init__(
         self,
         *,
@@ -150,9 +186,11 @@ class Flight(google.protobuf.message.Message):
         waiters: builtins.int = ...,
         streams: builtins.int = ...,
         phase: builtins.str = ...,
+        reason: builtins.str = ...,
+        key: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_total_bytes", b"_total_bytes", "total_bytes", b"total_bytes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_total_bytes", b"_total_bytes", "done_bytes", b"done_bytes", "object", b"object", "phase", b"phase", "streams", b"streams", "total_bytes", b"total_bytes", "waiters", b"waiters"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_total_bytes", b"_total_bytes", "done_bytes", b"done_bytes", "key", b"key", "object", b"object", "phase", b"phase", "reason", b"reason", "streams", b"streams", "total_bytes", b"total_bytes", "waiters", b"waiters"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_total_bytes", b"_total_bytes"]) -> typing.Literal["total_bytes"] | None: ...
 
 Global___Flight: typing_extensions.TypeAlias = Flight
@@ -192,17 +230,21 @@ class ArenaStatus(google.protobuf.message.Message):
     USED_BYTES_FIELD_NUMBER: builtins.int
     BUDGET_BYTES_FIELD_NUMBER: builtins.int
     SLOTS_FIELD_NUMBER: builtins.int
+    IDLE_SLOTS_FIELD_NUMBER: builtins.int
     used_bytes: builtins.int
     budget_bytes: builtins.int
     slots: builtins.int
+    idle_slots: builtins.int
+    """Of `slots`: kept warm for the next save, and given up for others if need be."""
     def __init__(
         self,
         *,
         used_bytes: builtins.int = ...,
         budget_bytes: builtins.int = ...,
         slots: builtins.int = ...,
+        idle_slots: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["budget_bytes", b"budget_bytes", "slots", b"slots", "used_bytes", b"used_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget_bytes", b"budget_bytes", "idle_slots", b"idle_slots", "slots", b"slots", "used_bytes", b"used_bytes"]) -> None: ...
 
 Global___ArenaStatus: typing_extensions.TypeAlias = ArenaStatus
 

@@ -1,0 +1,150 @@
+"""What `ckptd status` shows to people; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ckptd.values import AttemptStatus, DaemonStatus, FlightStatus
+
+Rates = Mapping[str, float]
+"""Bytes per second of each flight, by key, and each attempt, by id."""
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_RIGHT = ">"
+_LEFT = "<"
+
+
+def rates(earlier: DaemonStatus, later: DaemonStatus) -> Rates:
+    """Return how fast what is in both readings moves."""
+    elapsed_s = later.uptime_s - earlier.uptime_s
+    if elapsed_s <= 0 or earlier.pid != later.pid:  # another life of the daemon
+        return {}
+    before, now = _done(earlier), _done(later)
+    return {
+        name: max(0, now[name] - before[name]) / elapsed_s for name in now.keys() & before.keys()
+    }
+
+
+def _done(status: DaemonStatus) -> dict[str, int]:
+    flights = {flight.key: flight.done_bytes for flight in status.flights}
+    return flights | {attempt.id: attempt.done_bytes for attempt in status.attempts}
+
+
+def lines(status: DaemonStatus, rates: Rates) -> list[str]:
+    """Return the report."""
+    flights = [_flight(flight, rates) for flight in status.flights]
+    saves = [_save(attempt, rates) for attempt in status.attempts]
+    report = _aligned([*_daemon(status), *_room(status)], _LEFT + _RIGHT + _LEFT)
+    if flights:
+        report += ["", "fetching", *_aligned(flights, _LEFT + _RIGHT * 4 + _LEFT * 2, indent=2)]
+    if saves:
+        report += ["", "saving", *_aligned(saves, _LEFT + _RIGHT * 4 + _LEFT, indent=2)]
+    if not flights and not saves:
+        report += ["", "Nothing is being fetched or saved."]
+    return report
+
+
+def _daemon(status: DaemonStatus) -> list[tuple[str, ...]]:
+    kind = "private" if status.private else "service"
+    mood = "idle" if status.idle else "busy"
+    if status.stopping:
+        mood = "draining (it takes nothing new, and ends when its work is done or its time is up)"
+    processes = _counted(status.sessions, "client process", "client processes")
+    return [
+        ("daemon", f"{mood}; ckptd {status.version}, {kind}, pid {status.pid}"),
+        ("up", f"{_time(status.uptime_s)}, {processes}"),
+        ("socket", status.socket),
+        ("state", status.state_dir),
+    ]
+
+
+def _room(status: DaemonStatus) -> list[tuple[str, ...]]:
+    cache, arena = status.cache, status.arena
+    budget = "no quota"
+    if cache.quota_bytes is not None:
+        budget = f"{_share(cache.used_bytes, cache.quota_bytes)} of the quota"
+    blobs, leases = _counted(cache.blobs, "blob"), _counted(cache.leases, "lease")
+    slots = _counted(arena.slots, "slot")
+    slots += f", {arena.idle_slots} of them idle" if arena.idle_slots else ""
+    return [
+        (
+            "cache",
+            _of(cache.used_bytes, cache.quota_bytes),
+            f"{budget}; {blobs}, {leases}; {size(cache.free_bytes)} free on its disk",
+        ),
+        (
+            "arena",
+            _of(arena.used_bytes, arena.budget_bytes),
+            f"{_share(arena.used_bytes, arena.budget_bytes)} of the budget; {slots}",
+        ),
+    ]
+
+
+def _flight(flight: FlightStatus, rates: Rates) -> tuple[str, ...]:
+    waiting = f"{flight.waiters} waiting, {_counted(flight.streams, 'stream')}"
+    name = f"{flight.object} ({flight.reason})" if flight.reason else flight.object
+    moved = _moved(flight.done_bytes, flight.total_bytes, rates.get(flight.key, 0.0))
+    return (flight.phase, *moved, waiting, name)
+
+
+def _save(attempt: AttemptStatus, rates: Rates) -> tuple[str, ...]:
+    name = f"step {attempt.step} of {attempt.experiment}/{attempt.run} in {attempt.root}"
+    moved = _moved(attempt.done_bytes, attempt.total_bytes, rates.get(attempt.id, 0.0))
+    return (attempt.state, *moved, name)
+
+
+def _moved(done: int, total: int | None, rate: float) -> tuple[str, str, str, str]:
+    share = "" if total is None else _share(done, total)
+    if total == 0:  # nothing is known yet
+        return "", "", "", ""
+    left = f"{_time((total - done) / rate)} left" if total is not None and rate > 0 else ""
+    return _of(done, total), share, f"{size(round(rate))}/s", left
+
+
+def size(count: int) -> str:
+    """Return *count* bytes in the unit that suits: `812 B`, `3.1 GB`."""
+    value, unit = float(count), 0
+    while round(value, 1) >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def _of(part: int, whole: int | None) -> str:
+    return size(part) if whole is None else f"{size(part)} of {size(whole)}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else ""
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _time(seconds: float) -> str:
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    if minutes == 0:
+        return f"{int(seconds)} s"
+    if hours == 0:
+        return f"{minutes} min {int(seconds) % 60} s"
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], how: str, *, indent: int = 0) -> list[str]:
+    """Pad each cell to its column, as *how* says, so that the eye can run down.
+
+    The last cell of a row is as long as it likes, and asks for no room.
+    """
+    widths = [
+        max((len(row[at]) for row in rows if len(row) > at + 1), default=0)
+        for at in range(len(how))
+    ]
+    padded = [
+        [
+            cell if at == len(row) - 1 else f"{cell:{how[at]}{widths[at]}}"
+            for at, cell in enumerate(row)
+            if widths[at] or at == len(row) - 1
+        ]
+        for row in rows
+    ]
+    return [" " * indent + "  ".join(row).rstrip() for row in padded]

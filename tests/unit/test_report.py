@@ -1,0 +1,92 @@
+"""What `ckptd status` shows is aligned, has units, and says what holds things up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ckptd.cli.report import lines, rates, size
+from ckptd.values import ArenaStatus, AttemptStatus, CacheStatus, DaemonStatus, FlightStatus
+
+GB = 10**9
+IDLE = DaemonStatus(
+    version="1.0",
+    pid=4711,
+    uid=0,
+    socket="/run/ckptd/ckptd.sock",
+    state_dir="/var/lib/ckptd",
+    private=False,
+    idle=True,
+    stopping=False,
+    uptime_s=3700.0,
+    sessions=1,
+    flights=(),
+    attempts=(),
+    cache=CacheStatus(2, 1, 12 * GB, 100 * GB, 812 * GB),
+    arena=ArenaStatus(8, 2, 4 * GB, 32 * GB),
+)
+FLIGHT = FlightStatus("k1", "https://h/a", "downloading", 3 * GB, 12 * GB, 8, 16, "")
+RETRYING = FlightStatus("k2", "https://h/b", "retrying", 0, None, 1, 0, "the origin answers 503")
+SAVE = AttemptStatus("a1", "/ckpts", "digits", "monday", 700, "staged", GB, 4 * GB)
+BUSY = replace(IDLE, idle=False, flights=(FLIGHT, RETRYING), attempts=(SAVE,))
+
+
+def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> None:
+    assert lines(IDLE, {}) == [
+        "daemon  idle; ckptd 1.0, service, pid 4711",
+        "up      1 h 1 min, 1 client process",
+        "socket  /run/ckptd/ckptd.sock",
+        "state   /var/lib/ckptd",
+        (
+            "cache   12.0 GB of 100.0 GB  "
+            "12% of the quota; 2 blobs, 1 lease; 812.0 GB free on its disk"
+        ),
+        "arena     4.0 GB of 32.0 GB  12% of the budget; 8 slots, 2 of them idle",
+        "",
+        "Nothing is being fetched or saved.",
+    ]
+
+
+def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
+    moving = replace(FLIGHT, done_bytes=FLIGHT.done_bytes + GB // 2)
+    later = replace(BUSY, uptime_s=BUSY.uptime_s + 0.5, flights=(moving, RETRYING))
+    assert lines(BUSY, rates(BUSY, later))[7:] == [
+        "fetching",
+        (
+            "  downloading  3.0 GB of 12.0 GB  25%  1.0 GB/s  9 s left  8 waiting, 16 streams"
+            "  https://h/a"
+        ),
+        (
+            "  retrying                   0 B          0 B/s            1 waiting, 0 streams"
+            "   https://h/b (the origin answers 503)"
+        ),
+        "",
+        "saving",
+        "  staged  1.0 GB of 4.0 GB  25%  0 B/s  step 700 of digits/monday in /ckpts",
+    ]
+
+
+def test_a_draining_daemon_says_what_that_means() -> None:
+    assert "draining (it takes nothing new" in lines(replace(BUSY, stopping=True), {})[0]
+
+
+def test_a_restart_between_two_readings_is_no_speed() -> None:
+    assert rates(BUSY, replace(BUSY, uptime_s=0.1)) == {}
+    assert rates(BUSY, replace(BUSY, pid=4712, uptime_s=9999.0)) == {}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (3_100_000_000, "3.1 GB"),
+        (2 * 10**16, "20000.0 TB"),
+    ],
+)
+def test_sizes_are_readable(count: int, text: str) -> None:
+    assert size(count) == text
