@@ -51,6 +51,7 @@ def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> No
 def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
     moving = replace(FLIGHT, done_bytes=FLIGHT.done_bytes + GB // 2)
     later = replace(BUSY, uptime_s=BUSY.uptime_s + 0.5, flights=(moving, RETRYING))
+    assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, {})[4]
     assert lines(BUSY, rates(BUSY, later))[7:] == [
         "fetching",
         (

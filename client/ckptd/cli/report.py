@@ -64,6 +64,8 @@ def _room(status: DaemonStatus) -> list[tuple[str, ...]]:
     if cache.quota_bytes is not None:
         budget = f"{_share(cache.used_bytes, cache.quota_bytes)} of the quota"
     blobs, leases = _counted(cache.blobs, "blob"), _counted(cache.leases, "lease")
+    coming = sum(flight.total_bytes or 0 for flight in status.flights)
+    blobs += f" and {size(coming)} on its way" if coming else ""
     slots = _counted(arena.slots, "slot")
     slots += f", {arena.idle_slots} of them idle" if arena.idle_slots else ""
     return [
