@@ -74,6 +74,28 @@ def test_ranks_without_a_process_group_save_through_the_daemon(
     assert (state["mine.0"], state["mine.1"], state["step"]) == (0, 1, 1)
 
 
+def test_a_second_checkpointer_of_the_run_leaves_the_first_alone(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    started = ranks.start(PROGRAMS / "meeting.py", tmp_path, "twice", ranks=2, env=daemon.env)
+    ranks.outputs(started)
+    assert (tmp_path / "e" / "twice" / "step-1").exists()
+
+
+def test_ranks_whose_weights_differ_are_refused_until_they_agree(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    started = ranks.start(PROGRAMS / "meeting.py", tmp_path, "mixes", ranks=2, env=daemon.env)
+    for said in ranks.outputs(started):
+        assert said.count("'net.weight' differs between rank 0 and rank 1") == 2, said
+    with ckptd.Checkpointer(
+        tmp_path, experiment="e", run="mixes", ranks="self", socket=daemon.socket
+    ) as ckpt:
+        latest = ckpt.latest()
+    assert latest is not None
+    assert latest.step == 1
+
+
 @pytest.mark.parametrize("way", ["grouped", "ungrouped"])
 def test_a_rank_that_dies_before_the_exchange_is_named_to_the_others(
     daemon: Daemon, tmp_path: Path, way: str

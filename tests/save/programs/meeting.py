@@ -1,4 +1,4 @@
-"""Ranks that meet at their node's daemon, or in a process group; one of them may die."""
+"""Ranks that meet at their node's daemon, or in a process group, once or twice; one may die."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ with ckptd.Checkpointer(root, experiment="e", run=what, timeout=60) as ckpt:
     if what == "saves":
         for step in range(2):
             ckpt.save({"shared": shared, f"mine.{rank}": rank, "step": step}, step=step)
+    if what == "twice":
+        ckpt.save({"shared": shared}, step=0).result(60)
+        with ckptd.Checkpointer(root, experiment="e", run=what, timeout=60) as other:
+            other.load({"shared": torch.zeros(5000)})
+        ckpt.save({"shared": shared}, step=1).result(60)
+    if what == "mixes":
+        module = torch.nn.Linear(2, 2)
+        torch.nn.init.constant_(module.weight, 1 + rank)
+        torch.nn.init.zeros_(module.bias)
+        ckpt.prepare({"net": module})  # as before a load: what is there is not kept
+        try:
+            ckpt.save({"net": module}, step=0)
+        except errors.InvalidArgument as error:
+            sys.stdout.write(f"{error}\n")
+        torch.nn.init.ones_(module.weight)
+        ckpt.save({"net": module}, step=1).result(60)
+        torch.nn.init.constant_(module.weight, rank)
+        try:
+            ckpt.save({"net": module}, step=2)
+        except errors.InvalidArgument as error:
+            sys.stdout.write(f"{error}\n")
     if what == "dies" and rank == 1:
         ckpt.save({"shared": shared}, step=0).result(60)
         os.kill(os.getpid(), signal.SIGKILL)
