@@ -16,7 +16,7 @@ from ckptd.connection import Connection
 from ckptd.exchange import settle
 from ckptd.membership import Membership
 from ckptd.planning import Agreed, Planner
-from ckptd.saving import Save
+from ckptd.saving import Save, raise_untold
 from ckptd.slots import Slots
 from ckptd.tensors import index, load, stage
 from ckptd.tensors.images import Images
@@ -202,11 +202,12 @@ class Checkpointer:
             DataLoss: The files are corrupt; names file and chunk. *state* is to be thrown away.
         """
         self._check_usable()
-        checkpoint = self._agreed_checkpoint(which)
-        restored: list[tuple[Images, Restore]] = []
+        step, uuid = self._agreed_checkpoint(which)
+        restored: list[tuple[Checkpoint, Images, Restore]] = []
 
         def look() -> dict[str, Any]:
-            images = Images.open(checkpoint.path)
+            checkpoint = self._catalog.find(step)
+            images = Images.open(checkpoint.path, uuid)
             where = str(checkpoint.path / index.NAME)
             found = Index.decode(images.read(index.NAME), where=where)
 
@@ -215,11 +216,11 @@ class Checkpointer:
 
             restore = Restore(state, found, read_object)
             restore.check()
-            restored.append((images, restore))
+            restored.append((checkpoint, images, restore))
             return {}
 
         settle(self._exchange, look)  # nothing is changed unless every rank can load
-        (images, restore) = restored[0]
+        (checkpoint, images, restore) = restored[0]
 
         def fill() -> dict[str, Any]:
             load.fill(images, restore.wishes)
@@ -313,15 +314,18 @@ class Checkpointer:
         if preparing is not None:
             preparing.result()
 
-    def _agreed_checkpoint(self, which: Literal["latest"] | int) -> Checkpoint:
-        """Return what *which* means to rank 0, the same for all ranks."""
+    def _agreed_checkpoint(self, which: Literal["latest"] | int) -> tuple[int, str]:
+        """Return step and uuid of what *which* means to rank 0, the same for all ranks."""
 
         def choose() -> dict[str, Any]:
             self._wait_saved(self._timeout_s)  # the latest is one's own, if it gets there
-            return {"step": self._catalog.find(which).step} if self._exchange.rank == 0 else {}
+            if self._exchange.rank != 0:
+                return {}
+            found = self._catalog.find(which)
+            return {"step": found.step, "uuid": found.uuid}
 
-        step = settle(self._exchange, choose)[0]["step"]
-        return self._catalog.find(step)
+        chosen = settle(self._exchange, choose)[0]
+        return chosen["step"], chosen["uuid"]
 
     def _wait_saved(self, timeout_s: float | None) -> None:
         """Wait until every save in flight has ended, one way or the other."""
@@ -340,10 +344,9 @@ class Checkpointer:
             raise errors.FailedPrecondition(text)
 
     def _raise_untold(self) -> None:
-        failures = [failure for save in self._saves if (failure := save.untold_failure())]
-        self._saves = [save for save in self._saves if not save.done()]
-        if failures:
-            raise failures[0]
+        done = [save for save in self._saves if save.done()]  # looked at once: others end now
+        self._saves = [save for save in self._saves if save not in done]
+        raise_untold(done)
 
 
 def _checked_root(root: str | os.PathLike[str]) -> Path:

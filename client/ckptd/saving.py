@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 
 from ckptd.catalog import checkpoint_of
 from ckptd.connection import Connection, Stubs
@@ -123,3 +124,12 @@ class Save:
             self.succeed(checkpoint_of(last.checkpoint))
         else:
             self.fail(errors.rebuilt(last.error, last.reason))
+
+
+def raise_untold(saves: Iterable[Save]) -> None:
+    """Raise what went wrong with *saves* and nobody has asked for: the first, others as notes."""
+    failures = [failure for save in saves if (failure := save.untold_failure())]
+    for further in failures[1:]:
+        failures[0].add_note(f"besides: {further}")
+    if failures:
+        raise failures[0]

@@ -132,8 +132,9 @@ def committed(directory: Path, name: str, data: bytes) -> Images:
     held = {name: {"size_bytes": len(data), "sums_sha256": hashlib.sha256(written).hexdigest()}}
     (directory / name).write_bytes(data)
     (directory / f"{name}.sums").write_bytes(written)
-    (directory / "manifest.json").write_text(json.dumps({"format": 1, "images": held}))
-    return Images.open(directory)
+    manifest = {"format": 1, "attempt": "a", "images": held}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return Images.open(directory, "a")
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", values.encode("k", {"a": 1})[:-200]])

@@ -27,8 +27,11 @@ class Images:
         self._sums: dict[str, Sums] = {}
 
     @classmethod
-    def open(cls, directory: Path) -> Self:
-        """Return the images of *directory*; raises `NotFound` if nothing is committed there."""
+    def open(cls, directory: Path, uuid: str) -> Self:
+        """Return the images of *directory*, which the attempt *uuid* has made.
+
+        Raises `NotFound` if nothing is committed there, and `Aborted` if it is another's by now.
+        """
         path = directory / _MANIFEST
         try:
             raw = _parsed(path, path.read_bytes())
@@ -37,6 +40,9 @@ class Images:
             raise errors.NotFound(text) from error
         except OSError as error:
             raise _unreadable(path, error) from error
+        if raw["attempt"] != uuid:
+            text = f"{directory} was replaced by attempt {raw['attempt']} while it was looked at"
+            raise errors.Aborted(f"{text}; load again")
         return cls(directory, raw["images"])
 
     def read(self, name: str) -> bytes:
