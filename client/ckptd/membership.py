@@ -67,9 +67,10 @@ class Membership:
             return {}
 
         if isinstance(exchange, ThroughDaemon):
-            request.incarnation = incarnation.of_launch()
+            generation = next(_generations)
+            request.incarnation = f"{incarnation.of_launch()}-{generation}"
             member._enter(root)
-            exchange.meet_in(member, next(_generations))
+            exchange.meet_in(member, generation)
             _check_one_place(settle(exchange, member._introduction))
             return member
         heard = settle(exchange, member._introduction)
