@@ -265,6 +265,16 @@ class _Client:
         reply = self.connection.call(lambda stubs: stubs.saves.Roll(pb.RollRequest(job=self.job)))
         return [(lost.rank, lost.pid) for lost in reply.lost]
 
+    def steps(self) -> list[int]:
+        from ckptd_proto.v1 import checkpoints_pb2
+
+        request = checkpoints_pb2.ListCheckpointsRequest(
+            root=self.root, experiment=self.place["experiment"], run=self.place["run"]
+        )
+        return self.connection.call(
+            lambda stubs: [each.step for each in stubs.checkpoints.List(request)]
+        )
+
     def leave(self) -> None:
         from ckptd_proto.v1 import saves_pb2 as pb
 

@@ -169,6 +169,19 @@ def test_a_fenced_ranks_slot_stays_until_the_rank_calls_or_ends(
     eventually(lambda: arena(daemon).slots == 0)
 
 
+def test_the_next_life_finds_what_the_last_has_staged_even_if_some_of_it_lives(
+    daemon: Daemon, ranks: World
+) -> None:
+    (old, straggler), (new, _) = ranks(daemon), ranks(daemon, incarnation="next")
+    open_both(old, straggler)
+    reserve(old, straggler)
+    with tampered(daemon.pid, "fsync:delay_enter=200000"):
+        seal(old, straggler)
+        old.kill()
+        assert straggler.ask("steps") == []  # its own saves it knows how to wait for
+        assert new.ask("steps") == [1]
+
+
 def open_both(*ranks: Rank, **options: object) -> None:
     for rank in ranks:
         rank.ask("open", sequence=0, step=1, **options)

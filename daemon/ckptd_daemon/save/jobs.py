@@ -59,6 +59,11 @@ class Job:
         """Some rank may still save."""
         return any(member.is_live for member in self.members.values())
 
+    def has_writer(self, session: Session) -> bool:
+        """Some live rank that may save is in that process."""
+        members = self.members.values()
+        return any(m.session is session and m.is_live and not m.read_only for m in members)
+
     def note(self, sequence: int, what: str | Checkpoint) -> None:
         """Remember what the n-th save became, for the ranks still to come."""
         self.by_sequence[sequence] = what
@@ -108,6 +113,15 @@ class Jobs:
     def is_live(self, job_id: str) -> bool:
         """Say whether some rank of the job may still save."""
         return job_id in self._jobs and self._jobs[job_id].is_live
+
+    def is_past(self, key: JobKey, session: Session) -> bool:
+        """Say whether the job is an earlier life to the caller: dead, or not its own.
+
+        The caller has one of its own if it may save into the same place.
+        """
+        own = [job.key for job in self if job.has_writer(session)]
+        succeeds = any(one.place == key.place for one in own)
+        return not self.is_live(key.id) or (succeeds and key not in own)
 
     def present(self, place: Place) -> Job | None:
         """Return the job that may save into *place*."""

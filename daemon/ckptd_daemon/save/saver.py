@@ -313,12 +313,14 @@ class Saver:
     ) -> list[Checkpoint]:
         """Return what is committed below *root*; empty names mean every name.
 
-        A save whose ranks have all died is waited for: to whoever resumes them, it is made.
+        A save that an earlier life of the job has staged is waited for: to the next, it is made.
         """
         readable = (*self._config.save_roots, *self._config.read_roots)
         path = places.checked_root(root)
         places.check_user_below(path, session.process.uid, readable)
-        await self._tracks.wait_orphans(path, experiment, run, is_live=self._jobs.is_live)
+        await self._tracks.wait_orphans(
+            path, experiment, run, is_past=lambda key: self._jobs.is_past(key, session)
+        )
         return await to_thread.run_sync(manifests.committed, path, experiment, run)
 
     async def _claim(self, job: Job) -> None:
@@ -373,9 +375,7 @@ class Saver:
 
     def _known(self, attempt_id: str) -> Track:
         if (track := self._tracks.find(attempt_id)) is None:
-            text = (
-                f"the daemon knows no attempt {attempt_id}: it was restarted before it was staged"
-            )
+            text = f"the daemon knows no attempt {attempt_id}: it restarted before that was staged"
             raise errors.Aborted(f"{text}; save again")
         return track
 
@@ -386,9 +386,8 @@ class Saver:
             raise ended(track)
         _, member = self._jobs.member(track.attempt.job.id, rank, session)
         if track.attempt.state is not State.OPEN:
-            raise errors.FailedPrecondition(
-                f"attempt {attempt_id} is staged already; start another"
-            )
+            text = f"attempt {attempt_id} is staged already; start another"
+            raise errors.FailedPrecondition(text)
         return track, member
 
     def _offered(self, slot: Slot, mapped: Sequence[str], session: Session) -> SlotOffer:

@@ -15,7 +15,7 @@ from typing import Final
 import anyio
 
 from ckptd_daemon.save.arena import Arena, Slot
-from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, State
 from ckptd_daemon.save.headers import Laid
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
@@ -195,17 +195,18 @@ class Tracks:
             await self.changed.wait()
 
     async def wait_orphans(
-        self, root: Path, experiment: str, run: str, *, is_live: Callable[[str], bool]
+        self, root: Path, experiment: str, run: str, *, is_past: Callable[[JobKey], bool]
     ) -> None:
-        """Wait until nothing is staged below *root* by jobs of which no rank lives any more."""
+        """Wait until what is staged now below *root*, by jobs that are past, has ended."""
 
         def is_orphan(track: Track) -> bool:
             job = track.attempt.job
             below = Place(root, experiment or job.place.experiment, run or job.place.run)
-            return job.place == below and is_staged(track) and not is_live(job.id)
+            return job.place == below and is_staged(track) and is_past(job)
 
-        while any(map(is_orphan, self)):
-            await self.changed.wait()
+        for track in filter(is_orphan, self):
+            while not track.attempt.state.is_final:
+                await track.changed.wait()
 
     def _end(self, track: Track, attempt: Attempt) -> None:
         for rank, reservation in track.reserved.items():
