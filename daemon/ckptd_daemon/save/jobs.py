@@ -6,21 +6,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ckptd_daemon.save.arena import Holder
 from ckptd_daemon.save.attempts import Checkpoint, JobKey
 from ckptd_daemon.save.gather import Exchanges, Volume
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.sessions import Session
-from ckptd_daemon.store import durable
 from ckptd_proto import errors
 
 WORLD_SIZE_MAX = 1 << 16
 INCARNATION_BYTES_MAX = 256
 _SEQUENCES_MAX = 16  # saves that ranks of one job may be apart
-_FENCED_MAX = 64  # incarnations remembered per run
-_FORMAT = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -256,30 +252,3 @@ def check_not_fenced(job: Job) -> None:
     """Raise `FailedPrecondition` if a newer life of the run has begun."""
     if job.fenced_by is not None:
         raise fenced(job)
-
-
-def check_fence(directory: Path, key: JobKey) -> None:
-    """Note on disk that *key* is the present life of its run; raises if it was fenced before.
-
-    A restarted daemon meets the ranks of both lives in any order, and must know which is newer.
-    """
-    place = key.place
-    words = json.dumps([str(place.root), place.experiment, place.run])
-    file = directory / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
-    try:
-        record = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        record = {"format": _FORMAT, "present": key.incarnation, "fenced": []}
-    if key.incarnation in record["fenced"]:
-        text = (
-            f"a newer incarnation ({record['present']}) of {place.experiment}/{place.run} "
-            f"saves now; this one ({key.incarnation}) may not any more"
-        )
-        raise errors.FailedPrecondition(text)
-    if record["present"] != key.incarnation:
-        record["fenced"] = [*record["fenced"], record["present"]][-_FENCED_MAX:]
-        record["present"] = key.incarnation
-    elif file.exists():
-        return
-    durable.make_dirs(directory, mode=0o700)
-    durable.write_file(file, json.dumps(record).encode(), mode=0o600)

@@ -11,7 +11,7 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save import commit, headers, jobs, manifests, owner, places, recovery
+from ckptd_daemon.save import commit, fences, headers, jobs, manifests, owner, places, recovery
 from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot, SlotOffer
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.finisher import Finisher
@@ -332,7 +332,7 @@ class Saver:
         self._jobs.claim(job)
 
     def _note_incarnation(self, key: JobKey, in_hand: frozenset[str]) -> None:
-        jobs.check_fence(self._config.state_dir / "incarnations", key)
+        fences.check_fence(self._config.state_dir / "incarnations", key)
         commit.repair(key.place, self._name, in_hand)
 
     def _check_open(self) -> None:
