@@ -63,6 +63,11 @@ def test_another_format_is_told_apart_from_damage() -> None:
         parse(b"%08x %b\nwhatever" % (crc32c(line), line))
 
 
+def test_a_header_that_lacks_something_is_none() -> None:
+    line = b'{"format": 1, "object": "http://host/model"}'
+    assert parse(b"%08x %b\n" % (crc32c(line), line)) is None
+
+
 @given(records, st.binary(max_size=60))
 def test_rubbish_at_the_end_is_ignored(chunks: list[tuple[int, int]], tail: bytes) -> None:
     parsed = parse(written(chunks) + b"\0" + tail)

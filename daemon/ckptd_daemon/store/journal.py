@@ -109,12 +109,15 @@ def _parse_header(line: bytes) -> Header | None:
     fields = json.loads(text)  # ours, for its checksum is right
     if fields["format"] != FORMAT:
         raise FormatError(fields["format"])
-    return Header(
-        object_id=fields["object"],
-        title=fields["title"],
-        version=fields["version"],
-        name=fields["name"],
-        size_bytes=fields["size_bytes"],
-        chunk_bytes=fields["chunk_bytes"],
-        is_resumable=fields["resumable"],
-    )
+    try:
+        return Header(
+            object_id=fields["object"],
+            title=fields["title"],
+            version=fields["version"],
+            name=fields["name"],
+            size_bytes=fields["size_bytes"],
+            chunk_bytes=fields["chunk_bytes"],
+            is_resumable=fields["resumable"],
+        )
+    except KeyError:  # of a version from before the first release
+        return None
