@@ -106,7 +106,7 @@ def list_blobs(as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({**asdict(blob), "path": str(blob.path)}))
         else:
-            held = f"{blob.leases} leases" if blob.leases else "free"
+            held = f"{blob.leases} lease{'s' * (blob.leases != 1)}" if blob.leases else "free"
             click.echo(f"{blob.key}  {blob.size_bytes:>14}  {held:>10}  {blob.object}")
 
 
