@@ -152,11 +152,15 @@ class Membership:
         )
 
     def _enter(self, root: Path) -> None:
+        self._look(root)
+        self._connection.call(self._join)
+        self._look(root)  # it may just have been made; a restarted daemon must see the same
+        self._connection.on_connect(self._enter_again)
+
+    def _look(self, root: Path) -> None:
         if root.exists():
             stat = root.stat()
             self._request.root_device, self._request.root_inode = stat.st_dev, stat.st_ino
-        self._connection.call(self._join)
-        self._connection.on_connect(self._enter_again)
 
     def _join(self, stubs: Stubs) -> None:
         self.job = stubs.saves.Join(self._request, timeout=_JOIN_S).job

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from ckptd.connection import Connection, Stubs
+from ckptd.exchange import choose
+from ckptd.membership import Membership
 from ckptd_proto import errors
-from ckptd_proto.v1 import node_pb2
+from ckptd_proto.v1 import node_pb2, saves_pb2
 from fakes.daemon import Daemon
 from fakes.rank import Rank
 from fakes.require_real import need_root
@@ -68,6 +70,18 @@ def test_a_restarted_daemon_commits_nothing_below_a_lost_mount(
     daemon.start()
     eventually(lambda: "mount it again" in daemon.log_text())
     assert not list(mounted.iterdir())
+
+
+def test_a_restarted_daemon_does_not_make_a_lost_root_anew(daemon: Daemon, tmp_path: Path) -> None:
+    connection, root = Connection.open(daemon.socket), tmp_path / "made by the daemon"
+    member = Membership.join(connection, choose(alone=True, timeout_s=10), root, "e", "r")
+    daemon.kill()
+    root.rmdir()
+    daemon.start()
+    request = saves_pb2.PrepareRequest(job=member.job, rank=0, size_bytes=1)
+    with pytest.raises(errors.FailedPrecondition, match="nothing for the daemon"):
+        member.call(lambda stubs: stubs.saves.Prepare(request))
+    assert not root.exists()
 
 
 @pytest.fixture
