@@ -141,7 +141,7 @@ def test_a_rank_killed_before_it_sealed_aborts_the_attempt_by_name(
     assert f"rank 1 (pid {ranks[1].pid})" in outcome["reason"]
     assert ranks[0].ask("roll") == [[1, ranks[1].pid]]
     assert not list(tmp_path.glob("e/r/step-*"))
-    assert client(daemon).node.Status(node_pb2.StatusRequest()).attempts == []
+    assert client(daemon).node.Status(node_pb2.StatusRequest()).saves == []
 
 
 def test_a_rank_killed_after_it_sealed_aborts_nothing(world: World, tmp_path: Path) -> None:
