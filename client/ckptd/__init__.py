@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckptd import aio as aio
     from ckptd import errors as errors
-    from ckptd.checkpointer import Checkpointer as Checkpointer
     from ckptd.client import Client as Client
     from ckptd.fetching import fetch as fetch
     from ckptd.fetching import open as open
-    from ckptd.saving import Save as Save
+    from ckptd.saving.checkpointer import Checkpointer as Checkpointer
+    from ckptd.saving.save import Save as Save
     from ckptd.values import Blob as Blob
     from ckptd.values import Progress as Progress
 
 _WHERE = {
     "Checkpoint": "ckptd.values",
-    "Checkpointer": "ckptd.checkpointer",
+    "Checkpointer": "ckptd.saving.checkpointer",
     "Blob": "ckptd.values",
     "Client": "ckptd.client",
     "Progress": "ckptd.values",
     "fetch": "ckptd.fetching",
     "open": "ckptd.fetching",
-    "Save": "ckptd.saving",
+    "Save": "ckptd.saving.save",
 }
 _MODULES = ("aio", "errors")
 

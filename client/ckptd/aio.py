@@ -13,9 +13,9 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 
-from ckptd import calls
 from ckptd.client import Client as BlockingClient
 from ckptd.fetching import Ask, OnProgress, fetched, release
+from ckptd.link import calls
 from ckptd.values import Blob, DaemonStatus, Progress
 
 T = TypeVar("T")

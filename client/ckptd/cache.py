@@ -9,7 +9,7 @@ from ckptd.values import Blob
 from ckptd_proto.v1 import blobs_pb2
 
 if TYPE_CHECKING:
-    from ckptd.connection import Connection
+    from ckptd.link.connection import Connection
 
 
 def blobs(connection: Connection) -> list[Blob]:

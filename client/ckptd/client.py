@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ckptd import cache, node
-from ckptd.connection import Connection
 from ckptd.fetching import Ask, OnProgress, fetched, opened
+from ckptd.link.connection import Connection
 from ckptd.values import Blob, DaemonStatus
 
 

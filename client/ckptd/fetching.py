@@ -17,7 +17,7 @@ from ckptd_proto import errors, refs
 from ckptd_proto.urls import display
 
 if TYPE_CHECKING:
-    from ckptd.connection import Connection, Stubs
+    from ckptd.link.connection import Connection, Stubs
     from ckptd_proto.v1 import blobs_pb2
 
 OnProgress = Callable[[Progress], object]
@@ -108,7 +108,7 @@ def opened(connect: Callable[[], Connection], ask: Ask) -> Iterator[Path]:
 
 
 def _usual_connection() -> Connection:
-    from ckptd.connection import Connection
+    from ckptd.link.connection import Connection
 
     return Connection.open()
 
@@ -142,7 +142,7 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
     """Take in progress until the file comes."""
     import grpc
 
-    from ckptd import wire
+    from ckptd.link import wire
     from ckptd_proto.v1 import blobs_pb2
 
     request = blobs_pb2.FetchRequest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptd.connection import Connection
+from ckptd.link.connection import Connection
 from ckptd.values import ArenaStatus, AttemptStatus, CacheStatus, DaemonStatus, FlightStatus
 from ckptd_proto.v1 import node_pb2, saves_pb2
 

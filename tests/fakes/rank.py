@@ -109,7 +109,7 @@ class _Client:
     def __init__(
         self, socket: str, root: str, rank: int, world_size: int, place: Mapping[str, str]
     ) -> None:
-        from ckptd.connection import Connection
+        from ckptd.link.connection import Connection
 
         self.connection = Connection.open(Path(socket))
         self.root, self.rank, self.world_size, self.place = root, rank, world_size, place

@@ -18,9 +18,9 @@ from fakes.running import python
 NOBODY = 65534
 AS_NOBODY = """
 import os, sys
-import ckptd.client, ckptd.fetching, ckptd.connection
+import ckptd.client, ckptd.fetching, ckptd.link.connection
 from ckptd import errors
-from ckptd.connection import Connection
+from ckptd.link.connection import Connection
 from ckptd_proto.v1 import blobs_pb2
 ckptd.__version__  # loads what another user may not read
 os.setgroups([]); os.setgid(65534); os.setuid(65534)

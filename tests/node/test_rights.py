@@ -10,7 +10,7 @@ from fakes.running import ckptd, python
 
 NOBODY = 65534
 BECOME = """
-import ckptd.client, ckptd.descriptors, os
+import ckptd.client, ckptd.link.descriptors, os
 ckptd.__version__  # loads what it needs
 os.setgroups([]); os.setgid({uid}); os.setuid({uid})
 """
@@ -27,7 +27,8 @@ except errors.PermissionDenied as error:
 DESCRIPTOR = """
 import os
 from pathlib import Path
-from ckptd import descriptors, errors
+from ckptd.link import descriptors
+from ckptd import errors
 try:
     descriptors.receive(Path(os.environ["CKPTD_SOCKET"]), "guess")
 except errors.PermissionDenied as error:

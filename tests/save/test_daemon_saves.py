@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.connection import Connection, Stubs
+from ckptd.link.connection import Connection, Stubs
 from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2
 from fakes.daemon import Daemon

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import pytest
 
-from ckptd.connection import Connection, Stubs
-from ckptd.exchange import ThroughDaemon
+from ckptd.link.connection import Connection, Stubs
+from ckptd.saving.exchange import ThroughDaemon
 from ckptd_proto.v1 import saves_pb2
 from fakes.daemon import Daemon
 from fakes.rank import Rank

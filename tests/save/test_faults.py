@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import ckptd
-from ckptd.connection import Connection
+from ckptd.link.connection import Connection
 from ckptd_proto import errors
 from ckptd_proto.v1 import checkpoints_pb2
 from fakes.daemon import Daemon

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.connection import Connection, Stubs
-from ckptd.exchange import choose
-from ckptd.membership import Membership
+from ckptd.link.connection import Connection, Stubs
+from ckptd.saving.exchange import choose
+from ckptd.saving.membership import Membership
 from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2, saves_pb2
 from fakes.daemon import Daemon

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ckptd
-from ckptd.connection import Connection
+from ckptd.link.connection import Connection
 from ckptd_proto import errors
 from fakes import ranks
 from fakes.daemon import Daemon

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from crc32c import crc32c
 from torch import nn
 
-from ckptd.exchange import ProcessGroup
+from ckptd.saving.exchange import ProcessGroup
 from ckptd.tensors import index, load, local, plan, stage, values
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index, Range

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from ckptd import calls, errors
+from ckptd import errors
+from ckptd.link import calls
 
 HANG_S = 30.0
 

@@ -10,7 +10,8 @@ import anyio.to_thread
 import psutil
 import pytest
 
-from ckptd import descriptors, errors
+from ckptd import errors
+from ckptd.link import descriptors
 from ckptd_daemon.door.descriptors import TOKEN_S, Descriptors
 
 

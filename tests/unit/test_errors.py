@@ -9,7 +9,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from ckptd import errors, wire
+from ckptd import errors
+from ckptd.link import wire
 from ckptd_daemon.rpc.status import STATUS, Context, ErrorStatus
 from ckptd_proto.exits import EXIT_CODES
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.saving import Save, raise_untold
+from ckptd.saving.save import Save, raise_untold
 from ckptd.tensors.images import Images
 from ckptd_proto import errors
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @json_option
 def ls(root: Path, experiment: str, run: str, as_json: bool) -> None:
     """List the committed checkpoints below ROOT, the directory given to `Checkpointer`."""
-    from ckptd.catalog import Catalog
-    from ckptd.connection import Connection
+    from ckptd.link.connection import Connection
+    from ckptd.saving.catalog import Catalog
 
     try:
         is_there = root.is_dir()

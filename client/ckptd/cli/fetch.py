@@ -100,7 +100,7 @@ def cache() -> None:
 def list_blobs(as_json: bool) -> None:
     """List the blobs, the least recently used first."""
     from ckptd.cache import blobs
-    from ckptd.connection import Connection
+    from ckptd.link.connection import Connection
 
     for blob in blobs(Connection.existing()):
         if as_json:
@@ -116,7 +116,7 @@ def list_blobs(as_json: bool) -> None:
 def remove_blob(key: str, as_json: bool) -> None:
     """Drop the blob KEY, if nobody holds it."""
     from ckptd.cache import remove
-    from ckptd.connection import Connection
+    from ckptd.link.connection import Connection
 
     freed = remove(Connection.existing(), key)
     click.echo(json.dumps({"freed_bytes": freed}) if as_json else f"freed {freed} bytes")

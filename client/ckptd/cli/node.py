@@ -41,7 +41,7 @@ def status(socket: Path | None, as_json: bool) -> None:
     """Say what the daemon is doing; starts none."""
     from ckptd import node
     from ckptd.cli import report
-    from ckptd.connection import Connection
+    from ckptd.link.connection import Connection
 
     connection = Connection.existing(socket)
     found = node.status(connection)
@@ -63,7 +63,7 @@ def status(socket: Path | None, as_json: bool) -> None:
 def stop(socket: Path | None, as_json: bool) -> None:
     """Stop the daemon: it finishes what it may, and the rest when it next starts."""
     from ckptd import node
-    from ckptd.connection import Connection
+    from ckptd.link.connection import Connection
 
     connection = Connection.existing(socket)
     pid = connection.daemon.pid

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
-from ckptd import calls
-from ckptd.connection import Stubs
+from ckptd.link import calls
+from ckptd.link.connection import Stubs
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
 

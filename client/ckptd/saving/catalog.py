@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from ckptd.connection import Connection, Stubs
+from ckptd.link.connection import Connection, Stubs
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
 from ckptd_proto.v1 import checkpoints_pb2

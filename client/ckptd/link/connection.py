@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from ckptd import autostart, descriptors, discovery, forks  # isort: skip  forks: before gRPC is loaded
-
 import grpc
 
-from ckptd import calls, wire
+from ckptd.link import autostart, calls, descriptors, discovery, forks, wire
 from ckptd_proto import errors
 from ckptd_proto.v1 import (
     blobs_pb2_grpc,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptd import discovery
+from ckptd.link import discovery
 from ckptd_proto import errors
 
 START_S = 60.0  # a cold import from a slow disk takes long

@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from ckptd import incarnation
-from ckptd.connection import Connection, Stubs
-from ckptd.exchange import Exchange, ProcessGroup, ThroughDaemon, settle
+from ckptd.link.connection import Connection, Stubs
+from ckptd.saving import incarnation
+from ckptd.saving.exchange import Exchange, ProcessGroup, ThroughDaemon, settle
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
 

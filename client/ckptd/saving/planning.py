@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckptd.exchange import Exchange, settle
+from ckptd.saving.exchange import Exchange, settle
 from ckptd.tensors import index, metadata, plan
 from ckptd.tensors.local import Local, take
 from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed, image_name

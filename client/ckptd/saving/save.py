@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Iterable
 
-from ckptd.catalog import checkpoint_of
-from ckptd.connection import Connection, Stubs
+from ckptd.link.connection import Connection, Stubs
+from ckptd.saving.catalog import checkpoint_of
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2

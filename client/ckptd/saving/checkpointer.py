@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ckptd import exchange as exchanges
-from ckptd.catalog import Catalog, checkpoint_of
-from ckptd.connection import Connection
-from ckptd.exchange import settle
-from ckptd.membership import Membership
-from ckptd.planning import Agreed, Planner
-from ckptd.saving import Save, raise_untold
-from ckptd.slots import Slots
+from ckptd.link.connection import Connection
+from ckptd.saving import exchange as exchanges
+from ckptd.saving.catalog import Catalog, checkpoint_of
+from ckptd.saving.exchange import settle
+from ckptd.saving.membership import Membership
+from ckptd.saving.planning import Agreed, Planner
+from ckptd.saving.save import Save, raise_untold
+from ckptd.saving.slots import Slots
 from ckptd.tensors import index, load, stage
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index

@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from ckptd import discovery
+from ckptd.link import discovery
 from ckptd_proto import errors
 
 ANSWER_S = 10.0

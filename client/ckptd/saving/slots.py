@@ -6,7 +6,7 @@ import mmap
 import os
 from collections import OrderedDict
 
-from ckptd.connection import Connection
+from ckptd.link.connection import Connection
 from ckptd_proto.v1 import saves_pb2
 
 _KEPT = 4  # a rank uses two slots in turn; older ones would keep memory that the daemon gave up

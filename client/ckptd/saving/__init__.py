@@ -1,0 +1,1 @@
+"""From a training job's state to a committed checkpoint, and back."""
