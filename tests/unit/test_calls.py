@@ -30,7 +30,8 @@ class Hanging(grpc.GenericRpcHandler):
 
     def _hang(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         gone = threading.Event()
-        context.add_callback(gone.set)
+        if not context.add_callback(gone.set):  # gone before it came
+            gone.set()
         self.entered.release()
         gone.wait(HANG_S)
         self.left.release()
