@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,7 +17,7 @@ from ckptd.link.connection import Connection, Stubs
 from ckptd.saving import incarnation
 from ckptd.saving.exchange import Exchange, ProcessGroup, ThroughDaemon, settle
 from ckptd_proto import errors
-from ckptd_proto.v1 import saves_pb2
+from ckptd_proto.v1 import node_pb2, saves_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,9 @@ class Membership:
             logger.debug("could not join the job again", exc_info=True)
 
     def _introduction(self) -> dict[str, Any]:
+        # what we know of the daemon may be of before its last restart, on some ranks only
+        hello = node_pb2.HelloRequest(client_version=version("ckptd"))
+        self._connection.call(lambda stubs: stubs.node.Hello(hello, timeout=_JOIN_S))
         return {
             "place": str(self.place),
             "daemon": self._connection.daemon.instance,
