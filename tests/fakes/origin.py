@@ -60,8 +60,10 @@ class Origin:
         self._files: dict[str, File] = {}
         self._redirects: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._is_serving = threading.Event()
+        self._stop: asyncio.Event
         self._gate: asyncio.Event
         self.held = threading.Event()
         self._hold_after_bytes: int | None = None
@@ -93,7 +95,7 @@ class Origin:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        assert self._is_serving.wait(10)
         return self
 
     def __exit__(
@@ -103,21 +105,32 @@ class Origin:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
-        self._loop.close()
 
-    async def _start(self) -> None:
-        self._gate = asyncio.Event()
+    async def _serve(self) -> None:
+        """Answer until told to stop; then no connection and no task is left."""
+        self._loop = asyncio.get_running_loop()
+        self._stop, self._gate = asyncio.Event(), asyncio.Event()
         self._gate.set()
         app = web.Application()
         app.router.add_get("/{name:.*}", self._answer, allow_head=False)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, 0)
-        await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self.host, 0)
+            await site.start()
+            self.port = site._server.sockets[0].getsockname()[1]
+            self._is_serving.set()
+            await self._stop.wait()
+            await site.stop()
+            # A connection whose reader is gone would keep what it could not send, and its task.
+            assert runner.server is not None
+            for connection in runner.server.connections:
+                if connection.transport is not None:
+                    connection.transport.abort()
+        finally:
+            await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
