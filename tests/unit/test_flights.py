@@ -9,8 +9,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from ckptd_daemon.fetch.flights import Flights
-from ckptd_daemon.fetch.progress import Gauge
+from ckptd_daemon.fetch.flights import Flight, Flights
 from ckptd_proto import errors
 
 
@@ -23,7 +22,7 @@ class Work:
         self.end = anyio.Event()
         self._error = error
 
-    async def __call__(self, gauge: Gauge) -> int:
+    async def __call__(self, flight: Flight[int]) -> int:
         self.runs += 1
         try:
             await self.end.wait()

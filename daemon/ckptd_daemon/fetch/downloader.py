@@ -35,7 +35,8 @@ class Downloader:
 
         Raises `ChangedError` or one of our typed errors. What has landed stays in any case.
         """
-        gauge.phase, gauge.total_bytes = Phase.DOWNLOADING, obj.size_bytes
+        gauge.enter(Phase.DOWNLOADING)
+        gauge.total_bytes = obj.size_bytes
         if obj.is_rangeable and obj.direct is not None:
             streams = Streams(self._config, obj, obj.direct, partial, gauge)
             await streams.fill(self._buffers, self._threads)
@@ -60,7 +61,7 @@ class Downloader:
             except TransientError as error:
                 if may_resume and len(partial.landed) > landed:
                     patience.succeeded()
-                gauge.phase, gauge.reason = Phase.RETRYING, str(error)
+                gauge.retry(error)
                 await patience.wait(error)
-                gauge.phase, gauge.reason = Phase.DOWNLOADING, ""
+                gauge.enter(Phase.DOWNLOADING)
         return obj.size_bytes

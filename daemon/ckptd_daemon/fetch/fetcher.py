@@ -272,13 +272,17 @@ class Fetcher:
             if obj is None:
                 raise _GoneError
             try:
-                work = partial(self._transfer.bring, obj, sha256)
+                work = partial(self._bring, obj, sha256)
                 async with self._flights.board(key, work) as flight:
                     call.board(flight.gauge)
-                    await flight.outcome()
+                    with flight.demand.whole():
+                        await flight.outcome()
             except MismatchError as error:
                 if error.expected == sha256:
                     raise errors.DataLoss(_mismatch(obj.title, error.found, sha256)) from error
+
+    async def _bring(self, obj: Object, sha256: str | None, flight: Flight[Blob]) -> Blob:
+        return await self._transfer.bring(obj, sha256, flight.gauge, flight.demand)
 
     async def _vouched(self, blob: Blob, sha256: str | None) -> Blob:
         """Return *blob* if it has the SHA-256 that the caller states; raises `DataLoss`."""

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
+from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_proto import errors
 
@@ -22,6 +23,7 @@ class Flight(Generic[V]):
     def __init__(self, key: str) -> None:
         self.key = key
         self.gauge = Gauge()
+        self.demand = Demand()
         self.passengers = 0
         self.scope = anyio.CancelScope()
         self.landed = anyio.Event()
@@ -64,7 +66,7 @@ class Flights(Generic[V]):
 
     @asynccontextmanager
     async def board(
-        self, key: str, work: Callable[[Gauge], Awaitable[V]]
+        self, key: str, work: Callable[[Flight[V]], Awaitable[V]]
     ) -> AsyncIterator[Flight[V]]:
         """Be a passenger of the run for *key* inside the block; starts it if nobody flies.
 
@@ -92,10 +94,10 @@ class Flights(Generic[V]):
             self._quiet = anyio.Event()
             await self._quiet.wait()
 
-    async def _fly(self, flight: Flight[V], work: Callable[[Gauge], Awaitable[V]]) -> None:
+    async def _fly(self, flight: Flight[V], work: Callable[[Flight[V]], Awaitable[V]]) -> None:
         try:
             with flight.scope:
-                flight.values.append(await work(flight.gauge))
+                flight.values.append(await work(flight))
         except Exception as error:  # noqa: BLE001  re-raised to every passenger
             flight.error = error
         finally:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import anyio
 
-from ckptd_daemon.fetch.progress import Gauge, Phase
+from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.sources.source import TransientError
 from ckptd_proto import errors
 
@@ -60,6 +60,6 @@ async def patiently(work: Callable[[], Awaitable[V]], name: str, retries: int, g
         try:
             return await work()
         except TransientError as error:
-            gauge.phase, gauge.reason = Phase.RETRYING, str(error)
+            gauge.retry(error)
             await patience.wait(error)
-            gauge.phase, gauge.reason = phase, ""
+            gauge.enter(phase)

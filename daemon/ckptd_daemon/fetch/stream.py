@@ -19,7 +19,7 @@ from crc32c import crc32c
 
 from ckptd_daemon.fetch import ranges
 from ckptd_daemon.sources.addresses import PrivateAddressError, dial
-from ckptd_daemon.sources.http import TRANSIENT_STATUS, retry_after_s
+from ckptd_daemon.sources.http import TRANSIENT_STATUS, unwell
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.partials import Partial
 
@@ -132,8 +132,7 @@ class Stream:
         self._connection.request("GET", self._path, headers=headers)
         reply = self._connection.getresponse()
         if reply.status in TRANSIENT_STATUS:
-            wait = retry_after_s(reply.getheader("Retry-After"))
-            raise TransientError(f"the origin answers {reply.status}", retry_after_s=wait)
+            raise unwell(reply.status, dict(reply.headers))
         self._check(reply, start, end)
         return reply
 

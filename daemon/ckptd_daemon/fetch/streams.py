@@ -122,7 +122,7 @@ class Streams:
                 patience.succeeded()
             run = range(left[0], run.stop) if left else range(0)
             if not self._open:
-                self._gauge.phase, self._gauge.reason = Phase.RETRYING, str(error)
+                self._gauge.retry(error)
             await patience.wait(error)
         return run
 
@@ -136,7 +136,7 @@ class Streams:
             )
             self._open.add(stream)
             self._gauge.streams = len(self._open)
-            self._gauge.phase, self._gauge.reason = Phase.DOWNLOADING, ""
+            self._gauge.enter(Phase.DOWNLOADING)
             yield stream
         finally:
             self._open.discard(stream)

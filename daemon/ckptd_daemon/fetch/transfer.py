@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio import to_thread
 
+from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.fetch.downloader import Downloader
-from ckptd_daemon.fetch.progress import Gauge, Phase
+from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
 from ckptd_daemon.fetch.verify import Hasher
 from ckptd_daemon.sources.source import ChangedError, Object
 from ckptd_daemon.store.blobs import Blob, BlobStore, key_of, safe_name
@@ -47,7 +48,7 @@ class Transfer:
         self._downloader = downloader
         self._hasher = Hasher()
 
-    async def bring(self, obj: Object, sha256: str | None, gauge: Gauge) -> Blob:
+    async def bring(self, obj: Object, sha256: str | None, gauge: Gauge, demand: Demand) -> Blob:
         """Return the published blob; on any failure but a wrong version or hash, what came stays.
 
         Raises `ChangedError`, `MismatchError`, or one of our typed errors.
@@ -56,6 +57,7 @@ class Transfer:
         found = ""
         for _ in range(HASH_TRIES):
             async with self._opened(obj, gauge) as partial:
+                demand.open(partial)
                 size_bytes, found = await self._filled(obj, partial, sha256, gauge)
                 if sha256 is None or found == sha256:
                     work = functools.partial(self._store.publish, partial, size_bytes, sha256)
@@ -77,12 +79,12 @@ class Transfer:
             is_resumable=obj.is_rangeable,
         )
         partial = Partial(self._store.partial_path(key), header)
-        gauge.phase = Phase.WAITING
+        gauge.enter(Phase.WAITING, Cause.DISK)
         try:
             async with self._buffers.lend() as buffer:  # before the booking: nobody waits inside it
                 async with self._space.book(key, obj.size_bytes or 0):
                     claimed = await to_thread.run_sync(self._begun, partial)
-                gauge.phase = Phase.VERIFYING
+                gauge.enter(Phase.VERIFYING, Cause.HASH)
                 for index, crc in sorted(claimed.items()):
                     await to_thread.run_sync(partial.recheck, index, crc, buffer)
             yield partial
@@ -125,7 +127,7 @@ class Transfer:
             finally:
                 if not is_filled:
                     partial.give_up()
-            gauge.phase = Phase.VERIFYING
+            gauge.enter(Phase.VERIFYING, Cause.HASH)
         if failures:
             raise failures[0]
         return size_bytes, digests[0] or await self._hasher.digest(partial, size_bytes)

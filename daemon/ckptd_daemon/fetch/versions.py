@@ -53,11 +53,11 @@ class Versions:
         """Ask again next time."""
         self._known.pop(_key(url, only_public), None)
 
-    async def _ask(self, key: str, url: str, only_public: bool, gauge: Gauge) -> Object:
+    async def _ask(self, key: str, url: str, only_public: bool, flight: Flight[Object]) -> Object:
         asked_at = anyio.current_time()
-        gauge.title = display(url)
+        flight.gauge.title = display(url)
         stat = partial(self._source.stat, url, only_public=only_public)
-        obj = await patiently(stat, display(url), self._retries, gauge)
+        obj = await patiently(stat, display(url), self._retries, flight.gauge)
         self._known.pop(key, None)
         self._known[key] = asked_at, obj
         while len(self._known) > REMEMBERED_MAX:

@@ -34,6 +34,7 @@ REDIRECTS_MAX = 10
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
 NAME_MAX_BYTES = 200
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+THROTTLED_STATUS = frozenset({429, 503})
 
 
 def file_name(url: str) -> str:
@@ -83,11 +84,19 @@ def retry_after_s(value: str | None) -> float | None:
     return max(0.0, wait)
 
 
+def unwell(status: int, headers: Mapping[str, str]) -> TransientError:
+    """Return the error that an answer with one of `TRANSIENT_STATUS` means."""
+    return TransientError(
+        f"the origin answers {status}",
+        retry_after_s=retry_after_s(headers.get("Retry-After")),
+        is_throttled=status in THROTTLED_STATUS,
+    )
+
+
 def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
     """Return the error that an answer with *status* means."""
     if status in TRANSIENT_STATUS:
-        wait = retry_after_s(headers.get("Retry-After"))
-        return TransientError(f"the origin answers {status}", retry_after_s=wait)
+        return unwell(status, headers)
     match status:
         case 401 | 407:
             return errors.Unauthenticated(

@@ -65,9 +65,13 @@ class Object:
 class TransientError(Exception):
     """The origin failed for now; the message says how, without secrets."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, is_throttled: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.is_throttled = is_throttled
+        """The origin asks for fewer requests, rather than failing by itself."""
 
 
 class ChangedError(Exception):

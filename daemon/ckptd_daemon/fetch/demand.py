@@ -1,0 +1,72 @@
+"""Which chunks of an object in flight are wanted, which of them first, and which are here.
+
+Of the event loop: callers say what they want, the flight's work reads it and tells what landed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import anyio
+
+from ckptd_daemon.store.partials import Partial
+
+
+class Demand:
+    """What the callers of one flight want of its object."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[int, None] = {}  # chunks that somebody waits for, first come first
+        self._whole = 0  # callers that want the whole object
+        self._partial: Partial | None = None
+        self._moved = anyio.Event()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether somebody wants all of the object."""
+        return self._whole > 0
+
+    @property
+    def partial(self) -> Partial | None:
+        """Where the chunks that landed can be read; None before it is open."""
+        return self._partial
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Want all of the object inside the block."""
+        self._whole += 1
+        self._move()
+        try:
+            yield
+        finally:
+            self._whole -= 1
+            self._move()
+
+    def want(self, chunks: Iterable[int]) -> None:
+        """Have these brought before all others."""
+        self._wanted |= dict.fromkeys(chunks)
+        self._move()
+
+    def urgent(self) -> list[int]:
+        """Return what is wanted and has not landed, the most urgent first."""
+        landed = self._partial.landed if self._partial is not None else {}
+        self._wanted = {index: None for index in self._wanted if index not in landed}
+        return list(self._wanted)
+
+    def open(self, partial: Partial) -> None:
+        """Tell that chunks are to be found in *partial* from now on."""
+        self._partial = partial
+        self._move()
+
+    def landed(self) -> None:
+        """Tell that another chunk is in the partial."""
+        self._move()
+
+    async def moved(self) -> None:
+        """Wait until more is wanted, or more is here."""
+        await self._moved.wait()
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = anyio.Event()

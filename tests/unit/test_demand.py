@@ -1,0 +1,48 @@
+"""What callers of a flight want, and what they are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+
+from ckptd_daemon.fetch.demand import Demand
+from ckptd_daemon.store.journal import Header
+from ckptd_daemon.store.partials import Partial
+
+HEADER = Header("o", "t", "v", "n", size_bytes=100, chunk_bytes=10, is_resumable=True)
+
+
+def test_what_was_wanted_first_comes_first_and_what_landed_is_wanted_no_more() -> None:
+    demand, partial = Demand(), Partial(Path("unused"), HEADER)
+    demand.want([7, 3])
+    demand.open(partial)
+    demand.want([5, 7])
+    assert demand.urgent() == [7, 3, 5]
+    partial.landed[3] = 0
+    assert demand.urgent() == [7, 5]
+
+
+def test_the_whole_is_wanted_while_somebody_wants_it() -> None:
+    demand = Demand()
+    with demand.whole():
+        with demand.whole():
+            assert demand.is_whole
+        assert demand.is_whole
+    assert not demand.is_whole
+
+
+async def test_whoever_waits_is_told_of_every_move() -> None:
+    demand, moves = Demand(), []
+
+    async def follow() -> None:
+        for _ in range(3):
+            await demand.moved()
+            moves.append(len(moves))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follow)
+        for move in (lambda: demand.want([1]), demand.landed, demand.landed):
+            await anyio.wait_all_tasks_blocked()
+            move()
+    assert moves == [0, 1, 2]
