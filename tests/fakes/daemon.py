@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import signal
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from ckptd.client import Client
 
 READY_S = 30.0
+
+
+def arena_of(state_dir: Path) -> Path:
+    """Where a daemon of *state_dir* stages saves, unless told otherwise."""
+    key = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:16]
+    return Path(f"/dev/shm/ckptd-{os.geteuid()}-{key}")
 
 
 class Daemon:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ import ckptd
 from ckptd.link.connection import Connection
 from ckptd_proto import errors
 from ckptd_proto.v1 import checkpoints_pb2
-from fakes.daemon import Daemon
+from fakes.daemon import Daemon, arena_of
 from fakes.rank import Rank, content
 from fakes.require_real import need_root
 from fakes.tracing import KILLS, STALLS, tampered
@@ -117,7 +116,7 @@ def test_a_crash_between_the_renames_of_a_replacement_loses_no_step(
         killed(daemon)
     is_new = (run / "step-7").exists() and is_whole(run / "step-7", "new")
     if arena == "lost":  # as by a power cut
-        for slot in arena_of(daemon).glob("*.slot"):
+        for slot in arena_of(daemon.state_dir).glob("*.slot"):
             slot.unlink()
     daemon.start()
     if arena == "left":
@@ -145,7 +144,7 @@ def test_an_attempt_whose_memory_was_lost_is_removed_and_those_of_other_daemons_
         shutil.copytree(ours, theirs)
         os.kill(daemon.pid, signal.SIGKILL)
     killed(daemon)
-    for slot in arena_of(daemon).glob("*.slot"):
+    for slot in arena_of(daemon.state_dir).glob("*.slot"):
         slot.unlink()
     daemon.start()
     save(rank, 2, step=9)
@@ -274,8 +273,3 @@ def killed(daemon: Daemon) -> None:
     assert daemon.process is not None
     assert daemon.process.wait(30) == -9
     daemon.kill()
-
-
-def arena_of(daemon: Daemon) -> Path:
-    key = hashlib.sha256(os.fsencode(daemon.state_dir)).hexdigest()[:16]
-    return Path(f"/dev/shm/ckptd-{os.geteuid()}-{key}")

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -309,6 +309,7 @@ class Arena:
                 await anyio.to_thread.run_sync(slot.memory.destroy)
             elif slot.use is _Use.BUSY:
                 os.close(slot.memory.fd)
+        await anyio.to_thread.run_sync(_remove_if_empty, self._directory)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -328,6 +329,11 @@ def _take_over(directory: Path) -> tuple[list[tuple[SlotFile, Header]], int]:
     slots.own_directory(directory)
     left = list(slots.survivors(directory))
     return left, room_bytes(directory)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):  # what is sealed stays for the next start, and nothing else matters
+        directory.rmdir()
 
 
 def _create_within_room(directory: Path, size_bytes: int) -> SlotFile:
