@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from crc32c import crc32c
@@ -28,6 +28,14 @@ DATA = "data"
 JOURNAL = "journal"
 
 
+class DamagedError(Exception):
+    """A chunk came with another CRC32C than it is known to have."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"chunk {index} was damaged on its way")
+        self.index = index
+
+
 class Partial:
     """One unfinished file. Its methods block; different chunks may be written by many threads."""
 
@@ -35,6 +43,8 @@ class Partial:
         self.path = path
         self.header = header
         self.landed: dict[int, int] = {}  # chunk index to CRC32C
+        self.expected: Mapping[int, int] = {}
+        """The CRC32C of chunks that are known before they come."""
         self.landed_bytes = 0
         self.lives = 1
         """Rises when everything is forgotten."""
@@ -87,7 +97,9 @@ class Partial:
         durable.pwrite_all(self._data_fd, block[: _page_up(length)], offset)
 
     def record(self, index: int, crc: int, size_bytes: int) -> None:
-        """Note that chunk *index* is written."""
+        """Note that chunk *index* is written; raises `DamagedError` if it cannot be right."""
+        if self.expected.get(index, crc) != crc:
+            raise DamagedError(index)
         with self._changed:
             with durable.explained(self.path, need_bytes=journal.RECORD_BYTES):
                 os.write(self._journal_fd, journal.encode_record(index, crc))
