@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ckptd_daemon import __version__
-from ckptd_daemon.fetch.fetcher import FlightStatistics, Statistics
+from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.saver import SaveStatistics
