@@ -1,0 +1,203 @@
+"""Bandwidth limits hold, are fair, and may change under those who sleep in them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptd_daemon.fetch.pace import BURST_S, Bucket, Limits, Pace, Pacer
+from fakes.waiting import eventually
+
+URL = "https://models.example/a"
+HOUR_S = 3600.0
+
+
+class Taker:
+    """Takes *n_bytes* again and again, in simulated time."""
+
+    def __init__(self, bucket: Bucket, n_bytes: int) -> None:
+        self.bucket, self.n_bytes = bucket, n_bytes
+        self.ticket: float | None = None
+        self.taken_bytes = 0
+
+    def step(self, now: float) -> bool:
+        """Take if it may; tells whether it took."""
+        if self.ticket is None:
+            self.ticket = self.bucket.claim(self.n_bytes, now)
+        if self.bucket.wait_s(self.ticket, now) > 1e-9:
+            return False
+        self.ticket = None
+        self.taken_bytes += self.n_bytes
+        return True
+
+
+rates = st.integers(1_000, 10**9)
+steps = st.lists(st.floats(0.0, 5.0), min_size=1, max_size=30)
+
+
+@given(rates, st.lists(st.integers(1, 1 << 20), min_size=1, max_size=8), steps)
+def test_no_stretch_of_time_brings_more_than_rate_times_time_and_a_burst(
+    rate: int, sizes: list[int], waits: list[float]
+) -> None:
+    now, total = 0.0, 0
+    bucket = Bucket("limit", rate, now)
+    takers = [Taker(bucket, size) for size in sizes]
+    history = [(now, total)]
+    for wait in waits:
+        for _ in range(3):
+            total += sum(taker.n_bytes for taker in takers if taker.step(now))
+        history.append((now, total))
+        now += wait
+    burst = rate * BURST_S + max(sizes) + 1
+    for at, (began, before) in enumerate(history):
+        for ended, after in history[at:]:
+            assert after - before <= rate * (ended - began) + burst
+
+
+@given(rates, st.integers(2, 16), st.integers(1, 1 << 16))
+def test_takers_of_equal_pieces_get_equal_shares(rate: int, count: int, size: int) -> None:
+    bucket = Bucket("limit", rate, 0.0)
+    takers = [Taker(bucket, size) for _ in range(count)]
+    for tick in range(50):
+        for taker in takers:
+            taker.step(tick * size / rate)
+    taken = [taker.taken_bytes for taker in takers]
+    assert max(taken) - min(taken) <= 2 * size
+
+
+@given(rates, rates, st.lists(st.integers(1, 1 << 20), min_size=1, max_size=8))
+def test_a_new_rate_holds_for_those_who_wait_already(
+    slow: int, fast: int, sizes: list[int]
+) -> None:
+    bucket = Bucket("limit", slow, 0.0)
+    tickets = [bucket.claim(size, 0.0) for size in sizes]
+    bucket.change(fast, 0.0)
+    assert bucket.wait_s(tickets[-1], 0.0) == pytest.approx(sum(sizes) / fast)
+    bucket.change(None, 0.0)
+    assert bucket.wait_s(tickets[-1], 0.0) == 0
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=20))
+def test_what_is_given_back_serves_others_and_no_more_than_that(kept: list[bool]) -> None:
+    bucket = Bucket("limit", 1000, 0.0)
+    tickets = []
+    for is_kept in kept:
+        ticket = bucket.claim(100, 0.0)
+        if is_kept:
+            tickets.append(ticket)
+        else:
+            bucket.give_back(100)
+    for at, ticket in enumerate(tickets, start=1):
+        assert bucket.wait_s(ticket, 0.0) == pytest.approx(at * 100 / 1000)
+
+
+@pytest.fixture
+def pacer() -> Pacer:
+    return Pacer(Limits())
+
+
+def paced(pacer: Pacer, url: str = URL) -> Pace:
+    return pacer.pace([url], lambda name, wait_s: None)
+
+
+class Sleeper:
+    """A thread that takes an hour's worth of bytes of *pace*."""
+
+    def __init__(self, pacer: Pacer) -> None:
+        self.sleeps = threading.Event()
+        self.pace = pacer.pace([URL], lambda name, wait_s: self.sleeps.set())
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+        assert self.sleeps.wait(10)
+
+    def _take(self) -> None:
+        try:
+            self.pace.take(int(HOUR_S * 1000))
+        except InterruptedError as error:
+            self.error = error
+
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+
+@pytest.fixture
+def sleeper(pacer: Pacer) -> Iterator[Sleeper]:
+    pacer.change(Limits(1000))
+    found = Sleeper(pacer)
+    yield found
+    found.pace.interrupt()
+
+
+def test_a_thread_asleep_in_a_limit_goes_on_at_once_when_it_is_lifted(
+    pacer: Pacer, sleeper: Sleeper
+) -> None:
+    pacer.change(Limits())
+    assert eventually(sleeper.has_ended)
+    assert sleeper.error is None
+
+
+def test_a_thread_asleep_in_a_limit_wakes_when_it_is_interrupted_and_takes_nothing(
+    pacer: Pacer, sleeper: Sleeper
+) -> None:
+    sleeper.pace.interrupt()
+    assert eventually(sleeper.has_ended)
+    assert isinstance(sleeper.error, InterruptedError)
+    (bucket,) = pacer.buckets(frozenset())
+    assert pacer.wait_s(bucket, pacer.claim(bucket, 1)) < 1
+
+
+async def test_a_task_asleep_in_a_limit_goes_on_at_once_when_it_is_lifted(pacer: Pacer) -> None:
+    sleeps = anyio.Event()
+    pacer.change(Limits(1000))
+    pace = pacer.pace([URL], lambda name, wait_s: sleeps.set())
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pace.take_async, int(HOUR_S * 1000))
+            await sleeps.wait()
+            pacer.change(Limits())
+
+
+def test_without_a_limit_nothing_is_counted(pacer: Pacer) -> None:
+    pace = paced(pacer)
+    pace.take(1 << 50)
+    assert pacer.buckets(frozenset()) == []
+    assert pace.piece_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("source", "applies"),
+    [
+        ("models.example", True),
+        ("Models.Example", True),
+        ("models.example:443", True),
+        ("models.example:80", False),
+        ("other.example", False),
+    ],
+)
+def test_a_source_is_a_host_with_or_without_its_port(
+    pacer: Pacer, source: str, applies: bool
+) -> None:
+    pacer.change(Limits(None, {source: 100_000}))
+    assert (paced(pacer).piece_bytes < 10_000) == applies
+
+
+def test_a_source_counts_for_what_it_redirects_elsewhere(pacer: Pacer) -> None:
+    pacer.change(Limits(None, {"models.example": 100_000}))
+    pace = pacer.pace([URL, "https://cdn.example/x"], lambda name, wait_s: None)
+    assert pace.piece_bytes < 10_000
+
+
+def test_who_waits_is_told_by_which_limit_it_is_held(pacer: Pacer) -> None:
+    said: list[str] = []
+    pacer.change(Limits(None, {"models.example": 1000}))
+    pace = pacer.pace([URL], lambda name, wait_s: said.append(name))
+    pace.interrupt()
+    with pytest.raises(InterruptedError):
+        pace.take(5000)
+    assert said == ["source_max_bytes_per_s of models.example"]
