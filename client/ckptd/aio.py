@@ -14,7 +14,7 @@ import anyio.from_thread
 import anyio.to_thread
 
 from ckptd.client import Client as BlockingClient
-from ckptd.fetching import Ask, OnProgress, fetched, release
+from ckptd.fetching import Ask, OnProgress, fetched, forget, release
 from ckptd.link import calls
 from ckptd.values import Blob, DaemonStatus, Progress
 
@@ -49,16 +49,13 @@ class Client:
     ) -> Path:
         """Return the local path of what *ref* names; see `ckptd.fetch`."""
         tell = on_progress and _on_loop(on_progress)
-        return await self._run(
-            lambda client: client.fetch(
-                ref,
-                sha256=sha256,
-                on_progress=tell,
-                keep_s=keep_s,
-                offline=offline,
-                timeout=timeout,
-            )
-        )
+        ask = Ask(os.fspath(ref), sha256, tell, keep_s, offline, timeout)
+        try:
+            return await self._run(lambda client: fetched(lambda: client.connection, ask))
+        except anyio.get_cancelled_exc_class():  # nobody will see the answer that may be there
+            with anyio.CancelScope(shield=True):
+                await self._run(lambda client: forget(lambda: client.connection, ask))
+            raise
 
     @asynccontextmanager
     async def open(

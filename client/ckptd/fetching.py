@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ from ckptd_proto.urls import display
 if TYPE_CHECKING:
     from ckptd.link.connection import Connection, Stubs
     from ckptd_proto.v1 import blobs_pb2
+
+_UNSEEN = (errors.Aborted, errors.DeadlineExceeded, errors.FailedPrecondition)
+"""After these the daemon may have granted a lease that nobody uses."""
 
 OnProgress = Callable[[Progress], object]
 RELEASE_S = 5.0
@@ -79,6 +82,8 @@ class Ask:
     timeout: float | None = None
     hold: str = ""
     """Names the lease that `release` gives back; without one it lasts as long as the process."""
+    call: str = field(default_factory=lambda: secrets.token_hex(16))
+    """Names this very fetch, for `forget` to give back what it took and nobody saw."""
 
 
 def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
@@ -87,11 +92,27 @@ def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
     if ref.path is not None:
         return _local(ref.path, ref.sha256)
     deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
-    message = connect().call(
-        lambda stubs: _stream(stubs, ask, deadline), timeout_s=_left_s(deadline)
-    )
-    _require_same_file(message)
+    connection = connect()
+    with _forgotten_unless_seen(connection, ask):
+        message = connection.call(
+            lambda stubs: _stream(stubs, ask, deadline), timeout_s=_left_s(deadline)
+        )
+        _require_same_file(message)
     return Path(message.path)
+
+
+@contextmanager
+def _forgotten_unless_seen(connection: Connection, ask: Ask) -> Iterator[None]:
+    """If the block fails, let *ask* hold nothing: its answer may be on the way."""
+    from ckptd.link import calls
+
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, errors.CkptdError) or isinstance(error, _UNSEEN):
+            with calls.untracked():
+                forget(lambda: connection, ask)
+        raise
 
 
 @contextmanager
@@ -151,6 +172,7 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
         keep_s=ask.keep_s,
         offline=ask.offline,
         hold=ask.hold,
+        call=ask.call,
     )
     events = stubs.blobs.Fetch(request, timeout=_left_s(deadline))
     progress = None
@@ -210,11 +232,20 @@ def _require_same_file(message: blobs_pb2.Blob) -> None:
 
 def release(connect: Callable[[], Connection], ask: Ask) -> None:
     """Give back what *ask* holds, if the daemon is there and ever gave it."""
+    if refs.parse(ask.ref).path is None:
+        _tell_release(connect, hold=ask.hold)
+
+
+def forget(connect: Callable[[], Connection], ask: Ask) -> None:
+    """End the fetch of *ask*, and give back what it took though nobody saw it."""
+    if refs.parse(ask.ref).path is None:
+        _tell_release(connect, call=ask.call)
+
+
+def _tell_release(connect: Callable[[], Connection], *, hold: str = "", call: str = "") -> None:
     from ckptd_proto.v1 import blobs_pb2
 
-    if refs.parse(ask.ref).path is not None:
-        return
-    request = blobs_pb2.ReleaseRequest(hold=ask.hold)
+    request = blobs_pb2.ReleaseRequest(hold=hold, call=call)
     try:
         connect().call(
             lambda stubs: stubs.blobs.Release(request, timeout=RELEASE_S), timeout_s=RELEASE_S

@@ -93,6 +93,8 @@ class Config(BaseSettings):
     """How often one range may fail in a row before the flight does."""
     linger_s: float = Field(10.0, ge=0)
     """How long a flight goes on after its last waiter has left."""
+    failure_s: float = Field(5.0, ge=0)
+    """How long a failed fetch is answered for by its failure, before the origin is asked again."""
     revalidate_s: float = Field(10.0, ge=0)
     """How long an answer about an object's version is believed."""
 

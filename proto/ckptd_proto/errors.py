@@ -11,6 +11,14 @@ from __future__ import annotations
 class CkptdError(Exception):
     """Base of every error that ckptd raises."""
 
+    id: str = ""
+    """Of a failure that several callers share, also in the daemon's log; empty for one's own."""
+
+    def shared_as(self, id: str) -> None:
+        """Be known by *id*, in words too."""
+        self.id = id
+        self.args = (f"{self} [error {id}]", *self.args[1:])
+
 
 class InvalidArgument(CkptdError):
     """The request itself is wrong, whatever the state of the system."""

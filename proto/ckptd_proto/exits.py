@@ -32,6 +32,8 @@ def last_words(name: str, sentence: str, code: int, error: Exception | None, *, 
     if not json_:
         return f"ckptd: {sentence}\n"
     fields: dict[str, Any] = {"error": name, "message": sentence, "exit_code": code}
+    if isinstance(error, errors.CkptdError) and error.id:
+        fields["id"] = error.id
     if isinstance(error, errors.ResourceExhausted):
         fields |= {"need_bytes": error.need_bytes, "free_bytes": error.free_bytes}
     return json.dumps(fields) + "\n"

@@ -19,6 +19,7 @@ EXAMPLES = [
     errors.ResourceExhausted("full", need_bytes=14_100_000_000, free_bytes=0),
     errors.NotFound("tried " + ", ".join(f"/a/long/path/{n}" for n in range(150))),
 ]
+EXAMPLES[-1].shared_as("0a1b2c3d")
 
 
 class Raising(grpc.GenericRpcHandler):

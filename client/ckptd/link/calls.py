@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,6 +45,16 @@ class Calls:
 
 current: ContextVar[Calls | None] = ContextVar("current", default=None)
 """Where the calls of this context are tracked, if somebody may want to end them."""
+
+
+@contextmanager
+def untracked() -> Iterator[None]:
+    """Let the calls inside the block run to their end, though the work was cancelled."""
+    token = current.set(None)
+    try:
+        yield
+    finally:
+        current.reset(token)
 
 
 def check_not_cancelled() -> None:

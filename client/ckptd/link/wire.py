@@ -33,12 +33,15 @@ def typed(error: grpc.RpcError) -> errors.CkptdError:
     metadata = _metadata(error)
     message = _details(error)
     if name := metadata.get("ckptd-error"):
-        return errors.rebuilt(
+        rebuilt = errors.rebuilt(
             name,
             message,
             need_bytes=_number(metadata, "ckptd-need-bytes"),
             free_bytes=_number(metadata, "ckptd-free-bytes"),
         )
+        if id := metadata.get("ckptd-error-id"):
+            rebuilt.id = id
+        return rebuilt
     if is_transport(error):
         return errors.Unavailable(f"the daemon went away ({message}); start it with `ckptd serve`")
     kind = _BY_STATUS.get(_code(error), errors.Internal)

@@ -23,6 +23,8 @@ class Request:
     offline: bool = False
     hold: str = ""
     """The caller's name for the lease, if it will release it."""
+    call: str = ""
+    """The caller's name for this very fetch, by which it gives back what it never saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class Call:
     def leave(self) -> None:
         """Stop caring; harmless after the end."""
         self.scope.cancel()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.scope.cancel_called
 
     def result(self) -> Handed:
         """Return what an ended fetch came to, or raise its error."""

@@ -31,6 +31,7 @@ from ckptd_proto import errors
 
 BUFFER_COUNT = 32  # of 8 MiB: four flights at full speed
 HASH_THREADS = 2
+GRANTS_MAX = 4096  # answers that a caller may say it never saw
 
 
 class Fetcher:
@@ -49,11 +50,18 @@ class Fetcher:
         self._store = store
         self._leases = leases
         self._calls: set[Call] = set()
+        self._grants: dict[tuple[Process, str], str] = {}  # leases by call, oldest first
         self._quiet = anyio.Event()  # set by the last call to end
         self._is_refusing = False
-        self._flights: Flights[Blob] = Flights(tasks, linger_s=config.linger_s)
+        self._flights: Flights[Blob] = Flights(
+            tasks, linger_s=config.linger_s, failure_s=config.failure_s
+        )
         self._versions = Versions(
-            source, tasks, revalidate_s=config.revalidate_s, retries=config.retries
+            source,
+            tasks,
+            revalidate_s=config.revalidate_s,
+            retries=config.retries,
+            failure_s=config.failure_s,
         )
         space = Space(
             store,
@@ -138,6 +146,14 @@ class Fetcher:
         """Give a lease back, if it is one of the holder's user."""
         await self._leases.release(lease, holder.uid, wholly=True)
 
+    async def give_back(self, call: str, holder: Process) -> None:
+        """End the holder's own *call*, or give back what it was granted and never saw."""
+        for current in self._calls:
+            if (current.holder, current.request.call) == (holder, call):
+                current.leave()
+        if lease := self._grants.pop((holder, call), None):
+            await self._leases.release(lease, holder.uid, wholly=False)
+
     def blobs(self) -> list[tuple[Blob, int]]:
         """Return the published blobs, each with the number of its leases."""
         return [(blob, self._leases.on(blob.key)) for blob in self._store]
@@ -162,6 +178,10 @@ class Fetcher:
         try:
             with call.scope:
                 handed = await self._files.handed(call)
+            if handed is not None and call.is_left:  # too late to be interrupted
+                await self._leases.release(handed.lease, call.holder.uid, wholly=False)
+            elif handed is not None and call.request.call:
+                self._granted(call, handed.lease)
         except Exception as error:  # noqa: BLE001  re-raised to the caller
             failure = error
         finally:
@@ -169,3 +189,8 @@ class Fetcher:
             call.end(handed, failure)
             if not self._calls:
                 self._quiet.set()
+
+    def _granted(self, call: Call, lease: str) -> None:
+        self._grants[call.holder, call.request.call] = lease
+        while len(self._grants) > GRANTS_MAX:
+            del self._grants[next(iter(self._grants))]

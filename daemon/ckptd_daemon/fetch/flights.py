@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.fetch.demand import Demand
+from ckptd_daemon.fetch.failures import Failures
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_proto import errors
 
@@ -20,8 +21,10 @@ V = TypeVar("V")
 class Flight(Generic[V]):
     """One run in progress and the callers waiting for it."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, asker: str) -> None:
         self.key = key
+        self.asker = asker
+        """By whose right it flies: that of the first passenger."""
         self.gauge = Gauge()
         self.demand = Demand()
         self.passengers = 0
@@ -44,10 +47,11 @@ class Flight(Generic[V]):
 class Flights(Generic[V]):
     """The runs now in progress, by key."""
 
-    def __init__(self, tasks: TaskGroup, *, linger_s: float) -> None:
+    def __init__(self, tasks: TaskGroup, *, linger_s: float, failure_s: float = 0) -> None:
         self._tasks = tasks  # outlives every caller, so no caller owns the work
         self._linger_s = linger_s
         self._flights: dict[str, Flight[V]] = {}
+        self._failures = Failures(failure_s)
         self._quiet = anyio.Event()  # set by the last flight to land
 
     def __len__(self) -> int:
@@ -66,9 +70,12 @@ class Flights(Generic[V]):
 
     @asynccontextmanager
     async def board(
-        self, key: str, work: Callable[[Flight[V]], Awaitable[V]]
+        self, key: str, work: Callable[[Flight[V]], Awaitable[V]], *, asker: str = ""
     ) -> AsyncIterator[Flight[V]]:
         """Be a passenger of the run for *key* inside the block; starts it if nobody flies.
+
+        *asker* tells credentials apart: a run that has just failed for it is not repeated, its
+        error is raised again.
 
         A caller that leaves disturbs nobody. When the last one has left, the work goes on for the
         linger time and is then cancelled; whoever asks later waits for it to wind down and starts
@@ -77,7 +84,8 @@ class Flights(Generic[V]):
         while (flight := self._flights.get(key)) is not None and flight.scope.cancel_called:
             await flight.landed.wait()
         if flight is None:
-            flight = self._flights[key] = Flight(key)
+            self._failures.check(key, asker)
+            flight = self._flights[key] = Flight(key, asker)
             self._tasks.start_soon(self._fly, flight, work)
         flight.passengers += 1
         flight.scope.deadline = inf
@@ -99,6 +107,8 @@ class Flights(Generic[V]):
             with flight.scope:
                 flight.values.append(await work(flight))
         except Exception as error:  # noqa: BLE001  re-raised to every passenger
+            if isinstance(error, errors.CkptdError):
+                self._failures.note(flight.key, flight.asker, flight.gauge.title, error)
             flight.error = error
         finally:
             del self._flights[flight.key]

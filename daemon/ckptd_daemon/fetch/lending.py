@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import partial
 
@@ -73,15 +74,23 @@ class Lender:
                 return await self._vouched(blob, sha256)
             if obj is None:
                 raise GoneError
+            asker = _asker(obj)
+            flown_by = asker
             try:
                 work = partial(self._bring, obj, sha256)
-                async with self._flights.board(key, work) as flight:
+                async with self._flights.board(key, work, asker=asker) as flight:
+                    flown_by = flight.asker
                     call.board(flight.gauge)
                     with flight.demand.whole():
                         await flight.outcome()
             except MismatchError as error:
                 if error.expected == sha256:
-                    raise errors.DataLoss(_mismatch(obj.title, error.found, sha256)) from error
+                    failure = errors.DataLoss(_mismatch(obj.title, error.found, sha256))
+                    failure.shared_as(error.id)
+                    raise failure from error
+            except (errors.Unauthenticated, errors.PermissionDenied):
+                if flown_by == asker:
+                    raise  # else they were another caller's credentials: try one's own
 
     async def _bring(self, obj: Object, sha256: str | None, flight: Flight[Blob]) -> Blob:
         return await self._transfer.bring(obj, sha256, flight.gauge, flight.demand)
@@ -98,6 +107,11 @@ class Lender:
         if blob.sha256 != sha256:
             raise errors.DataLoss(_mismatch(blob.title, blob.sha256 or "", sha256))
         return blob
+
+
+def _asker(obj: Object) -> str:
+    """Tell callers of one object apart by what their URLs grant, without keeping it."""
+    return hashlib.sha256(obj.url.encode()).hexdigest()
 
 
 def _mismatch(name: str, found: str, stated: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -32,6 +33,8 @@ class MismatchError(Exception):
 
     def __init__(self, expected: str, found: str) -> None:
         super().__init__(f"SHA-256 {found} instead of {expected}")
+        self.id = secrets.token_hex(4)
+        """The same for all who share the flight."""
         self.expected = expected
         self.found = found
 

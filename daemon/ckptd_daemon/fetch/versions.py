@@ -22,12 +22,18 @@ class Versions:
     """Answers about objects, each remembered for `revalidate_s`."""
 
     def __init__(
-        self, source: Source, tasks: TaskGroup, *, revalidate_s: float, retries: int
+        self,
+        source: Source,
+        tasks: TaskGroup,
+        *,
+        revalidate_s: float,
+        retries: int,
+        failure_s: float,
     ) -> None:
         self._source = source
         self._revalidate_s = revalidate_s
         self._retries = retries
-        self._flights: Flights[Object] = Flights(tasks, linger_s=0)
+        self._flights: Flights[Object] = Flights(tasks, linger_s=0, failure_s=failure_s)
         self._known: dict[str, tuple[float, Object]] = {}  # by hashed URL, oldest first
 
     def __iter__(self) -> Iterator[Flight[Object]]:

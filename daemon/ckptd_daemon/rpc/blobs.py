@@ -68,8 +68,11 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
     ) -> blobs_pb2.ReleaseReply:
         """Give a lease back."""
         holder = self._sessions.of(context.peer()).process
-        lease = lease_id("", holder, request.hold) if request.hold else request.lease
-        await self._fetcher.release(lease, holder)
+        if request.call:
+            await self._fetcher.give_back(request.call, holder)
+        else:
+            lease = lease_id("", holder, request.hold) if request.hold else request.lease
+            await self._fetcher.release(lease, holder)
         return blobs_pb2.ReleaseReply()
 
     async def List(
@@ -97,7 +100,12 @@ def _request(message: blobs_pb2.FetchRequest) -> Request:
     if not 0 <= message.keep_s <= KEEP_MAX_S:
         raise errors.InvalidArgument(f"keep_s is {message.keep_s}, not within 0..{KEEP_MAX_S:.0f}")
     return Request(
-        message.ref, message.sha256 or None, message.keep_s, message.offline, message.hold
+        message.ref,
+        message.sha256 or None,
+        message.keep_s,
+        message.offline,
+        message.hold,
+        message.call,
     )
 
 

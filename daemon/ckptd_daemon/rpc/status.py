@@ -106,6 +106,8 @@ async def _end(context: Context, error: errors.CkptdError, *, is_elsewhere: bool
     metadata = [("ckptd-error", type(error).__name__)]
     if is_elsewhere:
         metadata.append(("ckptd-elsewhere", "1"))  # another life of the daemon can answer
+    if error.id:
+        metadata.append(("ckptd-error-id", error.id))
     if isinstance(error, errors.ResourceExhausted):
         numbers = {"ckptd-need-bytes": error.need_bytes, "ckptd-free-bytes": error.free_bytes}
         metadata += [(key, str(value)) for key, value in numbers.items() if value is not None]

@@ -78,6 +78,7 @@ class FetchRequest(google.protobuf.message.Message):
     KEEP_S_FIELD_NUMBER: builtins.int
     OFFLINE_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
+    CALL_FIELD_NUMBER: builtins.int
     ref: builtins.str
     """A path, file:// or http(s):// reference; `#sha256=HEX` may follow."""
     sha256: builtins.str
@@ -90,6 +91,8 @@ class FetchRequest(google.protobuf.message.Message):
     """The caller's own random name for a lease that it will release; a repeated call is not a second
     lease. Empty: the lease that the process has until it ends.
     """
+    call: builtins.str
+    """The caller's own random name for this call, by which it gives back what it never saw."""
     def __init__(
         self,
         *,
@@ -98,8 +101,9 @@ class FetchRequest(google.protobuf.message.Message):
         keep_s: builtins.float = ...,
         offline: builtins.bool = ...,
         hold: builtins.str = ...,
+        call: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hold", b"hold", "keep_s", b"keep_s", "offline", b"offline", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "hold", b"hold", "keep_s", b"keep_s", "offline", b"offline", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
 
 Global___FetchRequest: typing_extensions.TypeAlias = FetchRequest
 
@@ -218,16 +222,20 @@ class ReleaseRequest(google.protobuf.message.Message):
 
     LEASE_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
+    CALL_FIELD_NUMBER: builtins.int
     lease: builtins.str
-    """One of the two; the hold works even if the caller never saw the answer to its Fetch."""
+    """One of the three; hold and call work even if the caller never saw the answer to its Fetch."""
     hold: builtins.str
+    call: builtins.str
+    """Ends the call if it is still going on; gives back what it took, and no other call's."""
     def __init__(
         self,
         *,
         lease: builtins.str = ...,
         hold: builtins.str = ...,
+        call: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hold", b"hold", "lease", b"lease"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "hold", b"hold", "lease", b"lease"]) -> None: ...
 
 Global___ReleaseRequest: typing_extensions.TypeAlias = ReleaseRequest
 
