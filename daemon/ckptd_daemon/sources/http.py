@@ -18,6 +18,7 @@ import aiohttp
 from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError, public_socket
+from ckptd_daemon.sources.checksums import stated
 from ckptd_daemon.sources.source import (
     ChangedError,
     Endpoint,
@@ -262,6 +263,7 @@ class HttpSource:
             url=url,
             is_public=is_public,
             direct=_direct(reply, self._tls),
+            checksums=stated(reply.headers.items(), is_whole=reply.status == 200),
         )
 
     @asynccontextmanager
