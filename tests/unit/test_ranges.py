@@ -1,25 +1,45 @@
-"""Plans cover what is missing, once, in order."""
+"""Sets of bytes hold what was put in, and no more."""
 
 from __future__ import annotations
+
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.ranges import blocks, runs
+from ckptd_daemon.fetch.ranges import Ranges
+
+SIZE = 60
+spans = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: sorted(pair))
 
 
-@given(st.sets(st.integers(0, 200)), st.integers(1, 5))
-def test_runs_hold_every_missing_chunk_once_in_order(missing: set[int], length_max: int) -> None:
-    found = runs(missing, length_max)
-    assert [index for run in found for index in run] == sorted(missing)
-    assert all(1 <= len(run) <= length_max for run in found)
+def held(ranges: Ranges) -> set[int]:
+    return {at for start, end in ranges for at in range(start, end)}
 
 
-@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 64))
-def test_blocks_cover_the_extent_exactly(start: int, size: int, block_bytes: int) -> None:
-    at = start
-    for offset, length in blocks(start, start + size, block_bytes):
-        assert offset == at
-        assert 0 < length <= block_bytes
-        at += length
-    assert at == start + size
+@given(st.lists(st.tuples(spans, st.booleans()), max_size=30), spans)
+def test_ranges_hold_what_was_added_and_not_taken(
+    steps: list[tuple[list[int], bool]], asked: list[int]
+) -> None:
+    ranges, expected = Ranges(), set[int]()
+    for (start, end), is_added in steps:
+        span = set(range(start, end))
+        if is_added and not span & expected:
+            ranges.add(start, end)
+            expected |= span
+        elif span and span <= expected:
+            ranges.take(start, end)
+            expected -= span
+        assert held(ranges) == expected
+        assert ranges.total_bytes == len(expected)
+        found = list(ranges)
+        assert all(one[1] < other[0] for one, other in itertools.pairwise(found))
+    first = ranges.first(*asked)
+    inside = sorted(set(range(*asked)) & expected)
+    if not inside:
+        assert first is None
+    else:
+        assert first is not None
+        assert first[0] == inside[0]
+        assert set(range(*first)) <= set(inside)
+        assert first[1] not in inside

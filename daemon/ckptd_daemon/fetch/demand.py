@@ -70,3 +70,31 @@ class Demand:
     def _move(self) -> None:
         self._moved.set()
         self._moved = anyio.Event()
+
+
+class Wishes:
+    """What one reply of the general path is to bring."""
+
+    def __init__(self, demand: Demand, partial: Partial, *, is_whole: bool) -> None:
+        self._demand = demand
+        self._partial = partial
+        self.is_whole = is_whole
+        """The origin sends all or nothing."""
+
+    async def first(self) -> int:
+        """Return the chunk to begin with, once one is wanted."""
+        while not (self.is_whole or self._demand.is_whole or self._demand.urgent()):
+            await self._demand.moved()
+        if self.is_whole:
+            return 0
+        return next(iter(self._demand.urgent() or self._partial.missing()))
+
+    def goes_on(self, chunk: int) -> bool:
+        """Tell whether *chunk* is still to come."""
+        return chunk not in self._partial.landed and (
+            self.is_whole or self._demand.is_whole or chunk in self._demand.urgent()
+        )
+
+    def landed(self) -> None:
+        """Tell that another chunk is here."""
+        self._demand.landed()

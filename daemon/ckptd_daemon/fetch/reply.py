@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from anyio import to_thread
 from crc32c import crc32c
 
+from ckptd_daemon.fetch.demand import Wishes
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.sources.source import Object, Source
 from ckptd_daemon.store.partials import Partial
 
 
 class Reply:
-    """Reads from the first missing chunk to the end, or to a chunk that has landed already."""
+    """Reads from one chunk to the end, or to one that nobody wants or that is here already."""
 
     def __init__(
         self,
@@ -22,35 +23,36 @@ class Reply:
         buffer: memoryview,
         make_room: Callable[[int], Awaitable[None]],
     ) -> None:
-        missing = partial.missing()
         self._object = obj
         self._partial = partial
         self._buffer = buffer
         self._make_room = make_room  # for what the size, being unknown, did not reserve
-        self._chunk = missing[0] if missing else 0
+        self._chunk = 0
         self._crc = 0  # of the part of the chunk that is on the disk
-        self._at = partial.header.extent(self._chunk)[0]  # where in the object the buffer goes
+        self._at = 0  # where in the object the buffer goes
         self._filled = 0
         self._unlanded_bytes = 0
 
-    async def read(self, source: Source, gauge: Gauge) -> int:
-        """Return where in the object it stopped; every chunk before has landed."""
+    async def read(self, source: Source, gauge: Gauge, first: int, wishes: Wishes) -> int:
+        """Return where in the object it stopped; every chunk from *first* to there has landed."""
+        self._chunk, self._at = first, self._partial.header.extent(first)[0]
         gauge.streams = 1
         gauge.done_bytes = lambda: self._partial.landed_bytes + self._unlanded_bytes
         try:
             async with source.read(self._object, self._at) as blocks:
                 async for block in blocks:
-                    await self._take(memoryview(block))
-                    if self._chunk in self._partial.landed:
+                    if not await self._take(memoryview(block), wishes):
                         break
         finally:
             gauge.streams = 0
             self._unlanded_bytes = 0
-        if self._at + self._filled > self._start():
+        if self._at + self._filled > self._start():  # the end tells an unknown size
             await to_thread.run_sync(self._flush, True)
+            wishes.landed()
         return self._at
 
-    async def _take(self, block: memoryview) -> None:
+    async def _take(self, block: memoryview, wishes: Wishes) -> bool:
+        """Take what is wanted of *block*; returns whether more is."""
         while block:
             if self._object.size_bytes is None and self._at + self._filled == self._start():
                 await self._make_room(self._partial.header.chunk_bytes)
@@ -60,7 +62,13 @@ class Reply:
             self._filled += len(part)
             self._unlanded_bytes += len(part)
             if len(part) == left:
-                await to_thread.run_sync(self._flush, self._at + self._filled == self._end())
+                ends_chunk = self._at + self._filled == self._end()
+                await to_thread.run_sync(self._flush, ends_chunk)
+                if ends_chunk:
+                    wishes.landed()
+                    if not wishes.goes_on(self._chunk):
+                        return False
+        return True
 
     def _start(self) -> int:
         return self._partial.header.extent(self._chunk)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -10,11 +11,14 @@ import anyio
 
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.sources.source import TransientError
+from ckptd_daemon.store.journal import Header
+from ckptd_daemon.store.partials import DamagedError
 from ckptd_proto import errors
 
 BASE_S = 0.1
 CAP_S = 15.0
 RETRY_AFTER_MAX_S = 120.0
+CHUNK_TRIES = 3  # a connection may damage what it brings
 
 V = TypeVar("V")
 
@@ -50,6 +54,25 @@ class Patience:
                 "what was fetched is kept, try again later"
             ) from error
         await anyio.sleep(delay_s(self._failures, error.retry_after_s, random.random()))
+
+
+class Damages:
+    """Counts how often each chunk of one object came with another checksum than it is to have."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._counts: Counter[int] = Counter()
+
+    def note(self, error: DamagedError, header: Header) -> None:
+        """Count *error*; raises `DataLoss` when the chunk was damaged often enough."""
+        self._counts[error.index] += 1
+        if self._counts[error.index] < CHUNK_TRIES:
+            return
+        start, end = header.extent(error.index)
+        raise errors.DataLoss(
+            f"{self._name}: bytes {start} to {end} came {CHUNK_TRIES} times with another checksum "
+            "than they are known to have; the origin's copy is damaged, tell whoever runs it"
+        ) from error
 
 
 async def patiently(work: Callable[[], Awaitable[V]], name: str, retries: int, gauge: Gauge) -> V:

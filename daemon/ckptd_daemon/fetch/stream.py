@@ -11,19 +11,20 @@ import http.client
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from crc32c import crc32c
 
-from ckptd_daemon.fetch import ranges
+from ckptd_daemon.fetch.plan import Claim
 from ckptd_daemon.sources.addresses import PrivateAddressError, dial
 from ckptd_daemon.sources.http import TRANSIENT_STATUS, unwell
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.partials import Partial
 
-PIECE_MIN_BYTES = 64 << 10
+PIECE_MIN_BYTES = 4 << 10
+PIECE_FIRST_BYTES = 64 << 10
 PIECE_MAX_BYTES = 1 << 20
 PIECE_FAST_S = 0.1
 PIECE_SLOW_S = 1.0
@@ -47,9 +48,8 @@ class Stream:
             self._headers["If-Match"] = etag
         self._socket: socket.socket | None = None
         self._interrupted = False
-        self._piece_bytes = PIECE_MIN_BYTES
-        self.unlanded_bytes = 0
-        """Received, but not yet part of a chunk on the disk."""
+        self._piece_bytes = PIECE_FIRST_BYTES
+        self.received_bytes = 0
         self._beat: float | None = None  # when the last piece came; None while none is due
 
     @property
@@ -92,29 +92,30 @@ class Stream:
             except OSError:
                 return  # closed already, which is what was wanted
 
-    def fetch(self, run: range, partial: Partial, buffer: memoryview) -> None:
-        """Bring the chunks of *run* to the disk; those that landed before a failure stay."""
-        start, end = partial.header.extent(run.start)[0], partial.header.extent(run[-1])[1]
-        try:
-            with self._listening():
-                reply = self._ask(start, end)
-            for index in run:
-                self._fetch_chunk(reply, index, partial, buffer)
-        finally:
-            self.unlanded_bytes = 0
-
-    def _fetch_chunk(
-        self, reply: http.client.HTTPResponse, index: int, partial: Partial, buffer: memoryview
+    def fetch(
+        self, claim: Claim, partial: Partial, buffer: memoryview, on_landed: Callable[[], object]
     ) -> None:
-        start, end = partial.header.extent(index)
-        crc = 0
-        for offset, length in ranges.blocks(start, end, len(buffer)):
-            with self._listening():
-                self._fill(reply, buffer[:length])
-            crc = crc32c(buffer[:length], crc)
-            partial.write(buffer, length, offset)
-        partial.record(index, crc, end - start)
-        self.unlanded_bytes -= end - start
+        """Bring what *claim* covers to the disk; what came before a failure stays.
+
+        Calls *on_landed* after each chunk that is whole. A claim that was cut short or beaten
+        meanwhile ends without an error, and the connection with it.
+        """
+        asked = claim.asks()
+        try:
+            if asked is not None:
+                with self._listening():
+                    reply = self._ask(*asked)
+                while length := claim.block(len(buffer)):
+                    with self._listening():
+                        self._receive(reply, claim, buffer[:length])
+                    _land(claim, partial, buffer, on_landed)
+        except TransientError:
+            _land(claim, partial, buffer, on_landed)
+            if not claim.is_over:
+                raise
+            self.close()
+        if asked is not None and claim.end < asked[1]:
+            self.close()  # the rest of the reply is on its way
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -152,14 +153,14 @@ class Stream:
         if reply.length != end - start:
             raise NotFastError("no Content-Length, or a wrong one")
 
-    def _fill(self, reply: http.client.HTTPResponse, block: memoryview) -> None:
+    def _receive(self, reply: http.client.HTTPResponse, claim: Claim, block: memoryview) -> None:
         at = 0
-        while at < len(block):
+        while want := claim.promise(self._piece_bytes):
             began = time.monotonic()
-            want = min(self._piece_bytes, len(block) - at)
             got = reply.readinto(block[at : at + want])
             at += got
-            self.unlanded_bytes += got
+            claim.came(got)
+            self.received_bytes += got
             if got < want:  # the end, or an interruption: `readinto` raises for neither
                 raise TransientError("the reply broke off early")
             self._beat = time.monotonic()
@@ -171,6 +172,20 @@ class Stream:
             self._piece_bytes = min(self._piece_bytes * 2, PIECE_MAX_BYTES)
         elif took_s > PIECE_SLOW_S:
             self._piece_bytes = max(self._piece_bytes // 2, PIECE_MIN_BYTES)
+
+
+def _land(
+    claim: Claim, partial: Partial, buffer: memoryview, on_landed: Callable[[], object]
+) -> None:
+    """Write what came of a block, and note the chunk that it completes."""
+    if (length := claim.settle()) <= 0:
+        return
+    checksum = crc32c(buffer[:length])
+    partial.write(buffer, length, claim.at)
+    if (chunk := claim.wrote(length, checksum)) is not None:
+        start, end = partial.header.extent(chunk[0])
+        partial.record(*chunk, end - start)
+        on_landed()
 
 
 def _connection(endpoint: Endpoint) -> tuple[str, http.client.HTTPConnection]:

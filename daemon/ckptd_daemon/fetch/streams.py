@@ -1,30 +1,31 @@
-"""Parallel streams over the chunks that a partial lacks; decided here, done by their threads."""
+"""Parallel streams over the bytes that a partial lacks; decided here, done by their threads."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch import ranges
+from ckptd_daemon.fetch.demand import Demand
+from ckptd_daemon.fetch.plan import Claim, Plan
 from ckptd_daemon.fetch.progress import Gauge, Phase
-from ckptd_daemon.fetch.retry import Patience
+from ckptd_daemon.fetch.retry import Damages, Patience
 from ckptd_daemon.fetch.stream import NotFastError, Stream
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError
 from ckptd_daemon.store.buffers import Buffers
-from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.store.partials import DamagedError, Partial
 
 logger = logging.getLogger(__name__)
 
-RUN_CHUNKS = 2  # per request: enough to hide its latency, little to lose
 THREADS = 64  # of the whole daemon
 STALL_CHECKS = 8  # per `stall_s`
 
@@ -37,6 +38,15 @@ class Threads:
         self.connecting = CapacityLimiter(THREADS)  # an abandoned one keeps its place until it ends
 
 
+@dataclass(slots=True)
+class Lane:
+    """What one pump has to bring now."""
+
+    claim: Claim | None
+    failed_at: int = -1
+    """Where it broke off last."""
+
+
 class Streams:
     """The streams of one flight."""
 
@@ -47,31 +57,58 @@ class Streams:
         endpoint: Endpoint,
         partial: Partial,
         gauge: Gauge,
+        demand: Demand,
     ) -> None:
         self._config = config
         self._object = obj
         self._endpoint = endpoint
         self._partial = partial
         self._gauge = gauge
-        self._runs = deque(ranges.runs(partial.missing(), RUN_CHUNKS))  # in order, for a hasher
+        self._demand = demand
+        self._plan = Plan(partial.header, partial.missing())
+        self._damages = Damages(obj.title)
+        self._pumps = 0
         self._open: set[Stream] = set()
+        self._turned = anyio.Event()  # set when a pump has ended
         self._failure: Exception | None = None  # the first; it ends the others
         self._is_fast = True  # until the origin does what only the general path can read
+        loop = asyncio.get_running_loop()
+        self._tell = functools.partial(loop.call_soon_threadsafe, demand.landed)
 
     async def fill(self, buffers: Buffers, threads: Threads) -> None:
-        """Bring the missing chunks; returns early if the origin is not one for this path."""
-        self._gauge.done_bytes = self._done_bytes
+        """Bring what is wanted until all is here; returns early if this path cannot read it."""
+        size_bytes = self._object.size_bytes or 0
+        self._gauge.done_bytes = lambda: size_bytes - self._plan.left_bytes
         async with anyio.create_task_group() as watch:
             watch.start_soon(self._watch)
+            watch.start_soon(self._follow)
             async with anyio.create_task_group() as tasks:
-                for _ in range(min(self._config.streams, len(self._runs))):
-                    tasks.start_soon(self._pump, tasks, buffers, threads)
+                await self._recruit(tasks, buffers, threads)
             watch.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 
-    def _done_bytes(self) -> int:
-        return self._partial.landed_bytes + sum(stream.unlanded_bytes for stream in self._open)
+    async def _recruit(self, tasks: TaskGroup, buffers: Buffers, threads: Threads) -> None:
+        """Start a pump for whatever is wanted and not being brought, until nothing is missing."""
+        while self._is_fast and not self._plan.is_done:
+            self._turned = anyio.Event()
+            if self._pumps < self._config.streams and (claim := self._next()) is not None:
+                self._pumps += 1
+                tasks.start_soon(self._pump, Lane(claim), tasks, buffers, threads)
+                continue
+            if not self._pumps:
+                self._gauge.enter(Phase.WAITING, reason="what was asked for so far is here")
+            await self._turned.wait()
+
+    def _next(self) -> Claim | None:
+        found = self._plan.next(self._demand.urgent(), is_whole=self._demand.is_whole)
+        return None if found is None else self._plan.claim(*found)
+
+    async def _follow(self) -> None:
+        """Look again whenever more is wanted."""
+        while True:
+            await self._demand.moved()
+            self._turned.set()
 
     async def _watch(self) -> None:
         """Interrupt streams that stall, and all of them when the flight ends."""
@@ -88,14 +125,12 @@ class Streams:
         for stream in self._open:
             stream.interrupt()
 
-    async def _pump(self, tasks: TaskGroup, buffers: Buffers, threads: Threads) -> None:
-        """Bring one run after the other until none is left; whatever is wrong ends all pumps."""
+    async def _pump(self, lane: Lane, tasks: TaskGroup, buffers: Buffers, threads: Threads) -> None:
+        """Bring one claim after the other until none is left; whatever is wrong ends all pumps."""
         patience = Patience(self._object.title, self._config.retries)
-        run = range(0)
         try:
-            async with buffers.lend() as buffer:
-                while self._is_fast and (run or self._runs):
-                    run = await self._bring(run, buffer, threads, patience)
+            while lane.claim is not None and self._is_fast:
+                await self._bring(lane, buffers, threads, patience)
         except NotFastError as error:
             logger.info("%s takes the general path: %s", self._object.title, error)
             self._is_fast = False
@@ -103,28 +138,37 @@ class Streams:
             self._failure = self._failure or error
             tasks.cancel_scope.cancel()
             self._interrupt()
+        finally:
+            if lane.claim is not None:
+                self._plan.end(lane.claim)
+            self._pumps -= 1
+            self._turned.set()
 
     async def _bring(
-        self, run: range, buffer: memoryview, threads: Threads, patience: Patience
-    ) -> range:
-        """Bring runs, *run* first, over one connection; returns what it left when it broke."""
+        self, lane: Lane, buffers: Buffers, threads: Threads, patience: Patience
+    ) -> None:
+        """Bring claims over one connection, until there is none or it breaks."""
         try:
             async with self._connected(threads) as stream:
-                while self._is_fast and stream.is_connected and (run or self._runs):
-                    run = run or self._runs.popleft()
-                    work = functools.partial(stream.fetch, run, self._partial, buffer)
-                    await to_thread.run_sync(work, limiter=threads.fetching)
-                    run = range(0)
+                while lane.claim is not None and self._is_fast and stream.is_connected:
+                    async with buffers.lend() as buffer:
+                        work = functools.partial(
+                            stream.fetch, lane.claim, self._partial, buffer, self._tell
+                        )
+                        await to_thread.run_sync(work, limiter=threads.fetching)
+                    self._plan.end(lane.claim)
                     patience.succeeded()
+                    lane.claim = self._next()
         except TransientError as error:
-            left = [index for index in run if index not in self._partial.landed]
-            if len(left) < len(run):
+            if lane.claim is not None and lane.claim.at != lane.failed_at:
                 patience.succeeded()
-            run = range(left[0], run.stop) if left else range(0)
+                lane.failed_at = lane.claim.at
             if not self._open:
                 self._gauge.retry(error)
             await patience.wait(error)
-        return run
+        except DamagedError as error:
+            self._damages.note(error, self._partial.header)
+            self._plan.redo(error.index)
 
     @asynccontextmanager
     async def _connected(self, threads: Threads) -> AsyncIterator[Stream]:

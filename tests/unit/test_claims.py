@@ -1,0 +1,130 @@
+"""Every byte of a partial is written once, whatever is cut, raced, broken off and begun again."""
+
+from __future__ import annotations
+
+from crc32c import crc32c
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptd_daemon.fetch.plan import Claim, Plan
+from ckptd_daemon.store.journal import Header
+
+PAGE = 4096
+CHUNK = 4 * PAGE
+SIZE = 6 * CHUNK + 2 * PAGE + 17
+HEADER = Header("o", "t", "v", "n", size_bytes=SIZE, chunk_bytes=CHUNK, is_resumable=True)
+DATA = bytes(i * 31 % 251 for i in range(SIZE))
+
+
+class Disk:
+    """Takes what claims settle, and complains about a byte that is written twice."""
+
+    def __init__(self) -> None:
+        self.plan = Plan(HEADER, range(HEADER.chunk_count))
+        self.written = bytearray(SIZE)
+        self.landed: dict[int, int] = {}
+
+    def land(self, claim: Claim) -> None:
+        length = claim.settle()
+        if length <= 0:
+            return
+        assert claim.at % PAGE == 0
+        assert not any(self.written[claim.at : claim.at + length])
+        self.written[claim.at : claim.at + length] = b"\1" * length
+        checksum = crc32c(DATA[claim.at : claim.at + length])
+        if (chunk := claim.wrote(length, checksum)) is not None:
+            assert chunk[0] not in self.landed
+            self.landed[chunk[0]] = chunk[1]
+
+    def receive(self, claim: Claim, piece_bytes: int, buffer_bytes: int) -> None:
+        """Receive one piece, and write the block that it fills."""
+        if claim.block_end <= claim.at and not claim.block(buffer_bytes):
+            return
+        claim.came(claim.promise(piece_bytes))
+        if claim.got >= min(claim.block_end, claim.end):
+            self.land(claim)
+            claim.block_end = claim.at
+
+    def step(self, what: str, which: int, amount: int) -> None:
+        claims = self.plan.claims
+        if what == "claim" or not claims:
+            if (found := self.plan.next([amount % 7], is_whole=which % 3 > 0)) is not None:
+                self.plan.claim(*found).asks()
+            return
+        claim = claims[which % len(claims)]
+        match what:
+            case "receive":
+                self.receive(claim, amount + 1, (amount % 4 + 1) * PAGE)
+            case "break":
+                self.land(claim)
+                claim.asks()
+            case "end":
+                self.plan.end(claim)
+            case "split":
+                self.plan.split(claim, amount)
+            case "cut":
+                self.plan.cut(claim)
+            case "race":
+                self.plan.race(claim)
+
+    def finish(self) -> None:
+        while not self.plan.is_done:
+            if (found := self.plan.next([], is_whole=True)) is not None:
+                self.plan.claim(*found).asks()
+            for claim in self.plan.claims:
+                while not claim.is_over:
+                    before = claim.got, claim.at
+                    self.receive(claim, CHUNK, CHUNK)
+                    assert claim.is_over or (claim.got, claim.at) != before
+                self.plan.end(claim)
+
+
+ACTS = st.sampled_from(["claim", "receive", "receive", "break", "end", "split", "cut", "race"])
+
+
+@given(st.lists(st.tuples(ACTS, st.integers(0, 20), st.integers(0, 2 * CHUNK)), max_size=60))
+def test_every_byte_is_written_once_and_every_chunk_gets_its_checksum(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    disk = Disk()
+    for step in steps:
+        disk.step(*step)
+        assert 0 <= disk.plan.left_bytes <= SIZE
+    disk.finish()
+    assert all(disk.written)
+    assert disk.plan.left_bytes == 0
+    assert disk.landed == {
+        index: crc32c(DATA[slice(*HEADER.extent(index))]) for index in range(HEADER.chunk_count)
+    }
+
+
+def test_what_is_urgent_is_claimed_first_then_the_rest_in_order() -> None:
+    plan = Plan(HEADER, range(HEADER.chunk_count))
+    found = plan.next([4, 5, 1], is_whole=True)
+    assert found == (4 * CHUNK, 6 * CHUNK)
+    plan.claim(*found)
+    found = plan.next([4, 5, 1], is_whole=True)
+    assert found == (CHUNK, 2 * CHUNK)
+    plan.claim(*found)
+    assert plan.next([4, 5, 1], is_whole=False) is None
+    assert plan.next([4, 5, 1], is_whole=True) == (0, CHUNK)
+
+
+def test_a_racer_and_what_it_races_never_both_write() -> None:
+    for winner in (0, 1):
+        disk = Disk()
+        claim = disk.plan.claim(0, CHUNK)
+        claim.asks()
+        claim.block(CHUNK)
+        claim.came(claim.promise(PAGE + 5))
+        racer = disk.plan.race(claim)
+        assert racer is not None
+        assert (racer.start, racer.end) == (PAGE, CHUNK)
+        racer.asks()
+        racer.block(CHUNK)
+        both = (claim, racer)
+        for one in (both[winner], both[1 - winner]):
+            one.came(one.promise(CHUNK))
+            disk.land(one)
+        assert both[1 - winner].is_beaten
+        assert disk.landed == {0: crc32c(DATA[:CHUNK])}
