@@ -47,6 +47,7 @@ class Stream:
         if (etag := obj.validator.etag) is not None and obj.validator.is_strong:
             self._headers["If-Match"] = etag
         self._socket: socket.socket | None = None
+        self._reply: http.client.HTTPResponse | None = None
         self._interrupted = False
         self._piece_bytes = PIECE_FIRST_BYTES
         self.received_bytes = 0
@@ -80,6 +81,8 @@ class Stream:
 
     def close(self) -> None:
         """Close the connection."""
+        if self._reply is not None:  # of an origin that hangs up: the connection forgot it
+            self._reply.close()
         self._connection.close()
 
     def interrupt(self) -> None:
@@ -131,7 +134,7 @@ class Stream:
     def _ask(self, start: int, end: int) -> http.client.HTTPResponse:
         headers = {**self._headers, "Range": f"bytes={start}-{end - 1}"}
         self._connection.request("GET", self._path, headers=headers)
-        reply = self._connection.getresponse()
+        self._reply = reply = self._connection.getresponse()
         if reply.status in TRANSIENT_STATUS:
             raise unwell(reply.status, dict(reply.headers))
         self._check(reply, start, end)
@@ -204,4 +207,8 @@ def _connection(endpoint: Endpoint) -> tuple[str, http.client.HTTPConnection]:
 def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "nothing came in time"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "it was closed without an answer"
+    if isinstance(error, http.client.HTTPException):
+        return "the answer is not valid HTTP"
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__

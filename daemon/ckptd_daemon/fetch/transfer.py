@@ -96,6 +96,9 @@ class Transfer:
             raise
         finally:
             partial.close()
+            if not header.is_resumable:  # nobody could go on with it
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(self._store.remove, partial.path)
 
     def _begun(self, partial: Partial) -> dict[int, int]:
         """Open *partial*; what another version of ckptd began gives way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import ssl
 import urllib.request
@@ -179,10 +180,10 @@ class HttpSource:
                 return self._described(url, reply, total, ranges=True, is_public=is_public)
             if reply.status not in {200, 416}:
                 raise refusal(reply.status, reply.headers, name)
-            if reply.status == 200:
-                size = reply.content_length
+            size = reply.content_length
+            if reply.status == 200 and size != 1:  # some send the byte, and call it everything
                 return self._described(url, reply, size, ranges=False, is_public=is_public)
-        async with self._get(session, url, {}, name) as reply:  # an empty object: no first byte
+        async with self._get(session, url, {}, name) as reply:  # an empty object has no first byte
             if reply.status != 200:
                 raise refusal(reply.status, reply.headers, name)
             size = reply.content_length
@@ -207,6 +208,8 @@ class HttpSource:
     def _check(self, obj: Object, start: int, reply: aiohttp.ClientResponse) -> None:
         if start and reply.status == 200:
             raise NoRangesError
+        if start and reply.status == 416:
+            raise ChangedError(f"the origin now has no more than {start} bytes")
         if reply.status != (206 if start else 200):
             raise refusal(reply.status, reply.headers, obj.title)
         if not obj.validator.admits(reply.headers.get("ETag"), reply.headers.get("Last-Modified")):
@@ -343,5 +346,11 @@ def _words(error: BaseException) -> str:
     """Say what happened without the URL, which aiohttp puts into its messages."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    cause = error.strerror if isinstance(error, OSError) else None
-    return cause or type(error).__name__
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed without an answer"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer is not valid HTTP"
+    if isinstance(error, OSError):
+        number = error.errno or 0  # below 0 for names that cannot be resolved
+        return (os.strerror(number) if number > 0 else error.strerror) or type(error).__name__
+    return type(error).__name__

@@ -178,7 +178,7 @@ def _spoilt(reply: Reply, file: File, fault: Fault | None) -> Reply:
             wrong = bytearray(reply.body)
             wrong[half] ^= 0xFF
             reply.body = bytes(wrong)
-        case Fault.SURPLUS:
+        case Fault.SURPLUS if len(reply.body) > 1:
             reply.headers["Content-Length"] = str(len(reply.body))
             reply.body = bytes(reply.body) + b"and more"
         case Fault.DRIBBLE:
