@@ -11,7 +11,8 @@ from anyio import CapacityLimiter, to_thread
 
 from ckptd_daemon.fetch.call import Call, Handed
 from ckptd_daemon.fetch.flights import Flight, Flights
-from ckptd_daemon.fetch.transfer import MismatchError, Transfer
+from ckptd_daemon.fetch.transfer import Transfer
+from ckptd_daemon.fetch.verdict import MismatchError
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store.blobs import Blob, BlobStore
 from ckptd_daemon.store.leases import Leases
@@ -102,7 +103,7 @@ class Lender:
         async with self._hashing:
             blob = self._store.find(blob.key) or blob
             if blob.sha256 is None:
-                work = partial(self._store.learn_sha256, blob)
+                work = partial(self._store.learn_sha256, blob, sha256)
                 blob = await to_thread.run_sync(work, limiter=self._hash_threads)
         if blob.sha256 != sha256:
             raise errors.DataLoss(_mismatch(blob.title, blob.sha256 or "", sha256))

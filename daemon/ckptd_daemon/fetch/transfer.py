@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,9 +13,10 @@ from anyio import to_thread
 from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
+from ckptd_daemon.fetch.verdict import MismatchError, judged, require_sound, unlike
 from ckptd_daemon.fetch.verify import Hasher
 from ckptd_daemon.sources.source import ChangedError, Object
-from ckptd_daemon.store.blobs import Blob, BlobStore, key_of, safe_name
+from ckptd_daemon.store.blobs import Blob, BlobStore, Verification, key_of, safe_name
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import CHUNK_BYTES, Partial
@@ -24,19 +24,6 @@ from ckptd_daemon.store.room import Space
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
-
-HASH_TRIES = 2  # bytes may be damaged on their way once
-
-
-class MismatchError(Exception):
-    """The object's bytes have another SHA-256 than the one that this flight was to bring."""
-
-    def __init__(self, expected: str, found: str) -> None:
-        super().__init__(f"SHA-256 {found} instead of {expected}")
-        self.id = secrets.token_hex(4)
-        """The same for all who share the flight."""
-        self.expected = expected
-        self.found = found
 
 
 class Transfer:
@@ -57,16 +44,27 @@ class Transfer:
         Raises `ChangedError`, `MismatchError`, or one of our typed errors.
         """
         gauge.title = obj.title
-        found = ""
-        for _ in range(HASH_TRIES):
-            async with self._opened(obj, gauge) as partial:
-                demand.open(partial)
-                size_bytes, found = await self._filled(obj, partial, sha256, gauge, demand)
-                if sha256 is None or found == sha256:
-                    work = functools.partial(self._store.publish, partial, size_bytes, sha256)
-                    return await to_thread.run_sync(work)
-            await to_thread.run_sync(self._store.remove, partial.path)
-        raise MismatchError(sha256 or "", found)
+        try:
+            return await self._brought(obj, sha256, gauge, demand)
+        except MismatchError as error:  # bytes may be damaged on their way once
+            logger.warning("%s is thrown away and fetched again: %s", obj.title, error)
+        try:
+            return await self._brought(obj, sha256, gauge, demand)
+        except MismatchError as error:
+            if error.is_of_origin:
+                raise errors.DataLoss(unlike(obj, error)) from error
+            raise
+
+    async def _brought(self, obj: Object, sha256: str | None, gauge: Gauge, demand: Demand) -> Blob:
+        wanted = sha256 or obj.checksums.sha256
+        async with self._opened(obj, gauge) as partial:
+            demand.open(partial)
+            size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
+            verification = judged(obj, partial, size_bytes, sha256, found)
+            await to_thread.run_sync(require_sound, obj, partial, size_bytes)
+            stated = wanted if verification is Verification.SHA256 else None
+            work = functools.partial(self._store.publish, partial, size_bytes, stated, verification)
+            return await to_thread.run_sync(work)
 
     @asynccontextmanager
     async def _opened(self, obj: Object, gauge: Gauge) -> AsyncIterator[Partial]:
@@ -91,7 +89,8 @@ class Transfer:
                 for index, crc in sorted(claimed.items()):
                     await to_thread.run_sync(partial.recheck, index, crc, buffer)
             yield partial
-        except ChangedError:
+        except (ChangedError, MismatchError, errors.DataLoss):
+            partial.close()
             await to_thread.run_sync(self._store.remove, partial.path)
             raise
         finally:

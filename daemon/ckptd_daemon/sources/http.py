@@ -19,6 +19,7 @@ import aiohttp
 from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError, public_socket
+from ckptd_daemon.sources.checksums import stated
 from ckptd_daemon.sources.source import (
     ChangedError,
     Endpoint,
@@ -265,6 +266,7 @@ class HttpSource:
             url=url,
             is_public=is_public,
             direct=_direct(reply, self._tls),
+            checksums=stated(reply.headers.items(), is_whole=reply.status == 200),
         )
 
     @asynccontextmanager

@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ckptd_daemon.sources.checksums import NOTHING_STATED, Checksums
+
 
 @dataclass(frozen=True, slots=True)
 class Validator:
@@ -55,6 +57,10 @@ class Object:
     """Read from public addresses only, whoever asks; else its `version` differs, too."""
     direct: Endpoint | None = None
     """Set when plain HTTP/1.1 without a proxy reaches the bytes."""
+    checksums: Checksums = NOTHING_STATED
+    """Of the whole object, as far as the origin states them."""
+    chunk_crc32c: tuple[int, ...] = ()
+    """Of each chunk of the cache's size, if somebody who published the object states them."""
 
     @property
     def is_rangeable(self) -> bool:

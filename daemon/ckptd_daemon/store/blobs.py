@@ -148,7 +148,9 @@ class BlobStore:
             _sweep(path)
             self._blobs[blob.key] = blob
 
-    def publish(self, partial: Partial, size_bytes: int, sha256: str | None) -> Blob:
+    def publish(
+        self, partial: Partial, size_bytes: int, sha256: str | None, verification: Verification
+    ) -> Blob:
         """Make a filled and verified partial a blob; durable when this returns."""
         header = partial.header
         partial.seal(size_bytes)
@@ -162,7 +164,7 @@ class BlobStore:
             "name": header.name,
             "size_bytes": size_bytes,
             "sha256": sha256,
-            "verification": Verification.TRANSPORT if sha256 is None else Verification.SHA256,
+            "verification": verification,
             "chunk_bytes": header.chunk_bytes,
             "crc32c": [crc for _, crc in sorted(partial.landed.items())],
             "published_at": now,
@@ -220,11 +222,12 @@ class BlobStore:
         self._blobs[blob.key] = replace(known, used_at=time.time())
         return blob.path.stat()
 
-    def learn_sha256(self, blob: Blob) -> Blob:
-        """Compute the SHA-256 of the blob, and write it down."""
+    def learn_sha256(self, blob: Blob, stated: str) -> Blob:
+        """Compute the SHA-256 of the blob, and write it down; *stated* may vouch for the bytes."""
         with blob.path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        known = replace(blob, sha256=sha256, verification=Verification.SHA256)
+        verification = Verification.SHA256 if sha256 == stated else blob.verification
+        known = replace(blob, sha256=sha256, verification=verification)
         note_path = blob.path.parent / NOTE
         note = json.loads(note_path.read_bytes())
         note |= {"sha256": sha256, "verification": known.verification}

@@ -1,0 +1,110 @@
+"""What a blob was checked against, and what is found wrong before anybody gets it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+
+from ckptd import errors
+from fakes.daemon import Daemon
+from fakes.origin import Fault, Origin
+
+CHUNK_BYTES = 16 << 20
+
+
+def goog(data: bytes) -> dict[str, str]:
+    return {"x-goog-hash": "crc32c=" + base64.b64encode(crc32c(data).to_bytes(4, "big")).decode()}
+
+
+def digest(data: bytes) -> dict[str, str]:
+    encoded = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    return {"Repr-Digest": f"sha-256=:{encoded}:"}
+
+
+def left_over(daemon: Daemon) -> list[Path]:
+    return list((daemon.state_dir / "cache" / "partials").iterdir())
+
+
+def safetensors(size_bytes: int) -> bytes:
+    extent = {"dtype": "U8", "shape": [size_bytes], "data_offsets": [0, size_bytes]}
+    header = json.dumps({"weight": extent}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size_bytes)
+
+
+@pytest.mark.parametrize("lasting", [None, Fault.NO_RANGES, Fault.NO_LENGTH])
+def test_a_crc32c_that_the_store_states_is_what_the_blob_was_checked_against(
+    lasting: Fault | None, daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data, headers=goog(data)).lasting = lasting
+    assert daemon.client().fetch(origin.url("model")).read_bytes() == data
+    (blob,) = daemon.client().blobs()
+    assert (blob.verification, blob.sha256) == ("store_checksum", None)
+
+
+def test_a_sha256_that_the_store_states_is_computed_and_kept(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data, headers=digest(data))
+    assert daemon.client().fetch(origin.url("model")).read_bytes() == data
+    (blob,) = daemon.client().blobs()
+    assert (blob.verification, blob.sha256) == ("sha256", hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("headers", [goog, digest])
+def test_what_was_damaged_on_its_way_is_thrown_away_and_fetched_once_more(
+    headers: type, daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data, headers=headers(data)).faults = [Fault.CORRUPT]
+    assert daemon.client().fetch(origin.url("model")).read_bytes() == data
+    assert origin.sent_bytes >= 2 * len(data)
+
+
+@pytest.mark.parametrize("headers", [goog, digest])
+def test_what_is_never_as_its_store_states_is_given_to_nobody(
+    headers: type, daemon: Daemon, origin: Origin, data: bytes, other_data: bytes
+) -> None:
+    origin.put("model", data, headers=headers(other_data))
+    with pytest.raises(errors.DataLoss, match="twice, and its origin states"):
+        daemon.client().fetch(origin.url("model"))
+    assert origin.sent_bytes >= 2 * len(data)
+    assert daemon.client().blobs() == []
+    assert left_over(daemon) == []
+
+
+def test_a_caller_who_knows_the_sha256_overrules_the_store(
+    daemon: Daemon, origin: Origin, data: bytes, other_data: bytes
+) -> None:
+    origin.put("model", data, headers=goog(other_data) | digest(other_data))
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert daemon.client().fetch(origin.url("model"), sha256=sha256).read_bytes() == data
+    assert daemon.client().blobs()[0].verification == "sha256"
+
+
+def test_a_wrong_late_statement_does_not_pass_for_a_check(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data)
+    daemon.client().fetch(origin.url("model"))
+    with pytest.raises(errors.DataLoss):
+        daemon.client().fetch(origin.url("model"), sha256="0" * 64)
+    (blob,) = daemon.client().blobs()
+    assert (blob.verification, blob.sha256) == ("transport", hashlib.sha256(data).hexdigest())
+
+
+def test_a_file_that_its_origin_has_in_part_only_is_not_published(
+    daemon: Daemon, origin: Origin
+) -> None:
+    data = safetensors(CHUNK_BYTES + 100)
+    origin.put("cut/model.safetensors", data[:-40])
+    origin.put("model.safetensors", data)
+    client = daemon.client()
+    with pytest.raises(errors.DataLoss, match=f"only {len(data) - 40} of the {len(data)} bytes"):
+        client.fetch(origin.url("cut/model.safetensors"))
+    assert client.blobs() == []
+    assert left_over(daemon) == []
+    assert client.fetch(origin.url("model.safetensors")).read_bytes() == data
