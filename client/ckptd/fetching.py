@@ -210,7 +210,16 @@ def _progress(message: blobs_pb2.FetchProgress) -> Progress:
 
     phase = blobs_pb2.FetchPhase.Name(message.phase).removeprefix("FETCH_PHASE_").lower()
     total = message.total_bytes if message.HasField("total_bytes") else None
-    return Progress(phase, message.done_bytes, total, message.streams, message.reason)
+    return Progress(
+        phase,
+        message.done_bytes,
+        total,
+        message.streams,
+        message.reason,
+        message.cause,
+        message.rate_bytes_per_s,
+        message.eta_s if message.HasField("eta_s") else None,
+    )
 
 
 def _require_same_file(message: blobs_pb2.Blob) -> None:

@@ -58,6 +58,9 @@ def _flight(message: node_pb2.Flight) -> FlightStatus:
         message.waiters,
         message.streams,
         message.reason,
+        message.cause,
+        message.rate_bytes_per_s,
+        message.eta_s if message.HasField("eta_s") else None,
     )
 
 

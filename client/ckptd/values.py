@@ -21,7 +21,13 @@ class FlightStatus:
     waiters: int
     streams: int
     reason: str
-    """Why it waits, in words; empty while it moves."""
+    """Why it waits, or is no faster, in words; empty if nothing holds it up."""
+    cause: str = ""
+    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash` or `limit`."""
+    rate_bytes_per_s: float = 0.0
+    """Over the last few seconds; 0 unless bytes come."""
+    eta_s: float | None = None
+    """Seconds until all bytes are here at this rate; None if nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,13 @@ class Progress:
     """None while the origin has not said."""
     streams: int
     reason: str
-    """Why it waits, in words; empty while it moves."""
+    """Why it waits, or is no faster, in words; empty if nothing holds it up."""
+    cause: str = ""
+    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash` or `limit`."""
+    rate_bytes_per_s: float = 0.0
+    """Over the last few seconds; 0 unless bytes come."""
+    eta_s: float | None = None
+    """Seconds until all bytes are here at this rate; None if nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Every setting, with its unit and the reason for its default.
 
 Order: TOML file < `CKPTD_*` environment < command-line flags. In the environment several
-uids are written `1000,1001` and several paths `/a:/b`.
+uids are written `1000,1001`, several paths `/a:/b`, and rates by host
+`models.example=50000000,mirror.example:8443=1000000`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -97,6 +105,17 @@ class Config(BaseSettings):
     """How long a failed fetch is answered for by its failure, before the origin is asked again."""
     revalidate_s: float = Field(10.0, ge=0)
     """How long an answer about an object's version is believed."""
+    max_bytes_per_s: PositiveInt | None = None
+    """What all fetches together may bring from the network; default: no limit."""
+    source_max_bytes_per_s: Annotated[dict[str, PositiveInt], NoDecode] = {}
+    """The same by host, or host:port, also for what it redirects elsewhere."""
+    offline: bool = False
+    """Answer from the cache and from local files only; open no connection to anywhere."""
+    proxy: SecretStr | None = None
+    """URL of an HTTP proxy for everything; default: what `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`
+    say."""
+    ca_file: Path | None = None
+    """Certificates (PEM) to trust besides the system's."""
 
     @field_validator("socket")
     @classmethod
@@ -115,6 +134,14 @@ class Config(BaseSettings):
             return value
         separator = "," if info.field_name == "allow_uids" else ":"
         return [part for part in value.split(separator) if part]
+
+    @field_validator("source_max_bytes_per_s", mode="before")
+    @classmethod
+    def _rates(cls, value: object) -> object:
+        """Take apart what the environment says in one string."""
+        if not isinstance(value, str):
+            return value
+        return {host: rate for host, _, rate in (each.rpartition("=") for each in value.split(","))}
 
     @field_validator("state_dir", "arena_dir")
     @classmethod

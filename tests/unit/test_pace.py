@@ -200,4 +200,4 @@ def test_who_waits_is_told_by_which_limit_it_is_held(pacer: Pacer) -> None:
     pace.interrupt()
     with pytest.raises(InterruptedError):
         pace.take(5000)
-    assert said == ["source_max_bytes_per_s of models.example"]
+    assert said == ["0.001 MB/s by source_max_bytes_per_s of models.example"]

@@ -26,7 +26,9 @@ IDLE = DaemonStatus(
     cache=CacheStatus(2, 1, 12 * GB, 100 * GB, 812 * GB),
     arena=ArenaStatus(8, 2, 4 * GB, 32 * GB),
 )
-FLIGHT = FlightStatus("k1", "https://h/a", "downloading", 3 * GB, 12 * GB, 8, 16, "")
+FLIGHT = FlightStatus(
+    "k1", "https://h/a", "downloading", 3 * GB, 12 * GB, 8, 16, "", rate_bytes_per_s=GB, eta_s=9.0
+)
 RETRYING = FlightStatus("k2", "https://h/b", "retrying", 0, None, 1, 0, "the origin answers 503")
 SAVE = AttemptStatus("a1", "/ckpts", "digits", "monday", 700, "staged", GB, 4 * GB)
 BUSY = replace(IDLE, idle=False, flights=(FLIGHT, RETRYING), attempts=(SAVE,))
@@ -49,8 +51,8 @@ def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> No
 
 
 def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
-    moving = replace(FLIGHT, done_bytes=FLIGHT.done_bytes + GB // 2)
-    later = replace(BUSY, uptime_s=BUSY.uptime_s + 0.5, flights=(moving, RETRYING))
+    moving = replace(SAVE, done_bytes=SAVE.done_bytes + GB // 2)
+    later = replace(BUSY, uptime_s=BUSY.uptime_s + 0.5, attempts=(moving,))
     assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, {})[4]
     assert lines(BUSY, rates(BUSY, later))[7:] == [
         "fetching",
@@ -64,7 +66,7 @@ def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
         ),
         "",
         "saving",
-        "  staged  1.0 GB of 4.0 GB  25%  0 B/s  step 700 of digits/monday in /ckpts",
+        "  staged  1.0 GB of 4.0 GB  25%  1.0 GB/s  3 s left  step 700 of digits/monday in /ckpts",
     ]
 
 

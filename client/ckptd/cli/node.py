@@ -49,7 +49,7 @@ def status(socket: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(asdict(found)))
         return
     speeds: report.Rates = {}
-    if found.flights or found.attempts:  # two readings tell how fast it goes
+    if found.attempts:  # two readings tell how fast it goes
         time.sleep(BETWEEN_S)
         earlier, found = found, node.status(connection)
         speeds = report.rates(earlier, found)

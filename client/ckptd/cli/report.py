@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ckptd.values import AttemptStatus, DaemonStatus, FlightStatus
 
 Rates = Mapping[str, float]
-"""Bytes per second of each flight, by key, and each attempt, by id."""
+"""Bytes per second of each attempt, by id."""
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _RIGHT = ">"
@@ -15,7 +15,7 @@ _LEFT = "<"
 
 
 def rates(earlier: DaemonStatus, later: DaemonStatus) -> Rates:
-    """Return how fast what is in both readings moves."""
+    """Return how fast the saves in both readings move; flights know their own speed."""
     elapsed_s = later.uptime_s - earlier.uptime_s
     if elapsed_s <= 0 or earlier.pid != later.pid:  # another life of the daemon
         return {}
@@ -26,13 +26,12 @@ def rates(earlier: DaemonStatus, later: DaemonStatus) -> Rates:
 
 
 def _done(status: DaemonStatus) -> dict[str, int]:
-    flights = {flight.key: flight.done_bytes for flight in status.flights}
-    return flights | {attempt.id: attempt.done_bytes for attempt in status.attempts}
+    return {attempt.id: attempt.done_bytes for attempt in status.attempts}
 
 
 def lines(status: DaemonStatus, rates: Rates) -> list[str]:
     """Return the report."""
-    flights = [_flight(flight, rates) for flight in status.flights]
+    flights = [_flight(flight) for flight in status.flights]
     saves = [_save(attempt, rates) for attempt in status.attempts]
     report = _aligned([*_daemon(status), *_room(status)], _LEFT + _RIGHT + _LEFT)
     if flights:
@@ -82,10 +81,10 @@ def _room(status: DaemonStatus) -> list[tuple[str, ...]]:
     ]
 
 
-def _flight(flight: FlightStatus, rates: Rates) -> tuple[str, ...]:
+def _flight(flight: FlightStatus) -> tuple[str, ...]:
     waiting = f"{flight.waiters} waiting, {_counted(flight.streams, 'stream')}"
     name = f"{flight.object} ({flight.reason})" if flight.reason else flight.object
-    moved = _moved(flight.done_bytes, flight.total_bytes, rates.get(flight.key, 0.0))
+    moved = _moved(flight.done_bytes, flight.total_bytes, flight.rate_bytes_per_s)
     return (flight.phase, *moved, waiting, name)
 
 

@@ -43,6 +43,9 @@ class Bucket:
         self._claimed = 0.0
         self._at = now
 
+    def __str__(self) -> str:
+        return f"{(self.rate or 0) / 1e6:g} MB/s by {self.name}"
+
     def change(self, rate: float | None, now: float) -> None:
         """Serve at *rate* from *now* on; None: whatever is claimed."""
         self._serve(now)
@@ -206,7 +209,7 @@ class Pace:
                 ticket = self._pacer.claim(bucket, n_bytes)
                 claimed.append(bucket)
                 while (wait_s := self._pacer.wait_s(bucket, ticket)) > 0:
-                    self._held(bucket.name, wait_s)
+                    self._held(str(bucket), wait_s)
                     yield wait_s
             is_granted = True
         finally:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ckptd_daemon.sources.source import TransientError
+
+RATE_S = 4.0  # over how long the rate is taken
+SAMPLE_S = 0.1
+HELD_S = 1.0  # for so long after its end a wait for a limit counts
 
 
 class Phase(StrEnum):
@@ -48,22 +54,72 @@ class Progress:
     reason: str = ""
     """Why it waits, in words; empty while it moves."""
     cause: Cause = Cause.NONE
+    rate_bytes_per_s: float = 0.0
+    """Over the last few seconds; 0 unless bytes come."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until all bytes are here at this rate; None if nobody can tell."""
+        if self.total_bytes is None or self.rate_bytes_per_s <= 0:
+            return None
+        return max(0, self.total_bytes - self.done_bytes) / self.rate_bytes_per_s
+
+
+class Rate:
+    """Bytes per second over the last few seconds; pure: whoever calls says what time it is.
+
+    Every reader adds a sample, so any number of them sees the same.
+    """
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def begin(self, done_bytes: int, now: float) -> None:
+        """Forget what was before *now*."""
+        self._samples.clear()
+        self._samples.append((now, done_bytes))
+
+    def read(self, done_bytes: int, now: float) -> float:
+        """Note that *done_bytes* are here by *now*; returns the rate."""
+        if not self._samples or done_bytes < self._samples[-1][1]:  # thrown away, to come again
+            self.begin(done_bytes, now)
+        elif now - self._samples[-1][0] >= SAMPLE_S:
+            self._samples.append((now, done_bytes))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_S:
+            self._samples.popleft()
+        at, bytes_then = self._samples[0]
+        return (done_bytes - bytes_then) / (now - at) if now - at >= SAMPLE_S else 0.0
 
 
 class Gauge:
-    """What one flight says about itself."""
+    """What one flight says about itself; of the event loop, but for `held`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rate = Rate()
+        self._counter: Callable[[], int] = int
+        self._held = ("", 0.0)  # by which limit, and until when
         self.title = ""
         self.phase = Phase.RESOLVING
         self.total_bytes: int | None = None
         self.streams = 0
         self.cause = Cause.NONE
         self.reason = ""
-        self.done_bytes: Callable[[], int] = int  # replaced by whoever counts
+
+    @property
+    def done_bytes(self) -> Callable[[], int]:
+        """What counts the bytes that are here; its first reading is no speed."""
+        return self._counter
+
+    @done_bytes.setter
+    def done_bytes(self, counter: Callable[[], int]) -> None:
+        self._counter = counter
+        self._rate.begin(counter(), self._clock())
 
     def enter(self, phase: Phase, cause: Cause = Cause.NONE, reason: str = "") -> None:
         """Be in *phase*, and say why that takes time if it is not for work alone."""
+        if phase is Phase.DOWNLOADING and self.phase is not phase:
+            self._rate.begin(self._counter(), self._clock())
         self.phase, self.cause, self.reason = phase, cause, reason
 
     def retry(self, error: TransientError) -> None:
@@ -71,13 +127,17 @@ class Gauge:
         cause = Cause.THROTTLED if error.is_throttled else Cause.ORIGIN
         self.enter(Phase.RETRYING, cause, str(error))
 
+    def held(self, limit: str, wait_s: float) -> None:
+        """Be held up by *limit* for *wait_s*; from any thread."""
+        self._held = (limit, self._clock() + wait_s + HELD_S)
+
     def read(self) -> Progress:
         """Return where the flight is now."""
-        return Progress(
-            self.phase,
-            self.done_bytes(),
-            self.total_bytes,
-            self.streams,
-            self.reason,
-            self.cause,
-        )
+        now, done_bytes = self._clock(), self._counter()
+        rate, cause, reason = 0.0, self.cause, self.reason
+        if self.phase is Phase.DOWNLOADING:
+            rate = self._rate.read(done_bytes, now)
+            limit, until = self._held
+            if cause is Cause.NONE and now < until:
+                cause, reason = Cause.LIMIT, f"held to {limit}"
+        return Progress(self.phase, done_bytes, self.total_bytes, self.streams, reason, cause, rate)

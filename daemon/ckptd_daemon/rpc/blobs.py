@@ -51,7 +51,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             self._listeners += 1
             try:
                 told = None
-                while not await call.wait(self._interval_s() if told else 0):
+                while not await call.wait(interval_s(self._listeners) if told else 0):
                     progress = call.progress()
                     if progress != told:
                         yield blobs_pb2.FetchEvent(progress=_progress(progress))
@@ -59,9 +59,6 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             finally:
                 self._listeners -= 1
             yield blobs_pb2.FetchEvent(blob=_handed(call.result()))
-
-    def _interval_s(self) -> float:
-        return max(PROGRESS_S, self._listeners / PROGRESS_MAX_PER_S)
 
     async def Release(
         self, request: blobs_pb2.ReleaseRequest, context: Context
@@ -91,6 +88,11 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         return blobs_pb2.RemoveBlobReply(freed_bytes=freed)
 
 
+def interval_s(listeners: int) -> float:
+    """Return how long each of so many waits between two readings."""
+    return max(PROGRESS_S, listeners / PROGRESS_MAX_PER_S)
+
+
 def _leaving(call: Call) -> Any:
     """Return what gRPC calls when the caller is gone, though it may not close the generator."""
     return lambda _context: call.leave()
@@ -116,6 +118,9 @@ def _progress(progress: Progress) -> blobs_pb2.FetchProgress:
         total_bytes=progress.total_bytes,
         streams=progress.streams,
         reason=progress.reason,
+        cause=progress.cause,
+        rate_bytes_per_s=progress.rate_bytes_per_s,
+        eta_s=progress.eta_s,
     )
 
 

@@ -130,6 +130,9 @@ def _flight(flight: FlightStatistics) -> pb.Flight:
         streams=progress.streams,
         phase=progress.phase,
         reason=progress.reason,
+        cause=progress.cause,
+        rate_bytes_per_s=progress.rate_bytes_per_s,
+        eta_s=progress.eta_s,
         key=flight.key,
     )
 

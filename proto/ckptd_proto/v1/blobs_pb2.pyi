@@ -138,13 +138,22 @@ class FetchProgress(google.protobuf.message.Message):
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     STREAMS_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    RATE_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    ETA_S_FIELD_NUMBER: builtins.int
     phase: Global___FetchPhase.ValueType
     done_bytes: builtins.int
     total_bytes: builtins.int
     """Absent while the origin has not said."""
     streams: builtins.int
     reason: builtins.str
-    """Why it waits, in words; empty while it moves."""
+    """Why it waits, or is no faster, in words; empty if nothing holds it up."""
+    cause: builtins.str
+    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash` or `limit`."""
+    rate_bytes_per_s: builtins.float
+    """Over the last few seconds; 0 unless bytes come."""
+    eta_s: builtins.float
+    """Until all bytes are here at this rate. Absent if nobody can tell."""
     def __init__(
         self,
         *,
@@ -153,9 +162,15 @@ class FetchProgress(google.protobuf.message.Message):
         total_bytes: builtins.int | None = ...,
         streams: builtins.int = ...,
         reason: builtins.str = ...,
+        cause: builtins.str = ...,
+        rate_bytes_per_s: builtins.float = ...,
+        eta_s: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_total_bytes", b"_total_bytes", "total_bytes", b"total_bytes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_total_bytes", b"_total_bytes", "done_bytes", b"done_bytes", "phase", b"phase", "reason", b"reason", "streams", b"streams", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eta_s", b"_eta_s", "_total_bytes", b"_total_bytes", "eta_s", b"eta_s", "total_bytes", b"total_bytes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eta_s", b"_eta_s", "_total_bytes", b"_total_bytes", "cause", b"cause", "done_bytes", b"done_bytes", "eta_s", b"eta_s", "phase", b"phase", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "streams", b"streams", "total_bytes", b"total_bytes"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eta_s", b"_eta_s"]) -> typing.Literal["eta_s"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_total_bytes", b"_total_bytes"]) -> typing.Literal["total_bytes"] | None: ...
 
 Global___FetchProgress: typing_extensions.TypeAlias = FetchProgress

@@ -165,6 +165,9 @@ class Flight(google.protobuf.message.Message):
     PHASE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     KEY_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    RATE_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    ETA_S_FIELD_NUMBER: builtins.int
     object: builtins.str
     done_bytes: builtins.int
     total_bytes: builtins.int
@@ -172,11 +175,15 @@ class Flight(google.protobuf.message.Message):
     streams: builtins.int
     phase: builtins.str
     reason: builtins.str
-    """Why it waits, in words; empty while it moves."""
+    """Why it waits, or is no faster, in words; empty if nothing holds it up."""
     key: builtins.str
     """The key that its blob will have; two flights may show the same `object`. Empty while the
     origin is asked for the version.
     """
+    cause: builtins.str
+    """As in FetchProgress."""
+    rate_bytes_per_s: builtins.float
+    eta_s: builtins.float
     def __init__(
         self,
         *,
@@ -188,9 +195,15 @@ class Flight(google.protobuf.message.Message):
         phase: builtins.str = ...,
         reason: builtins.str = ...,
         key: builtins.str = ...,
+        cause: builtins.str = ...,
+        rate_bytes_per_s: builtins.float = ...,
+        eta_s: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_total_bytes", b"_total_bytes", "total_bytes", b"total_bytes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_total_bytes", b"_total_bytes", "done_bytes", b"done_bytes", "key", b"key", "object", b"object", "phase", b"phase", "reason", b"reason", "streams", b"streams", "total_bytes", b"total_bytes", "waiters", b"waiters"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eta_s", b"_eta_s", "_total_bytes", b"_total_bytes", "eta_s", b"eta_s", "total_bytes", b"total_bytes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eta_s", b"_eta_s", "_total_bytes", b"_total_bytes", "cause", b"cause", "done_bytes", b"done_bytes", "eta_s", b"eta_s", "key", b"key", "object", b"object", "phase", b"phase", "rate_bytes_per_s", b"rate_bytes_per_s", "reason", b"reason", "streams", b"streams", "total_bytes", b"total_bytes", "waiters", b"waiters"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eta_s", b"_eta_s"]) -> typing.Literal["eta_s"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_total_bytes", b"_total_bytes"]) -> typing.Literal["total_bytes"] | None: ...
 
 Global___Flight: typing_extensions.TypeAlias = Flight

@@ -1,0 +1,121 @@
+"""What a flight says of itself: how fast, how long still, and what holds it up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptd_daemon.fetch.progress import HELD_S, RATE_S, Cause, Gauge, Phase, Rate
+from ckptd_daemon.rpc.blobs import PROGRESS_MAX_PER_S, interval_s
+from ckptd_daemon.sources.source import TransientError
+
+
+class Flying:
+    """A gauge whose time and bytes the test moves."""
+
+    def __init__(self, total_bytes: int | None = 1000) -> None:
+        self.now = 100.0
+        self.done_bytes = 0
+        self.gauge = Gauge(lambda: self.now)
+        self.gauge.total_bytes = total_bytes
+        self.gauge.enter(Phase.DOWNLOADING)
+        self.gauge.done_bytes = lambda: self.done_bytes
+
+    def go(self, seconds: float, n_bytes: int) -> None:
+        self.now += seconds
+        self.done_bytes += n_bytes
+
+
+def test_the_rate_is_what_came_and_the_rest_takes_as_long_at_it() -> None:
+    flying = Flying()
+    flying.go(2, 200)
+    progress = flying.gauge.read()
+    assert (progress.rate_bytes_per_s, progress.eta_s) == (100, 8)
+
+
+def test_a_reading_of_its_first_moment_shows_no_speed() -> None:
+    flying = Flying()
+    flying.go(0.001, 500)
+    progress = flying.gauge.read()
+    assert (progress.rate_bytes_per_s, progress.eta_s) == (0, None)
+
+
+def test_bytes_that_were_here_before_are_no_speed() -> None:
+    flying = Flying()
+    flying.done_bytes = 900
+    flying.gauge.done_bytes = lambda: flying.done_bytes
+    flying.go(1, 10)
+    assert flying.gauge.read().rate_bytes_per_s == 10
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_any_number_of_readers_at_any_times_sees_the_same(reads: list[float]) -> None:
+    """Another reader only adds samples of a steady flow."""
+    rate = Rate()
+    rate.begin(0, 0.0)
+    now = 0.0
+    for wait in reads:
+        now += wait
+        assert rate.read(round(now * 10**6), now) == pytest.approx(10**6 if now >= 0.1 else 0, 0.01)
+
+
+def test_what_was_long_ago_counts_no_more() -> None:
+    flying = Flying(10**9)
+    flying.go(60, 10**6)
+    for _ in range(50):
+        flying.go(RATE_S / 40, 0)
+        flying.gauge.read()
+    assert flying.gauge.read().rate_bytes_per_s == 0
+
+
+@pytest.mark.parametrize("phase", [each for each in Phase if each is not Phase.DOWNLOADING])
+def test_nothing_moves_while_it_waits(phase: Phase) -> None:
+    flying = Flying()
+    flying.go(1, 100)
+    flying.gauge.enter(phase)
+    assert flying.gauge.read().rate_bytes_per_s == 0
+
+
+def test_the_time_it_waited_is_not_held_against_the_speed_afterwards() -> None:
+    flying = Flying()
+    flying.gauge.retry(TransientError("the origin answers 503"))
+    flying.go(60, 0)
+    flying.gauge.enter(Phase.DOWNLOADING)
+    flying.go(1, 100)
+    assert flying.gauge.read().rate_bytes_per_s == 100
+
+
+def test_bytes_that_were_thrown_away_are_no_negative_speed() -> None:
+    flying = Flying()
+    flying.go(1, 500)
+    flying.gauge.read()
+    flying.go(1, -500)
+    assert flying.gauge.read().rate_bytes_per_s == 0
+
+
+def test_a_limit_that_holds_it_is_named_until_it_does_no_more() -> None:
+    flying = Flying()
+    flying.gauge.held("1 MB/s by max_bytes_per_s", 5.0)
+    flying.go(4, 10)
+    progress = flying.gauge.read()
+    assert (progress.cause, progress.reason) == (
+        Cause.LIMIT,
+        "held to 1 MB/s by max_bytes_per_s",
+    )
+    assert progress.rate_bytes_per_s > 0
+    flying.go(1 + HELD_S, 10)
+    assert flying.gauge.read().cause is Cause.NONE
+
+
+def test_being_asked_to_slow_down_is_told_from_failing() -> None:
+    flying = Flying()
+    flying.gauge.retry(TransientError("the origin answers 429", is_throttled=True))
+    assert flying.gauge.read().cause is Cause.THROTTLED
+    flying.gauge.retry(TransientError("the connection broke off"))
+    assert flying.gauge.read().cause is Cause.ORIGIN
+
+
+@given(st.integers(1, 10**6))
+def test_however_many_listen_the_daemon_says_so_much_a_second(listeners: int) -> None:
+    assert listeners / interval_s(listeners) <= PROGRESS_MAX_PER_S * (1 + 1e-9)
