@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ import anyio.to_thread
 from ckptd.client import Client as BlockingClient
 from ckptd.fetching import Ask, OnProgress, fetched, forget, release
 from ckptd.link import calls
-from ckptd.values import Blob, DaemonStatus, Progress
+from ckptd.values import Blob, DaemonStatus, Progress, Setting
 
 T = TypeVar("T")
 
@@ -84,6 +84,14 @@ class Client:
     async def remove_blob(self, key: str) -> int:
         """Drop a blob that nobody holds from the cache; returns the bytes it took."""
         return await self._run(lambda client: client.remove_blob(key))
+
+    async def settings(self) -> dict[str, Setting]:
+        """Return the daemon's settings in force, by name."""
+        return await self._run(lambda client: client.settings())
+
+    async def configure(self, changes: Mapping[str, int | None]) -> dict[str, Setting]:
+        """Change settings until the daemon ends; see `ckptd.Client.configure`."""
+        return await self._run(lambda client: client.configure(changes))
 
     async def stop(self) -> None:
         """Have the daemon finish what it may and end; returns once it has begun to."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ckptd import cache, node
 from ckptd.fetching import Ask, OnProgress, fetched, opened
 from ckptd.link.connection import Connection
-from ckptd.values import Blob, DaemonStatus
+from ckptd.values import Blob, DaemonStatus, Setting
 
 
 class Client:
@@ -70,6 +71,24 @@ class Client:
     def remove_blob(self, key: str) -> int:
         """Drop a blob that nobody holds from the cache; returns the bytes it took."""
         return cache.remove(self._connection, key)
+
+    def settings(self) -> dict[str, Setting]:
+        """Return the daemon's settings in force, by name."""
+        return node.settings(self._connection)
+
+    def configure(self, changes: Mapping[str, int | None]) -> dict[str, Setting]:
+        """Change settings until the daemon ends; returns those in force then.
+
+        Args:
+            changes: `max_bytes_per_s`, or `source_max_bytes_per_s.` and a host (or host:port), each
+                to bytes per second or, for no limit, None.
+
+        Raises:
+            InvalidArgument: There is no such setting, or no such value; nothing is changed.
+            FailedPrecondition: Only a restart can change it.
+            PermissionDenied: It is another user's daemon.
+        """
+        return node.configure(self._connection, changes)
 
     def stop(self) -> None:
         """Have the daemon finish what it may and end; returns once it has begun to."""

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 from ckptd.link.connection import Connection
-from ckptd.values import ArenaStatus, AttemptStatus, CacheStatus, DaemonStatus, FlightStatus
+from ckptd.values import (
+    ArenaStatus,
+    AttemptStatus,
+    CacheStatus,
+    DaemonStatus,
+    FlightStatus,
+    Setting,
+)
 from ckptd_proto.v1 import node_pb2, saves_pb2
 
 ANSWER_S = 30.0
@@ -46,6 +56,26 @@ def stop(connection: Connection) -> None:
     """Have the daemon begin to stop."""
     request = node_pb2.StopRequest()
     connection.call(lambda stubs: stubs.node.Stop(request, timeout=ANSWER_S))
+
+
+def settings(connection: Connection) -> dict[str, Setting]:
+    """Return the settings in force, by name."""
+    request = node_pb2.SettingsRequest()
+    return _settings(connection.call(lambda stubs: stubs.node.Settings(request, timeout=ANSWER_S)))
+
+
+def configure(connection: Connection, changes: Mapping[str, int | None]) -> dict[str, Setting]:
+    """Change settings until the daemon ends; returns those in force then."""
+    values = {name: json.dumps(value) for name, value in changes.items()}
+    request = node_pb2.ConfigureRequest(changes=values)
+    return _settings(connection.call(lambda stubs: stubs.node.Configure(request, timeout=ANSWER_S)))
+
+
+def _settings(reply: node_pb2.SettingsReply) -> dict[str, Setting]:
+    return {
+        each.name: Setting(each.name, json.loads(each.value), each.changeable)
+        for each in reply.settings
+    }
 
 
 def _flight(message: node_pb2.Flight) -> FlightStatus:

@@ -92,6 +92,17 @@ class DaemonStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of the daemon."""
+
+    name: str
+    value: object
+    """As JSON has it; secrets are left out."""
+    changeable: bool
+    """`configure` may change it while the daemon runs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A committed checkpoint: complete, durable, and loadable by stock torch from `path`."""
 

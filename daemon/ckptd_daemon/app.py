@@ -29,6 +29,7 @@ from ckptd_daemon.rpc.saves import SavesService
 from ckptd_daemon.rpc.status import ErrorStatus
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Sessions
+from ckptd_daemon.settings import Settings
 from ckptd_daemon.stopping import Half, Stopping, ask_when_idle, drain, ending
 from ckptd_proto.v1 import blobs_pb2_grpc, checkpoints_pb2_grpc, node_pb2_grpc, saves_pb2_grpc
 
@@ -67,6 +68,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
             is_stopping=lambda: stopping.is_asked,
             saves=saver.statistics,
             fetches=fetcher.statistics,
+            settings=Settings(config, fetcher.limits, fetcher.limit),
         )
         server = _new_server(identity, stopping)
         node_pb2_grpc.add_NodeServicer_to_server(node, server)

@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from ckptd_daemon import mounts
 from ckptd_proto import errors
+from ckptd_proto.urls import display
 
 SOCKET_PATH_MAX_BYTES = 107  # sun_path of Linux, less the final NUL
 
@@ -116,6 +117,13 @@ class Config(BaseSettings):
     say."""
     ca_file: Path | None = None
     """Certificates (PEM) to trust besides the system's."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return every setting in the plain values of JSON, a proxy without its password."""
+        shown: dict[str, Any] = self.model_dump(mode="json")
+        if self.proxy is not None:
+            shown["proxy"] = display(self.proxy.get_secret_value())
+        return shown
 
     @field_validator("socket")
     @classmethod

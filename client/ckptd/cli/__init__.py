@@ -12,6 +12,7 @@ from ckptd_proto.exits import EXIT_CODES, INTERRUPTED, last_words
 
 _COMMANDS = {
     "cache": "ckptd.cli.fetch",
+    "config": "ckptd.cli.config",
     "demo": "ckptd.cli.demo",
     "fetch": "ckptd.cli.fetch",
     "ls": "ckptd.cli.checkpoints",

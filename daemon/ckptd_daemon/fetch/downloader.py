@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.demand import Demand, Wishes
+from ckptd_daemon.fetch.pace import Pacer
 from ckptd_daemon.fetch.progress import Gauge, Phase
 from ckptd_daemon.fetch.reply import Reply
 from ckptd_daemon.fetch.retry import Damages, Patience
@@ -24,11 +25,13 @@ class Downloader:
         source: Source,
         buffers: Buffers,
         make_room: Callable[[int], Awaitable[None]],
+        pacer: Pacer,
     ) -> None:
         self._config = config
         self._source = source
         self._buffers = buffers
         self._make_room = make_room
+        self._pacer = pacer
         self._threads = Threads()
 
     async def fill(self, obj: Object, partial: Partial, gauge: Gauge, demand: Demand) -> int:
@@ -50,6 +53,7 @@ class Downloader:
         patience = Patience(obj.title, self._config.retries)
         damages = Damages(obj.title)
         wishes = Wishes(demand, partial, is_whole=not obj.is_rangeable)
+        pace = self._pacer.pace([obj.url], gauge.held)
         while obj.size_bytes is None or partial.missing():
             if wishes.is_whole:
                 partial.forget()
@@ -59,7 +63,7 @@ class Downloader:
             landed = len(partial.landed)
             try:
                 async with self._buffers.lend() as buffer:
-                    reply = Reply(obj, partial, buffer, self._make_room)
+                    reply = Reply(obj, partial, buffer, self._make_room, pace)
                     stopped_at = await reply.read(self._source, gauge, first, wishes)
                 if obj.size_bytes is None:
                     return stopped_at

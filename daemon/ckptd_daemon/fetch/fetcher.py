@@ -16,6 +16,7 @@ from ckptd_daemon.fetch.call import Call, Request
 from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.lending import Lender
+from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics, unfinished
 from ckptd_daemon.fetch.transfer import Transfer
@@ -70,7 +71,8 @@ class Fetcher:
             floor_bytes=config.free_floor_bytes,
         )
         buffers = Buffers(BUFFER_COUNT)
-        downloader = Downloader(config, source, buffers, space.make)
+        self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
+        downloader = Downloader(config, source, buffers, space.make, self._pacer)
         transfer = Transfer(store, space, buffers, downloader)
         hash_threads = CapacityLimiter(HASH_THREADS)
         lender = Lender(store, leases, self._flights, transfer, hash_threads)
@@ -128,6 +130,14 @@ class Fetcher:
             free_bytes=durable.free_bytes(self._store.partials_dir),
             leases=len(self._leases),
         )
+
+    def limits(self) -> Limits:
+        """Return the bandwidth limits in force."""
+        return self._pacer.limits
+
+    def limit(self, limits: Limits) -> None:
+        """Keep to other bandwidth limits from now on."""
+        self._pacer.change(limits)
 
     @contextmanager
     def calling(self, request: Request, holder: Process) -> Iterator[Call]:

@@ -8,6 +8,7 @@ from anyio import to_thread
 from crc32c import crc32c
 
 from ckptd_daemon.fetch.demand import Wishes
+from ckptd_daemon.fetch.pace import Pace
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.sources.source import Object, Source
 from ckptd_daemon.store.partials import Partial
@@ -22,11 +23,13 @@ class Reply:
         partial: Partial,
         buffer: memoryview,
         make_room: Callable[[int], Awaitable[None]],
+        pace: Pace,
     ) -> None:
         self._object = obj
         self._partial = partial
         self._buffer = buffer
         self._make_room = make_room  # for what the size, being unknown, did not reserve
+        self._pace = pace
         self._chunk = 0
         self._crc = 0  # of the part of the chunk that is on the disk
         self._at = 0  # where in the object the buffer goes
@@ -41,6 +44,7 @@ class Reply:
         try:
             async with source.read(self._object, self._at) as blocks:
                 async for block in blocks:
+                    await self._pace.take_async(len(block))
                     if not await self._take(memoryview(block), wishes):
                         break
         finally:

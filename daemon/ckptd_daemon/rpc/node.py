@@ -16,6 +16,7 @@ from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.saver import SaveStatistics
 from ckptd_daemon.save.tracks import Progress as AttemptProgress
 from ckptd_daemon.sessions import Sessions
+from ckptd_daemon.settings import Settings
 from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2 as pb
 from ckptd_proto.v1 import node_pb2_grpc
@@ -54,6 +55,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         is_stopping: Callable[[], bool],
         saves: Callable[[], SaveStatistics],
         fetches: Callable[[], Statistics],
+        settings: Settings,
     ) -> None:
         self._identity = identity
         self._sessions = sessions
@@ -62,6 +64,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._is_stopping = is_stopping
         self._saves = saves
         self._fetches = fetches
+        self._settings = settings
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:
         """Return the daemon's name and version, for the client to judge."""
@@ -96,14 +99,35 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopReply:
         """Begin to stop; only the daemon's own user may."""
-        if self._sessions.of(context.peer()).process.uid != os.geteuid():
-            text = f"only user {os.geteuid()}, whose daemon this is, may stop it"
-            raise errors.PermissionDenied(text)
+        self._require_owner(context, "stop it")
         if request.if_idle and not self._is_idle:
             text = "the daemon has work or leases; wait, or stop it regardless with `ckptd stop`"
             raise errors.FailedPrecondition(text)
         self._stop()
         return pb.StopReply()
+
+    async def Settings(self, request: pb.SettingsRequest, context: Context) -> pb.SettingsReply:
+        """Return the settings in force."""
+        return self._said_settings()
+
+    async def Configure(self, request: pb.ConfigureRequest, context: Context) -> pb.SettingsReply:
+        """Change settings; only the daemon's own user may."""
+        self._require_owner(context, "change its settings")
+        self._settings.change(request.changes)
+        return self._said_settings()
+
+    def _require_owner(self, context: Context, what: str) -> None:
+        if self._sessions.of(context.peer()).process.uid != os.geteuid():
+            text = f"only user {os.geteuid()}, whose daemon this is, may {what}"
+            raise errors.PermissionDenied(text)
+
+    def _said_settings(self) -> pb.SettingsReply:
+        return pb.SettingsReply(
+            settings=[
+                pb.Setting(name=each.name, value=each.value, changeable=each.is_changeable)
+                for each in self._settings.all()
+            ]
+        )
 
     @property
     def _is_idle(self) -> bool:

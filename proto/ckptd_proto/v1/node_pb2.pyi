@@ -285,3 +285,85 @@ class StopReply(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___StopReply: typing_extensions.TypeAlias = StopReply
+
+@typing.final
+class SettingsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___SettingsRequest: typing_extensions.TypeAlias = SettingsRequest
+
+@typing.final
+class SettingsReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: builtins.int
+    @property
+    def settings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Setting]: ...
+    def __init__(
+        self,
+        *,
+        settings: collections.abc.Iterable[Global___Setting] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["settings", b"settings"]) -> None: ...
+
+Global___SettingsReply: typing_extensions.TypeAlias = SettingsReply
+
+@typing.final
+class Setting(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    CHANGEABLE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    value: builtins.str
+    """JSON."""
+    changeable: builtins.bool
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value: builtins.str = ...,
+        changeable: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changeable", b"changeable", "name", b"name", "value", b"value"]) -> None: ...
+
+Global___Setting: typing_extensions.TypeAlias = Setting
+
+@typing.final
+class ConfigureRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ChangesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    CHANGES_FIELD_NUMBER: builtins.int
+    @property
+    def changes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """By name, or name.host for a rate of one source; values in JSON, null for none."""
+
+    def __init__(
+        self,
+        *,
+        changes: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes"]) -> None: ...
+
+Global___ConfigureRequest: typing_extensions.TypeAlias = ConfigureRequest

@@ -49,6 +49,16 @@ class NodeStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_node__pb2.StopRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_node__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.Settings = channel.unary_unary(
+                '/ckptd.v1.Node/Settings',
+                request_serializer=ckptd__proto_dot_v1_dot_node__pb2.SettingsRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_node__pb2.SettingsReply.FromString,
+                _registered_method=True)
+        self.Configure = channel.unary_unary(
+                '/ckptd.v1.Node/Configure',
+                request_serializer=ckptd__proto_dot_v1_dot_node__pb2.ConfigureRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_node__pb2.SettingsReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer(object):
@@ -76,6 +86,21 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Settings(self, request, context):
+        """The settings in force, without secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Configure(self, request, context):
+        """Changes settings until the daemon ends; answers with what is in force then. Only the daemon's
+        own user may. FAILED_PRECONDITION for a setting that only a restart changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +118,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=ckptd__proto_dot_v1_dot_node__pb2.StopRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_node__pb2.StopReply.SerializeToString,
+            ),
+            'Settings': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settings,
+                    request_deserializer=ckptd__proto_dot_v1_dot_node__pb2.SettingsRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_node__pb2.SettingsReply.SerializeToString,
+            ),
+            'Configure': grpc.unary_unary_rpc_method_handler(
+                    servicer.Configure,
+                    request_deserializer=ckptd__proto_dot_v1_dot_node__pb2.ConfigureRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_node__pb2.SettingsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +211,60 @@ class Node(object):
             '/ckptd.v1.Node/Stop',
             ckptd__proto_dot_v1_dot_node__pb2.StopRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_node__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Node/Settings',
+            ckptd__proto_dot_v1_dot_node__pb2.SettingsRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_node__pb2.SettingsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Configure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Node/Configure',
+            ckptd__proto_dot_v1_dot_node__pb2.ConfigureRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_node__pb2.SettingsReply.FromString,
             options,
             channel_credentials,
             insecure,

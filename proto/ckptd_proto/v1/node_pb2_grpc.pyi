@@ -73,7 +73,39 @@ _NodeStopType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType]):
+_NodeSettingsType = typing_extensions.TypeVar(
+    '_NodeSettingsType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.SettingsRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.SettingsRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.SettingsRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
+    ],
+)
+
+_NodeConfigureType = typing_extensions.TypeVar(
+    '_NodeConfigureType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.ConfigureRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.ConfigureRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.ConfigureRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
+    ],
+)
+
+class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType, _NodeSettingsType, _NodeConfigureType]):
     @typing.overload
     def __init__(self: NodeStub[
         grpc.UnaryUnaryMultiCallable[
@@ -87,6 +119,14 @@ class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType]):
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.node_pb2.StopRequest,
             ckptd_proto.v1.node_pb2.StopReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.node_pb2.SettingsRequest,
+            ckptd_proto.v1.node_pb2.SettingsReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.node_pb2.ConfigureRequest,
+            ckptd_proto.v1.node_pb2.SettingsReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -104,6 +144,14 @@ class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType]):
             ckptd_proto.v1.node_pb2.StopRequest,
             ckptd_proto.v1.node_pb2.StopReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.node_pb2.SettingsRequest,
+            ckptd_proto.v1.node_pb2.SettingsReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.node_pb2.ConfigureRequest,
+            ckptd_proto.v1.node_pb2.SettingsReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Hello: _NodeHelloType
@@ -115,6 +163,14 @@ class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType]):
     Stop: _NodeStopType
     """Stops the daemon as SIGTERM does; answers once it has begun. With `if_idle`,
     FAILED_PRECONDITION while anything is staged, leased or in flight.
+    """
+
+    Settings: _NodeSettingsType
+    """The settings in force, without secrets."""
+
+    Configure: _NodeConfigureType
+    """Changes settings until the daemon ends; answers with what is in force then. Only the daemon's
+    own user may. FAILED_PRECONDITION for a setting that only a restart changes.
     """
 
 NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
@@ -129,6 +185,14 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.node_pb2.StopRequest,
         ckptd_proto.v1.node_pb2.StopReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.SettingsRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.ConfigureRequest,
+        ckptd_proto.v1.node_pb2.SettingsReply,
     ],
 ]
 
@@ -157,6 +221,24 @@ class NodeServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[ckptd_proto.v1.node_pb2.StopReply, collections.abc.Awaitable[ckptd_proto.v1.node_pb2.StopReply]]:
         """Stops the daemon as SIGTERM does; answers once it has begun. With `if_idle`,
         FAILED_PRECONDITION while anything is staged, leased or in flight.
+        """
+
+    @abc.abstractmethod
+    def Settings(
+        self,
+        request: ckptd_proto.v1.node_pb2.SettingsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.node_pb2.SettingsReply, collections.abc.Awaitable[ckptd_proto.v1.node_pb2.SettingsReply]]:
+        """The settings in force, without secrets."""
+
+    @abc.abstractmethod
+    def Configure(
+        self,
+        request: ckptd_proto.v1.node_pb2.ConfigureRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.node_pb2.SettingsReply, collections.abc.Awaitable[ckptd_proto.v1.node_pb2.SettingsReply]]:
+        """Changes settings until the daemon ends; answers with what is in force then. Only the daemon's
+        own user may. FAILED_PRECONDITION for a setting that only a restart changes.
         """
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
