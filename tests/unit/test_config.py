@@ -51,6 +51,21 @@ def test_the_environment_names_several_uids_and_paths_in_one_string(
     assert settings.save_roots == (Path("/a"), Path("/b"))
 
 
+def test_rates_by_host_are_a_table_in_the_file_and_one_string_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ckptd.toml"
+    file.write_text('[source_max_bytes_per_s]\n"models.example" = 5\n"mirror.example:8443" = 7\n')
+    rates = {"models.example": 5, "mirror.example:8443": 7}
+    assert config.load({}, file=file).source_max_bytes_per_s == rates
+    text = "models.example=5,mirror.example:8443=7"
+    monkeypatch.setenv("CKPTD_SOURCE_MAX_BYTES_PER_S", text)
+    assert config.load({}, file=None).source_max_bytes_per_s == rates
+    monkeypatch.setenv("CKPTD_SOURCE_MAX_BYTES_PER_S", "models.example")
+    with pytest.raises(InvalidArgument, match="source_max_bytes_per_s"):
+        config.load({}, file=None)
+
+
 def test_nonsense_in_the_environment_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKPTD_ALLOW_UIDS", "abc")
     with pytest.raises(InvalidArgument, match="allow_uids"):

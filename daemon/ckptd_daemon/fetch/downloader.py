@@ -42,7 +42,7 @@ class Downloader:
         gauge.enter(Phase.DOWNLOADING)
         gauge.total_bytes = obj.size_bytes
         if obj.is_rangeable and obj.direct is not None:
-            streams = Streams(self._config, obj, obj.direct, partial, gauge, demand)
+            streams = Streams(self._config, obj, obj.direct, partial, gauge, demand, self._pacer)
             await streams.fill(self._buffers, self._threads)
         return await self._fill_general(obj, partial, gauge, demand)
 

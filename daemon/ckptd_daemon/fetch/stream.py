@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from crc32c import crc32c
 
+from ckptd_daemon.fetch.pace import Pace
 from ckptd_daemon.fetch.plan import Claim
 from ckptd_daemon.sources.addresses import PrivateAddressError, dial
 from ckptd_daemon.sources.http import TRANSIENT_STATUS, unwell
@@ -37,8 +38,11 @@ class NotFastError(Exception):
 class Stream:
     """A connection used by one thread at a time; `interrupt` may come from any thread."""
 
-    def __init__(self, obj: Object, endpoint: Endpoint, connect_s: float, stall_s: float) -> None:
+    def __init__(
+        self, obj: Object, endpoint: Endpoint, pace: Pace, connect_s: float, stall_s: float
+    ) -> None:
         self._object = obj
+        self._pace = pace
         self._stall_s = stall_s
         self._endpoint = endpoint
         self._connect_s = connect_s
@@ -88,6 +92,7 @@ class Stream:
     def interrupt(self) -> None:
         """Make a call that blocks in another thread fail promptly."""
         self._interrupted = True
+        self._pace.interrupt()
         if self._socket is not None:
             try:
                 # not SSLSocket.shutdown: it would forget the TLS layer under the reading thread
@@ -158,8 +163,10 @@ class Stream:
 
     def _receive(self, reply: http.client.HTTPResponse, claim: Claim, block: memoryview) -> None:
         at = 0
-        while want := claim.promise(self._piece_bytes):
-            began = time.monotonic()
+        while want := claim.promise(min(self._piece_bytes, self._pace.piece_bytes)):
+            self._beat = None  # to be held by a limit is no stall
+            self._pace.take(want)
+            self._beat = began = time.monotonic()
             got = reply.readinto(block[at : at + want])
             at += got
             claim.came(got)

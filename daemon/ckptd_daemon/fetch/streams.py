@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.demand import Demand
+from ckptd_daemon.fetch.pace import Pacer
 from ckptd_daemon.fetch.plan import Claim, Plan
 from ckptd_daemon.fetch.progress import Gauge, Phase
 from ckptd_daemon.fetch.retry import Damages, Patience
@@ -58,6 +59,7 @@ class Streams:
         partial: Partial,
         gauge: Gauge,
         demand: Demand,
+        pacer: Pacer,
     ) -> None:
         self._config = config
         self._object = obj
@@ -65,6 +67,7 @@ class Streams:
         self._partial = partial
         self._gauge = gauge
         self._demand = demand
+        self._pacer = pacer
         self._plan = Plan(partial.header, partial.missing())
         self._damages = Damages(obj.title)
         self._pumps = 0
@@ -173,7 +176,10 @@ class Streams:
     @asynccontextmanager
     async def _connected(self, threads: Threads) -> AsyncIterator[Stream]:
         """Yield a new connection, and close it at the end."""
-        stream = Stream(self._object, self._endpoint, self._config.connect_s, self._config.stall_s)
+        pace = self._pacer.pace([self._object.url, self._endpoint.url], self._gauge.held)
+        stream = Stream(
+            self._object, self._endpoint, pace, self._config.connect_s, self._config.stall_s
+        )
         try:
             await to_thread.run_sync(
                 stream.connect, limiter=threads.connecting, abandon_on_cancel=True
