@@ -18,6 +18,7 @@ pytest_plugins = ["fakes.require_real"]
 os.environ["CKPTD_AUTOSTART"] = "0"
 for _name in ("CKPTD_SOCKET", "CKPTD_STATE_DIR", "XDG_RUNTIME_DIR"):
     os.environ.pop(_name, None)
+os.environ["CKPTD_FREE_FLOOR_PERCENT"] = "0"  # on whatever disk there is
 
 
 @pytest.fixture

@@ -56,6 +56,12 @@ def _default_state_dir() -> Path:
     return state_dir
 
 
+def _default_floor_percent() -> float:
+    """Stay above the 15 % below which a kubelet evicts pods, where there is one."""
+    is_node = "KUBERNETES_SERVICE_HOST" in os.environ or Path("/var/lib/kubelet").exists()
+    return 16.0 if is_node else 5.0
+
+
 class Config(BaseSettings):
     """The settings of one daemon. Sizes in bytes, times in seconds."""
 
@@ -92,7 +98,15 @@ class Config(BaseSettings):
     cache_bytes: int | None = Field(None, gt=0)
     """Quota of the cache; default: none but `free_floor_bytes`."""
     free_floor_bytes: int = Field(1 << 30, ge=0)
-    """Disk space that the cache leaves free."""
+    """Disk space that the cache leaves free, and no less than the next one."""
+    free_floor_percent: float = Field(default_factory=_default_floor_percent, ge=0, lt=100)
+    """The same as a share of the disk; default: 16 on a Kubernetes node, else 5."""
+    quota_high_percent: float = Field(85.0, gt=0, le=100)
+    """When more than this share of the quota is taken, what nobody uses goes …"""
+    quota_low_percent: float = Field(75.0, gt=0, le=100)
+    """… until it is no more than this; what fits the quota is never refused for it."""
+    wait_for_room_s: float = Field(300.0, ge=0)
+    """How long a fetch waits for others to leave the cache, before it fails."""
     streams: int = Field(8, ge=1, le=64)
     """Parallel ranges per flight."""
     connect_s: float = Field(10.0, gt=0)

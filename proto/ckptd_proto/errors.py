@@ -45,14 +45,21 @@ class DataLoss(CkptdError):
 
 
 class ResourceExhausted(CkptdError):
-    """Memory, disk or quota cannot hold it; `need_bytes` and `free_bytes` say by how much."""
+    """Memory, disk or quota cannot hold it; the numbers say by how much."""
 
     def __init__(
-        self, message: str, *, need_bytes: int | None = None, free_bytes: int | None = None
+        self,
+        message: str,
+        *,
+        need_bytes: int | None = None,
+        free_bytes: int | None = None,
+        evictable_bytes: int | None = None,
     ) -> None:
         super().__init__(message)
         self.need_bytes = need_bytes
         self.free_bytes = free_bytes
+        self.evictable_bytes = evictable_bytes
+        """What the cache could give up on its own; None where nothing is evicted."""
 
 
 class PermissionDenied(CkptdError):
@@ -85,7 +92,12 @@ BY_NAME: dict[str, type[CkptdError]] = {
 
 
 def rebuilt(
-    name: str, message: str, *, need_bytes: int | None = None, free_bytes: int | None = None
+    name: str,
+    message: str,
+    *,
+    need_bytes: int | None = None,
+    free_bytes: int | None = None,
+    evictable_bytes: int | None = None,
 ) -> CkptdError:
     """Return the error called *name*, as it was before it travelled or was written down.
 
@@ -93,5 +105,10 @@ def rebuilt(
     """
     error = BY_NAME.get(name, Internal)
     if error is ResourceExhausted:
-        return ResourceExhausted(message, need_bytes=need_bytes, free_bytes=free_bytes)
+        return ResourceExhausted(
+            message,
+            need_bytes=need_bytes,
+            free_bytes=free_bytes,
+            evictable_bytes=evictable_bytes,
+        )
     return error(message)

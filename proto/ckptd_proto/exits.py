@@ -36,4 +36,6 @@ def last_words(name: str, sentence: str, code: int, error: Exception | None, *, 
         fields["id"] = error.id
     if isinstance(error, errors.ResourceExhausted):
         fields |= {"need_bytes": error.need_bytes, "free_bytes": error.free_bytes}
+        if error.evictable_bytes is not None:
+            fields["evictable_bytes"] = error.evictable_bytes
     return json.dumps(fields) + "\n"

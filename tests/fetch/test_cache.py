@@ -46,7 +46,7 @@ class Holder:
 @pytest.fixture
 def small(short_path: Path) -> Iterator[Daemon]:
     """A daemon whose cache holds two files of the tests, and not three."""
-    with Daemon(short_path, cache_bytes=100 * MIB) as running:
+    with Daemon(short_path, cache_bytes=100 * MIB, wait_for_room_s=0) as running:
         yield running
 
 

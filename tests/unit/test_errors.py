@@ -17,6 +17,7 @@ from ckptd_proto.exits import EXIT_CODES
 EXAMPLES = [
     *(kind(f"a {kind.__name__}: naïve, 100 %, “quoted”") for kind in STATUS),
     errors.ResourceExhausted("full", need_bytes=14_100_000_000, free_bytes=0),
+    errors.ResourceExhausted("full", need_bytes=3, free_bytes=2, evictable_bytes=0),
     errors.NotFound("tried " + ", ".join(f"/a/long/path/{n}" for n in range(150))),
 ]
 EXAMPLES[-1].shared_as("0a1b2c3d")

@@ -38,6 +38,7 @@ def typed(error: grpc.RpcError) -> errors.CkptdError:
             message,
             need_bytes=_number(metadata, "ckptd-need-bytes"),
             free_bytes=_number(metadata, "ckptd-free-bytes"),
+            evictable_bytes=_number(metadata, "ckptd-evictable-bytes"),
         )
         if id := metadata.get("ckptd-error-id"):
             rebuilt.id = id

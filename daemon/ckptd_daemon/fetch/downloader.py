@@ -24,7 +24,7 @@ class Downloader:
         config: Config,
         source: Source,
         buffers: Buffers,
-        make_room: Callable[[int], Awaitable[None]],
+        make_room: Callable[[str, int], Awaitable[None]],
         pacer: Pacer,
     ) -> None:
         self._config = config

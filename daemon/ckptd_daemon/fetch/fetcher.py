@@ -64,16 +64,12 @@ class Fetcher:
             retries=config.retries,
             failure_s=config.failure_s,
         )
-        space = Space(
-            store,
-            lambda key: key in leases or key in self._flights,
-            quota_bytes=config.cache_bytes,
-            floor_bytes=config.free_floor_bytes,
-        )
+        self._space = Space(store, leases.on, config)
+        leases.on_freed(self._space.poke)
         buffers = Buffers(BUFFER_COUNT)
         self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
-        downloader = Downloader(config, source, buffers, space.make, self._pacer)
-        transfer = Transfer(store, space, buffers, downloader)
+        downloader = Downloader(config, source, buffers, self._space.grow, self._pacer)
+        transfer = Transfer(store, self._space, buffers, downloader)
         hash_threads = CapacityLimiter(HASH_THREADS)
         lender = Lender(store, leases, self._flights, transfer, hash_threads)
         self._files = Files(config, store, self._versions, lender, hash_threads)
@@ -181,6 +177,7 @@ class Fetcher:
             raise errors.FailedPrecondition(text)
         self._store.forget(key)
         await to_thread.run_sync(self._store.remove, blob.path.parent)
+        self._space.poke()
         return blob.size_bytes
 
     async def _run(self, call: Call) -> None:

@@ -22,7 +22,7 @@ class Reply:
         obj: Object,
         partial: Partial,
         buffer: memoryview,
-        make_room: Callable[[int], Awaitable[None]],
+        make_room: Callable[[str, int], Awaitable[None]],
         pace: Pace,
     ) -> None:
         self._object = obj
@@ -59,7 +59,7 @@ class Reply:
         """Take what is wanted of *block*; returns whether more is."""
         while block:
             if self._object.size_bytes is None and self._at + self._filled == self._start():
-                await self._make_room(self._partial.header.chunk_bytes)
+                await self._make_room(self._partial.path.name, self._end())
             left = min(len(self._buffer), self._end() - self._at) - self._filled
             part, block = block[:left], block[left:]
             self._buffer[self._filled : self._filled + len(part)] = part

@@ -18,6 +18,7 @@ from ckptd_daemon.fetch.verify import Hasher
 from ckptd_daemon.sources.source import ChangedError, Object
 from ckptd_daemon.store.blobs import Blob, BlobStore, Verification, key_of, safe_name
 from ckptd_daemon.store.buffers import Buffers
+from ckptd_daemon.store.evict import Shortage
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import CHUNK_BYTES, Partial
 from ckptd_daemon.store.room import Space
@@ -59,7 +60,10 @@ class Transfer:
         wanted = sha256 or obj.checksums.sha256
         async with self._opened(obj, gauge) as partial:
             demand.open(partial)
-            size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
+            try:
+                size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
+            except errors.ResourceExhausted as error:
+                raise await self._full(obj, partial, error) from error
             verification = judged(obj, partial, size_bytes, sha256, found)
             await to_thread.run_sync(require_sound, obj, partial, size_bytes)
             stated = wanted if verification is Verification.SHA256 else None
@@ -80,24 +84,46 @@ class Transfer:
             is_resumable=obj.is_rangeable,
         )
         partial = Partial(self._store.partial_path(key), header)
+
+        def wait(shortage: Shortage) -> None:
+            cause = Cause.QUOTA if shortage.room.is_short_of_quota else Cause.DISK
+            gauge.enter(Phase.WAITING, cause, str(shortage))
+
         gauge.enter(Phase.WAITING, Cause.DISK)
-        try:
-            async with self._buffers.lend() as buffer:  # before the booking: nobody waits inside it
-                async with self._space.book(key, obj.size_bytes or 0):
-                    claimed = await to_thread.run_sync(self._begun, partial)
+        async with self._space.book(key, obj.size_bytes or 0, wait):
+            try:
+                claimed = await to_thread.run_sync(self._begun, partial)
                 gauge.enter(Phase.VERIFYING, Cause.HASH)
-                for index, crc in sorted(claimed.items()):
-                    await to_thread.run_sync(partial.recheck, index, crc, buffer)
-            yield partial
-        except (ChangedError, MismatchError, errors.DataLoss):
-            partial.close()
-            await to_thread.run_sync(self._store.remove, partial.path)
-            raise
-        finally:
-            partial.close()
-            if not header.is_resumable:  # nobody could go on with it
-                with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(self._store.remove, partial.path)
+                async with self._buffers.lend() as buffer:
+                    for index, crc in sorted(claimed.items()):
+                        await to_thread.run_sync(partial.recheck, index, crc, buffer)
+                yield partial
+            except (ChangedError, MismatchError, errors.DataLoss):
+                partial.close()
+                await to_thread.run_sync(self._store.remove, partial.path)
+                raise
+            finally:
+                partial.close()
+                if not header.is_resumable:  # nobody could go on with it
+                    with anyio.CancelScope(shield=True):
+                        await to_thread.run_sync(self._store.remove, partial.path)
+
+    async def _full(
+        self, obj: Object, partial: Partial, error: errors.ResourceExhausted
+    ) -> errors.ResourceExhausted:
+        """Return what to say when the disk is full though there was room: others have filled it."""
+        if error.evictable_bytes is not None:
+            return error  # there was no room for more of what nobody knew the size of
+        need = (obj.size_bytes or partial.landed_bytes) - partial.landed_bytes
+        free, evictable = await self._space.left()
+        return errors.ResourceExhausted(
+            f"the disk was filled by others while {obj.title} was fetched: {need} bytes are "
+            f"missing, {free} are free and {evictable} can be evicted; what came is kept: free "
+            "some disk and ask again",
+            need_bytes=need,
+            free_bytes=free,
+            evictable_bytes=evictable,
+        )
 
     def _begun(self, partial: Partial) -> dict[int, int]:
         """Open *partial*; what another version of ckptd began gives way."""

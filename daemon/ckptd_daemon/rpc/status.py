@@ -109,7 +109,11 @@ async def _end(context: Context, error: errors.CkptdError, *, is_elsewhere: bool
     if error.id:
         metadata.append(("ckptd-error-id", error.id))
     if isinstance(error, errors.ResourceExhausted):
-        numbers = {"ckptd-need-bytes": error.need_bytes, "ckptd-free-bytes": error.free_bytes}
+        numbers = {
+            "ckptd-need-bytes": error.need_bytes,
+            "ckptd-free-bytes": error.free_bytes,
+            "ckptd-evictable-bytes": error.evictable_bytes,
+        }
         metadata += [(key, str(value)) for key, value in numbers.items() if value is not None]
     sentence = str(error).encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
     await context.abort(STATUS[type(error)], sentence, trailing_metadata=tuple(metadata))

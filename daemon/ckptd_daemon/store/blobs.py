@@ -111,6 +111,10 @@ class BlobStore:
         """Return the directories of all partials; blocks on the disk, like all that follows."""
         return list(self.partials_dir.iterdir())
 
+    def quarantined(self) -> list[Path]:
+        """Return the directories that were set aside."""
+        return list(self._quarantine_dir.iterdir())
+
     def load(self) -> None:
         """Take stock after a start: finish what was published, drop what cannot be resumed."""
         for path in (self.partials_dir, self._blobs_dir, self._quarantine_dir, self._trash_dir):

@@ -40,13 +40,18 @@ _libc.renameat2.argtypes = [
 
 def free_bytes(path: Path) -> int:
     """Return what an ordinary user may still write where *path* is, or would be."""
+    return disk_bytes(path)[0]
+
+
+def disk_bytes(path: Path) -> tuple[int, int]:
+    """Return what may still be written where *path* is, or would be, and the size of all."""
     while True:
         try:
             stat = os.statvfs(path)
         except (FileNotFoundError, NotADirectoryError):
             path = path.parent
         else:
-            return stat.f_bavail * stat.f_frsize
+            return stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
 
 
 @contextmanager

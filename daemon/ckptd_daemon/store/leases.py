@@ -60,6 +60,7 @@ class Leases:
         self._tasks = tasks  # owns the timers of leases whose holder has ended
         self._leases: dict[str, Lease] = {}
         self._per_key: Counter[str] = Counter()
+        self._freed: Callable[[], object] = bool
         self._unwatch: dict[str, Callable[[], None]] = {}  # by lease
         self._writing = anyio.Lock()  # files change in the order of the table
 
@@ -90,6 +91,10 @@ class Leases:
     def on(self, key: str) -> int:
         """Return how many leases there are on *key*."""
         return self._per_key[key]
+
+    def on_freed(self, tell: Callable[[], object]) -> None:
+        """Have *tell* called whenever a lease has ended."""
+        self._freed = tell
 
     def take(self, key: str, holder: Process, keep_s: float, hold: str = "") -> Lease:
         """Book a lease in memory, from this instant; `write` makes it survive a restart."""
@@ -141,6 +146,7 @@ class Leases:
         self._per_key += Counter()  # forgets keys that nobody holds
         if unwatch := self._unwatch.pop(lease.id, None):
             unwatch()
+        self._freed()
 
     def _watch(self, lease: Lease) -> None:
         session = self._sessions.attend(lease.holder)
