@@ -45,7 +45,7 @@ def fetch(
         sha256: What the bytes must hash to, in hex.
         on_progress: Called on this thread, a few times a second.
         keep_s: How many seconds the file stays after this process has ended.
-        offline: Answer from the cache or fail.
+        offline: Answer from the cache or fail; `CKPTD_OFFLINE=1` says so for all of a process.
         timeout: Seconds until `DeadlineExceeded`; the node goes on fetching for a while.
 
     Raises:
@@ -128,6 +128,11 @@ def opened(connect: Callable[[], Connection], ask: Ask) -> Iterator[Path]:
         release(connect, ask)
 
 
+def is_offline() -> bool:
+    """Say whether this process's environment wants everything answered from the cache."""
+    return os.environ.get("CKPTD_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
 def _usual_connection() -> Connection:
     from ckptd.link.connection import Connection
 
@@ -170,7 +175,7 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
         ref=ask.ref,
         sha256=ask.sha256 or "",
         keep_s=ask.keep_s,
-        offline=ask.offline,
+        offline=ask.offline or is_offline(),
         hold=ask.hold,
         call=ask.call,
     )

@@ -8,9 +8,11 @@ uids are written `1000,1001`, several paths `/a:/b`, and rates by host
 from __future__ import annotations
 
 import os
+import ssl
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -156,6 +158,28 @@ class Config(BaseSettings):
             return value
         separator = "," if info.field_name == "allow_uids" else ":"
         return [part for part in value.split(separator) if part]
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
+        parts = urlsplit(proxy.get_secret_value() if proxy is not None else "http://none")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT")
+        return proxy
+
+    @field_validator("ca_file")
+    @classmethod
+    def _holds_certificates(cls, file: Path | None) -> Path | None:
+        """Find out now and not at the first fetch."""
+        if file is None:
+            return None
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+        except ssl.SSLError as error:
+            raise ValueError(f"{file} holds no certificates in PEM") from error
+        except OSError as error:
+            raise ValueError(f"cannot read {file}: {error.strerror}") from error
+        return file.absolute()
 
     @field_validator("source_max_bytes_per_s", mode="before")
     @classmethod

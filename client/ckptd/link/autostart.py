@@ -28,6 +28,7 @@ _KEPT = frozenset(
     }
 )  # fmt: skip
 _KEPT_PREFIXES = ("CKPTD_", "LC_", "XDG_")
+_OURS = frozenset({"CKPTD_OFFLINE"})  # about this process, and the daemon serves others, too
 
 
 def is_allowed() -> bool:
@@ -110,7 +111,7 @@ def _environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+        if name in _KEPT or (name.startswith(_KEPT_PREFIXES) and name not in _OURS)
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Self
 
 import anyio
@@ -84,7 +85,12 @@ class Fetcher:
         async with AsyncExitStack() as stack:
             leases = await stack.enter_async_context(Leases.open(cache_dir / "leases", sessions))
             source = await stack.enter_async_context(
-                HttpSource.open(connect_s=config.connect_s, stall_s=config.stall_s)
+                HttpSource.open(
+                    connect_s=config.connect_s,
+                    stall_s=config.stall_s,
+                    proxy=config.proxy.get_secret_value() if config.proxy else None,
+                    ca_file=config.ca_file,
+                )
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
@@ -140,6 +146,8 @@ class Fetcher:
         """Fetch for a caller that may leave at any time, by leaving the block."""
         if self._is_refusing:
             raise errors.Unavailable("the daemon is stopping; ask again once it is back")
+        if self._config.offline:
+            request = replace(request, offline=True)
         call = Call(request, holder)
         self._calls.add(call)
         self._tasks.start_soon(self._run, call)

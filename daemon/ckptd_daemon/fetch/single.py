@@ -74,13 +74,16 @@ class Files:
     async def _offline(self, call: Call, url: str, sha256: str | None) -> Handed:
         if call.holder.uid != os.geteuid():
             text = (
-                "only the origin can tell what a user other than the daemon's may read; "
-                "ask without `offline`"
+                "only the origin can tell what a user other than the daemon's may read, and it is "
+                "not asked: you, CKPTD_OFFLINE, or the daemon's setting offline says so"
             )
             raise errors.PermissionDenied(text)
         try:
             newest = self._store.newest_of(identity(url))
             return await self._lender.cached(call, newest, sha256)
         except GoneError:
-            text = f"{display(url)} is not in the cache; ask without `offline` to fetch it"
+            text = (
+                f"{display(url)} is not in the cache; to fetch it, ask without `offline` (which may "
+                "come from CKPTD_OFFLINE, or be the daemon's setting)"
+            )
             raise errors.NotFound(text) from None

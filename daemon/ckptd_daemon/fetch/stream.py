@@ -21,6 +21,7 @@ from ckptd_daemon.fetch.pace import Pace
 from ckptd_daemon.fetch.plan import Claim
 from ckptd_daemon.sources.addresses import PrivateAddressError, dial
 from ckptd_daemon.sources.http import TRANSIENT_STATUS, unwell
+from ckptd_daemon.sources.proxies import tunnel
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.partials import Partial
 
@@ -48,6 +49,8 @@ class Stream:
         self._connect_s = connect_s
         self._path, self._connection = _connection(endpoint)
         self._headers = {**endpoint.headers, "Accept-Encoding": "identity"}
+        if endpoint.proxy is not None and not endpoint.url.startswith("https:"):
+            self._headers |= endpoint.proxy.headers
         if (etag := obj.validator.etag) is not None and obj.validator.is_strong:
             self._headers["If-Match"] = etag
         self._socket: socket.socket | None = None
@@ -69,10 +72,13 @@ class Stream:
 
     def connect(self) -> None:
         """Connect, and shake hands; blocks for at most `connect_s` per address."""
-        host, port = self._connection.host, self._connection.port
+        host, port, proxy = self._connection.host, self._connection.port, self._endpoint.proxy
+        to = (host, port) if proxy is None else (proxy.host, proxy.port)
         try:
-            sock = dial(host, port, self._connect_s, only_public=self._object.is_public)
+            sock = dial(*to, self._connect_s, only_public=self._object.is_public)
             if isinstance(self._connection, http.client.HTTPSConnection):
+                if proxy is not None:
+                    tunnel(sock, host, port, proxy)
                 sock = self._endpoint.tls.wrap_socket(sock, server_hostname=host)
         except PrivateAddressError as error:
             raise ChangedError("the origin is at a private address by now") from error
@@ -201,6 +207,8 @@ def _land(
 def _connection(endpoint: Endpoint) -> tuple[str, http.client.HTTPConnection]:
     parts = urlsplit(endpoint.url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if endpoint.proxy is not None and parts.scheme == "http":
+        path = endpoint.url
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
     if parts.scheme == "https":

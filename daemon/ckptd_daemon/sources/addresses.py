@@ -7,7 +7,17 @@ import ipaddress
 import socket
 from typing import Any
 
+_GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# what Python 3.11 takes for global
+_SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's platform, from inside its machines
+        "192.0.0.0/24",  # protocol assignments; Oracle's metadata
+        "192.88.99.0/24",  # 6to4 relays
+    )
+)
 
 
 class PrivateAddressError(OSError):
@@ -26,7 +36,10 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return parsed.is_global and not parsed.is_multicast
+        if parsed not in _GLOBAL_IPV6:
+            return False
+    is_special = any(parsed in network for network in _SPECIAL)
+    return parsed.is_global and not parsed.is_multicast and not is_special
 
 
 def public_socket(info: tuple[Any, ...]) -> socket.socket:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import re
 import ssl
-import urllib.request
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
@@ -20,19 +18,19 @@ from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError, public_socket
 from ckptd_daemon.sources.checksums import stated
+from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import (
     ChangedError,
-    Endpoint,
     NoRangesError,
     Object,
     TransientError,
     Validator,
 )
+from ckptd_daemon.sources.ways import Way, words
 from ckptd_proto import errors
 from ckptd_proto.urls import display, identity
 
 BLOCK_BYTES = 1 << 18
-REDIRECTS_MAX = 10
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
 NAME_MAX_BYTES = 200
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -100,9 +98,14 @@ def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
     if status in TRANSIENT_STATUS:
         return unwell(status, headers)
     match status:
-        case 401 | 407:
+        case 401:
             return errors.Unauthenticated(
-                f"{name}: the origin answers {status}: it wants credentials, or other ones"
+                f"{name}: the origin answers 401: it wants credentials, or other ones"
+            )
+        case 407:
+            return errors.Unauthenticated(
+                f"{name}: the proxy wants credentials, or other ones; put them into its URL, in "
+                "the daemon's setting proxy or in the environment"
             )
         case 403:
             return errors.PermissionDenied(
@@ -125,24 +128,32 @@ class HttpSource:
     nothing is public by way of a proxy, and other users are not sent over one.
     """
 
-    def __init__(
-        self, public: aiohttp.ClientSession, anywhere: aiohttp.ClientSession, tls: ssl.SSLContext
-    ) -> None:
+    def __init__(self, public: Way, anywhere: Way) -> None:
         self._public = public  # connects to public addresses only, and itself
         self._anywhere = anywhere
-        self._tls = tls
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, *, connect_s: float, stall_s: float) -> AsyncIterator[Self]:
-        """Keep one pool of connections until the block ends."""
+    async def open(
+        cls,
+        *,
+        connect_s: float,
+        stall_s: float,
+        proxy: str | None = None,
+        ca_file: Path | None = None,
+    ) -> AsyncIterator[Self]:
+        """Keep one pool of connections until the block ends.
+
+        *proxy* is asked for everything, and *ca_file* trusted besides the system's certificates.
+        """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
         tls = ssl.create_default_context()
+        if ca_file is not None:
+            tls.load_verify_locations(ca_file)
 
-        def session(connector: aiohttp.TCPConnector, *, trust_env: bool) -> aiohttp.ClientSession:
+        def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
                 timeout=timeout,
-                trust_env=trust_env,
                 auto_decompress=False,
                 connector=connector,
                 headers={"Accept-Encoding": "identity", "User-Agent": "ckptd"},
@@ -152,14 +163,14 @@ class HttpSource:
 
         guarded = aiohttp.TCPConnector(ssl=tls, socket_factory=public_socket)
         async with (
-            session(guarded, trust_env=False) as public,
-            session(aiohttp.TCPConnector(ssl=tls), trust_env=True) as anywhere,
+            session(guarded) as public,
+            session(aiohttp.TCPConnector(ssl=tls)) as anywhere,
         ):
-            yield cls(public, anywhere, tls)
+            yield cls(Way(public, tls), Way(anywhere, tls, Proxies(proxy)))
 
     async def stat(self, url: str, *, only_public: bool) -> Object:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
-        if not only_public and _has_proxy():
+        if not only_public and await self._anywhere.is_special(url):
             return await self._stat(url, is_public=False)
         try:
             return await self._stat(url, is_public=True)
@@ -174,8 +185,8 @@ class HttpSource:
 
     async def _stat(self, url: str, *, is_public: bool) -> Object:
         name = display(url)
-        session = self._public if is_public else self._anywhere
-        async with self._get(session, url, {"Range": "bytes=0-0"}, name) as reply:
+        way = self._way(is_public)
+        async with way.get(url, {"Range": "bytes=0-0"}, name) as reply:
             if reply.status == 206:
                 total = _total(reply.headers, name)
                 return self._described(url, reply, total, ranges=True, is_public=is_public)
@@ -184,7 +195,7 @@ class HttpSource:
             size = reply.content_length
             if reply.status == 200 and size != 1:  # some send the byte, and call it everything
                 return self._described(url, reply, size, ranges=False, is_public=is_public)
-        async with self._get(session, url, {}, name) as reply:  # an empty object has no first byte
+        async with way.get(url, {}, name) as reply:  # an empty object has no first byte
             if reply.status != 200:
                 raise refusal(reply.status, reply.headers, name)
             size = reply.content_length
@@ -196,9 +207,9 @@ class HttpSource:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if obj.validator.is_strong and obj.validator.etag is not None:
             headers["If-Match"] = obj.validator.etag
-        session = self._public if obj.is_public else self._anywhere
+        way = self._way(obj.is_public)
         try:
-            async with self._get(session, obj.url, headers, obj.title) as reply:
+            async with way.get(obj.url, headers, obj.title) as reply:
                 self._check(obj, start, reply)
                 expected = None if obj.size_bytes is None else obj.size_bytes - start
                 async with aclosing(self._blocks(reply, expected)) as blocks:
@@ -231,6 +242,9 @@ class HttpSource:
             )
         _require_identity(reply, obj.title)
 
+    def _way(self, is_public: bool) -> Way:
+        return self._public if is_public else self._anywhere
+
     async def _blocks(
         self, reply: aiohttp.ClientResponse, expected_bytes: int | None
     ) -> AsyncGenerator[bytes, None]:
@@ -240,7 +254,7 @@ class HttpSource:
                 seen += len(block)
                 yield block
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TransientError(f"the reply broke off: {_words(error)}") from error
+            raise TransientError(f"the reply broke off: {words(error)}") from error
         if expected_bytes is not None and seen != expected_bytes:
             raise TransientError(f"the reply has {seen} bytes instead of {expected_bytes}")
 
@@ -265,66 +279,9 @@ class HttpSource:
             validator=validator,
             url=url,
             is_public=is_public,
-            direct=_direct(reply, self._tls),
+            direct=self._way(is_public).endpoint(reply),
             checksums=stated(reply.headers.items(), is_whole=reply.status == 200),
         )
-
-    @asynccontextmanager
-    async def _get(
-        self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], name: str
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Yield the final reply; its body may be left unread.
-
-        aiohttp drops the Authorization header when a redirect leaves the host.
-        """
-        bare, credentials = _split_credentials(url)
-        try:
-            reply = await session.get(
-                bare, headers={**credentials, **headers}, max_redirects=REDIRECTS_MAX
-            )
-        except aiohttp.InvalidURL as error:
-            raise errors.InvalidArgument(f"{name} is not a URL that can be asked for") from error
-        except aiohttp.TooManyRedirects as error:
-            text = f"{name}: more than {REDIRECTS_MAX} redirects; the origin sends us in circles"
-            raise errors.FailedPrecondition(text) from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            text = f"{name}: the origin's certificate is not trusted here; see SSL_CERT_FILE"
-            raise errors.Unavailable(text) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            refused = getattr(error, "os_error", None)
-            if isinstance(refused, PrivateAddressError):
-                raise refused from None
-            raise TransientError(f"the origin cannot be reached: {_words(error)}") from error
-        async with reply:
-            try:
-                yield reply
-            finally:
-                if not reply.content.at_eof():
-                    reply.close()
-
-
-def _split_credentials(url: str) -> tuple[URL, dict[str, str]]:
-    parsed = URL(url)
-    if parsed.user is None:
-        return parsed, {}
-    userinfo = f"{parsed.user}:{parsed.password or ''}".encode()
-    header = {"Authorization": "Basic " + base64.b64encode(userinfo).decode()}
-    return parsed.with_user(None), header
-
-
-def _direct(reply: aiohttp.ClientResponse, tls: ssl.SSLContext) -> Endpoint | None:
-    """Return where *reply* came from if nothing stood between, with what it was asked with."""
-    url = reply.url
-    host = url.host or ""
-    if urllib.request.getproxies().get(url.scheme) and not urllib.request.proxy_bypass(host):
-        return None
-    sent = reply.request_info.headers
-    headers = {key: sent[key] for key in ("Authorization", "User-Agent") if key in sent}
-    return Endpoint(str(url.with_fragment(None)), headers, tls)
-
-
-def _has_proxy() -> bool:
-    return any(scheme in urllib.request.getproxies() for scheme in ("http", "https", "all"))
 
 
 def _total(headers: Mapping[str, str], name: str) -> int:
@@ -342,17 +299,3 @@ def _require_identity(reply: aiohttp.ClientResponse, name: str) -> None:
         raise errors.FailedPrecondition(
             f"{name}: the origin sends it {encoding}-encoded although the plain bytes were asked for"
         )
-
-
-def _words(error: BaseException) -> str:
-    """Say what happened without the URL, which aiohttp puts into its messages."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the connection was closed without an answer"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return "the answer is not valid HTTP"
-    if isinstance(error, OSError):
-        number = error.errno or 0  # below 0 for names that cannot be resolved
-        return (os.strerror(number) if number > 0 else error.strerror) or type(error).__name__
-    return type(error).__name__

@@ -28,12 +28,37 @@ class Validator:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy; shows host and port only."""
+
+    scheme: str
+    host: str
+    port: int
+    authorization: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where it is, without secrets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What it is told besides the request."""
+        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where the bytes are once every redirect is followed; may hold secrets, so it has no repr."""
 
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     tls: ssl.SSLContext = field(repr=False)
+    proxy: Proxy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +81,7 @@ class Object:
     is_public: bool = True
     """Read from public addresses only, whoever asks; else its `version` differs, too."""
     direct: Endpoint | None = None
-    """Set when plain HTTP/1.1 without a proxy reaches the bytes."""
+    """Set when plain HTTP/1.1 reaches the bytes, directly or over a plain proxy."""
     checksums: Checksums = NOTHING_STATED
     """Of the whole object, as far as the origin states them."""
     chunk_crc32c: tuple[int, ...] = ()

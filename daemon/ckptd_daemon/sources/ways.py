@@ -1,0 +1,222 @@
+"""From a URL to its reply: each redirect on the way is a question of its own.
+
+Whose credentials go along, over which proxy, and whether to go there at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import netrc
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import aiohttp
+from anyio import to_thread
+from yarl import URL
+
+from ckptd_daemon.sources.addresses import PrivateAddressError
+from ckptd_daemon.sources.proxies import Proxies
+from ckptd_daemon.sources.source import Endpoint, Proxy, TransientError
+from ckptd_proto import errors
+from ckptd_proto.urls import display
+
+REDIRECTS_MAX = 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PROXY_AUTHORIZATION = "Proxy-Authorization"
+
+
+class Way:
+    """One way to origins, for one kind of caller.
+
+    Without *proxies* it is for anybody: it connects itself, and knows no password but those that
+    the URL brings. With them it is for the daemon's own user, whose `.netrc` counts, too.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, tls: ssl.SSLContext, proxies: Proxies | None = None
+    ) -> None:
+        self._session = session
+        self._tls = tls
+        self._proxies = proxies
+
+    async def is_special(self, url: str) -> bool:
+        """Whether *url* is asked for over a proxy, or with credentials that it does not bring."""
+        at = _read(url, display(url))
+        return self._proxy(at) is not None or bool(await self._known(at))
+
+    @asynccontextmanager
+    async def get(
+        self, url: str, headers: Mapping[str, str], name: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Yield the final reply; its body may be left unread.
+
+        Credentials of the URL go to its own host and port only, over its own scheme.
+        """
+        at, credentials = _split(_read(url, name))
+        for _ in range(REDIRECTS_MAX):
+            sent = {**(credentials or await self._known(at)), **headers}
+            reply = await self._asked(at, sent, name)
+            async with reply:
+                if (target := _redirect(reply, name)) is None:
+                    try:
+                        yield reply
+                    finally:
+                        if not reply.content.at_eof():
+                            reply.close()
+                    return
+            bare, own = _split(target)
+            if bare.origin() != at.origin():
+                credentials = own
+            at = bare
+        text = f"{name}: more than {REDIRECTS_MAX} redirects; the origin sends us in circles"
+        raise errors.FailedPrecondition(text)
+
+    def endpoint(self, reply: aiohttp.ClientResponse) -> Endpoint | None:
+        """Return where *reply* came from, and what it was asked with, if a plain client can, too."""
+        proxy = self._proxy(reply.url)
+        if proxy is not None and proxy.scheme != "http":
+            return None
+        sent = reply.request_info.headers
+        headers = {key: sent[key] for key in ("Authorization", "User-Agent") if key in sent}
+        return Endpoint(str(reply.url.with_fragment(None)), headers, self._tls, proxy)
+
+    def _proxy(self, url: URL) -> Proxy | None:
+        return None if self._proxies is None else self._proxies.of(str(url))
+
+    async def _known(self, url: URL) -> dict[str, str]:
+        """Return what the user's `.netrc` has for the host of *url*."""
+        if self._proxies is None:
+            return {}
+        return await to_thread.run_sync(_from_netrc, url.host or "")
+
+    async def _asked(
+        self, url: URL, headers: Mapping[str, str], name: str
+    ) -> aiohttp.ClientResponse:
+        proxy = self._proxy(url)
+        for_proxy = None if proxy is None else proxy.headers
+        if url.scheme == "http" and for_proxy:  # no tunnel: it reads what we ask
+            headers = {**headers, **for_proxy}
+        try:
+            return await self._session.get(
+                url,
+                headers=headers,
+                allow_redirects=False,
+                proxy=None if proxy is None else proxy.url,
+                proxy_headers=for_proxy,
+            )
+        except aiohttp.InvalidURL as error:
+            raise errors.InvalidArgument(f"{name} is not a URL that can be asked for") from error
+        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+            raise _untrusted(url, name, error) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise _refused(proxy, name, error.status) from error
+        except aiohttp.ClientProxyConnectionError as error:
+            raise TransientError(f"the proxy {proxy} cannot be reached: {words(error)}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            refused = getattr(error, "os_error", None)
+            if isinstance(refused, PrivateAddressError):
+                raise refused from None
+            raise TransientError(f"the origin cannot be reached: {words(error)}") from error
+
+
+def _read(url: str, name: str) -> URL:
+    try:
+        return URL(url)
+    except ValueError as error:
+        raise errors.InvalidArgument(f"{name} is not a URL that can be asked for") from error
+
+
+def _split(url: URL) -> tuple[URL, dict[str, str]]:
+    """Return *url* without user and password, and these as a header."""
+    if url.user is None:
+        return url, {}
+    return url.with_user(None), _basic(url.user, url.password or "")
+
+
+def _basic(user: str, password: str) -> dict[str, str]:
+    userinfo = f"{user}:{password}".encode()
+    return {"Authorization": "Basic " + base64.b64encode(userinfo).decode()}
+
+
+def _from_netrc(host: str) -> dict[str, str]:
+    """Return what `$NETRC`, else `~/.netrc`, has for *host*; its default is for nobody.
+
+    Whoever redirects us could collect the default, as no host is named.
+    """
+    try:
+        found = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return {}
+    if host not in found.hosts or host == "default":
+        return {}
+    user, _, password = found.hosts[host]
+    return _basic(user, password)
+
+
+def _redirect(reply: aiohttp.ClientResponse, name: str) -> URL | None:
+    """Return where *reply* sends us, if it does and we follow."""
+    location = reply.headers.get("Location")
+    if reply.status not in _REDIRECTS or location is None:
+        return None
+    try:
+        target = reply.url.join(URL(location))
+    except ValueError:
+        target = URL()
+    if target.scheme not in {"http", "https"} or not target.host:
+        raise errors.FailedPrecondition(f"{name}: the origin redirects to what is no http(s) URL")
+    if reply.url.scheme == "https" and target.scheme == "http":
+        raise errors.FailedPrecondition(
+            f"{name}: the origin redirects from https to {display(str(target))}, which anyone on "
+            "the way could change; ask for that address itself if you trust the way"
+        )
+    return target
+
+
+def _untrusted(url: URL, name: str, error: Exception) -> errors.CkptdError:
+    """Say which host's TLS failed, how, and what would help."""
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        why = f"the certificate of {url.host} is not trusted here: {cause.verify_message}"
+        return errors.Unavailable(
+            f"{name}: {why}; if it should be, name its CA's file in the daemon's setting ca_file "
+            f"(CKPTD_CA_FILE), or in SSL_CERT_FILE{_unreadable()}"
+        )
+    return errors.Unavailable(
+        f"{name}: no TLS with {url.host}: {getattr(cause, 'reason', None) or type(cause).__name__}; "
+        "check that the port speaks https, and which versions of TLS"
+    )
+
+
+def _unreadable() -> str:
+    """Add that the environment names a file that OpenSSL passed over in silence."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return f", whose {file} cannot be read" if file and not os.access(file, os.R_OK) else ""
+
+
+def _refused(proxy: Proxy | None, name: str, status: int) -> Exception:
+    if status == 407:
+        return errors.Unauthenticated(
+            f"{name}: the proxy {proxy} wants credentials, or other ones; put them into its URL, "
+            "in the daemon's setting proxy or in the environment"
+        )
+    if status >= 500:
+        return TransientError(f"the proxy {proxy} answers {status}")
+    return errors.PermissionDenied(
+        f"{name}: the proxy {proxy} answers {status}: it refuses the way"
+    )
+
+
+def words(error: BaseException) -> str:
+    """Say what happened without the URL, which aiohttp puts into its messages."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed without an answer"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer is not valid HTTP"
+    if isinstance(error, OSError):
+        number = error.errno or 0  # below 0 for names that cannot be resolved
+        return (os.strerror(number) if number > 0 else error.strerror) or type(error).__name__
+    return type(error).__name__
