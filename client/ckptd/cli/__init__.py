@@ -11,6 +11,7 @@ from ckptd_proto import errors
 from ckptd_proto.exits import EXIT_CODES, INTERRUPTED, last_words
 
 _COMMANDS = {
+    "bench": "ckptd.cli.bench",
     "cache": "ckptd.cli.fetch",
     "config": "ckptd.cli.config",
     "demo": "ckptd.cli.demo",

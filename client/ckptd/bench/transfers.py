@@ -1,0 +1,90 @@
+"""The cases in which ckptd fetches what others fetch too."""
+
+from __future__ import annotations
+
+import psutil
+
+from ckptd.bench import targets
+from ckptd.bench.contestants import Ckptd, Contestant, Run, checked
+from ckptd.bench.figures import OURS, Outcome, Reading
+from ckptd.bench.origin import LIMIT_BYTES_S, Door, mean_streams
+from ckptd.bench.race import race
+from ckptd.bench.stage import Stage
+
+HASHED = "ckptd, sha256"
+
+
+def plain(stage: Stage) -> Outcome:
+    """One object over plain HTTP."""
+    return _one(stage, "plain", stage.origin.plain, targets.PLAIN)
+
+
+def tls(stage: Stage) -> Outcome:
+    """One object over TLS."""
+    return _one(stage, "tls", stage.origin.tls, targets.TLS)
+
+
+def _one(stage: Stage, case: str, door: Door, speed: targets.Speed) -> Outcome:
+    names = (stage.object(),)
+    rows = race(stage, case, door, names, _contestants(stage))
+    title = f"one object of {_size(stage.plan.size_bytes)}, {case.replace('tls', 'TLS')}"
+    verdicts = targets.transfer(rows, speed)
+    return Outcome(case, title, "wall_s", rows, verdicts, missing=stage.missing)
+
+
+def limited(stage: Stage) -> Outcome:
+    """One object, every connection limited to 50 MB/s."""
+    names = (stage.object(),)
+    size_bytes = stage.plan.size_bytes
+    psutil.cpu_times_percent()  # from here to the next call
+
+    def streams(run: Run, mark: int) -> Reading:
+        wall_s = run.reading["wall_s"]
+        busy = 1 - psutil.cpu_times_percent().idle / 100
+        found = mean_streams(stage.origin.since(mark, size_bytes), wall_s)
+        share = size_bytes / wall_s / (found * LIMIT_BYTES_S)
+        return {"streams": found, "stream_share": share, "busy_share": busy}
+
+    rows = race(stage, "limited", stage.origin.limited, names, _contestants(stage), streams)
+    title = f"one object of {_size(size_bytes)}, 50 MB/s per connection"
+    outcome = Outcome("limited", title, "wall_s", rows, missing=stage.missing)
+    if (ours := outcome.row(OURS)) is None:
+        return outcome
+    verdicts = targets.limited(ours), targets.memory(ours)
+    return Outcome("limited", title, "wall_s", rows, verdicts, missing=stage.missing)
+
+
+def small(stage: Stage) -> Outcome:
+    """Many small files in one go."""
+    names = stage.files()
+    rows = race(stage, "small", stage.origin.plain, names, _contestants(stage))
+    title = f"{len(names)} files of {_size(stage.plan.file_bytes)} in one go"
+    return Outcome("small", title, "wall_s", rows, missing=stage.missing)
+
+
+def sha256(stage: Stage) -> Outcome:
+    """One object over plain HTTP whose hash is checked."""
+    names, digest = (stage.object(),), stage.sha256()
+    hashed = Ckptd(stage.node, HASHED, digest)
+    others = checked(stage.peers, digest)
+    contestants = [Ckptd(stage.node), hashed, *others]
+    rows = race(stage, "sha256", stage.origin.plain, names, contestants)
+    title = f"one object of {_size(stage.plan.size_bytes)}, its SHA-256 checked"
+    outcome = Outcome("sha256", title, "wall_s", rows)
+    ours, costly = outcome.row(OURS), outcome.row(HASHED)
+    if ours is None or costly is None:
+        return outcome
+    wall_s = costly.median("wall_s") - ours.median("wall_s")
+    cpu_s = costly.median("cpu_s") - ours.median("cpu_s")
+    note = f"an inline SHA-256 costs {wall_s:+.2f} s of wall time and {cpu_s:+.2f} CPU seconds"
+    return Outcome("sha256", title, "wall_s", rows, notes=(note,))
+
+
+def _contestants(stage: Stage) -> list[Contestant]:
+    return [Ckptd(stage.node), *stage.peers]
+
+
+def _size(count: int) -> str:
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):.3g} GiB"
+    return f"{count / 1e6:.1f} MB"
