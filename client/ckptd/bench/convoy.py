@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from threading import Event, Thread
+from threading import Event
 
 from ckptd.bench.figures import OURS, Outcome, Reading, Row, row
 from ckptd.bench.origin import Door
@@ -75,10 +76,13 @@ class _Play:
 
     def ask(self, *, streaming: bool) -> Reading:
         """Have one rank ask for what is there; with *streaming*, a fetch over TLS goes on."""
-        stage = self._stage
-        big = self._repeating([self._fetching], lambda: fresh(stage, stage.origin.tls))
+        big = self._repeating([self._fetching], self._next_big)
         with big if streaming else nullcontext():
-            return hammer(stage, self._asking[:1], self._warm)
+            return hammer(self._stage, self._asking[:1], self._warm)
+
+    def _next_big(self) -> Job:
+        self._stage.node.forget()
+        return fresh(self._stage, self._stage.origin.tls)
 
     @contextmanager
     def _repeating(self, workers: Sequence[Worker], job: Callable[[], Job]) -> Iterator[None]:
@@ -88,14 +92,12 @@ class _Play:
         def repeat(worker: Worker) -> None:
             while not over.is_set():
                 together([worker], job())
-                self._stage.node.forget()
 
-        threads = [Thread(target=repeat, args=(worker,)) for worker in workers]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
+        with ThreadPoolExecutor(len(workers)) as pool:
+            repeating = [pool.submit(repeat, worker) for worker in workers]
+            try:
+                yield
+            finally:
+                over.set()
+            for one in repeating:
+                one.result()
