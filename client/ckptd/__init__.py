@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from ckptd.client import Client as Client
     from ckptd.fetching import fetch as fetch
     from ckptd.fetching import open as open
+    from ckptd.reading.opening import open_tensors as open_tensors
+    from ckptd.reading.tensors import Tensors as Tensors
     from ckptd.saving.checkpointer import Checkpointer as Checkpointer
     from ckptd.saving.save import Save as Save
     from ckptd.values import Blob as Blob
     from ckptd.values import Progress as Progress
+    from ckptd.values import TensorInfo as TensorInfo
 
 _WHERE = {
     "Checkpoint": "ckptd.values",
@@ -27,7 +30,10 @@ _WHERE = {
     "Progress": "ckptd.values",
     "fetch": "ckptd.fetching",
     "open": "ckptd.fetching",
+    "open_tensors": "ckptd.reading.opening",
     "Save": "ckptd.saving.save",
+    "TensorInfo": "ckptd.values",
+    "Tensors": "ckptd.reading.tensors",
 }
 _MODULES = ("aio", "errors")
 

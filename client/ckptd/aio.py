@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 
 from ckptd.client import Client as BlockingClient
 from ckptd.fetching import Ask, OnProgress, fetched, forget, release
 from ckptd.link import calls
+from ckptd.reading.awaited import Tensors
+from ckptd.reading.opening import TensorsAsk, Verify, opened_tensors
 from ckptd.values import Blob, DaemonStatus, Progress, Setting
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -77,6 +83,35 @@ class Client:
             with anyio.CancelScope(shield=True):
                 await self._run(lambda client: release(lambda: client.connection, ask))
 
+    @asynccontextmanager
+    async def open_tensors(
+        self,
+        ref: str | os.PathLike[str],
+        *,
+        tensors: Iterable[str] | None = None,
+        sha256: str | None = None,
+        verify: Verify = None,
+        device: str | torch.device = "cpu",
+        offline: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AsyncIterator[Tensors]:
+        """Read tensors while their file is being fetched; see `ckptd.open_tensors`."""
+        tell = on_progress and _on_loop(on_progress)
+        ask = TensorsAsk.of(ref, tensors, sha256, verify, device, offline, timeout, tell)
+        stack = ExitStack()
+        try:
+            reading = await self._run(
+                lambda client: stack.enter_context(opened_tensors(lambda: client.connection, ask))
+            )
+            found = Tensors(reading, self._limiter)
+            yield found
+            await found.settle()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(stack.close)
+                await self._run(lambda client: release(lambda: client.connection, ask.fetch))
+
     async def blobs(self) -> list[Blob]:
         """Return what the node's cache holds, the least recently used first."""
         return await self._run(lambda client: client.blobs())
@@ -116,8 +151,9 @@ class Client:
 
 def _on_loop(on_progress: OnProgress) -> OnProgress:
     """Have *on_progress* called where the caller awaits, not in the thread that works for it."""
+    loop = anyio.lowlevel.current_token()
 
     def tell(progress: Progress) -> None:
-        anyio.from_thread.run_sync(on_progress, progress)
+        anyio.from_thread.run_sync(on_progress, progress, token=loop)
 
     return tell

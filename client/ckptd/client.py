@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckptd import cache, node
 from ckptd.fetching import Ask, OnProgress, fetched, opened
 from ckptd.link.connection import Connection
+from ckptd.reading.opening import TensorsAsk, Verify, read_tensors
+from ckptd.reading.tensors import Tensors
 from ckptd.values import Blob, DaemonStatus, Setting
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Client:
@@ -58,6 +64,22 @@ class Client:
         """Fetch *ref*, and hold its file inside the block only; see `ckptd.open`."""
         ask = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout)
         return opened(lambda: self._connection, ask)
+
+    def open_tensors(
+        self,
+        ref: str | os.PathLike[str],
+        *,
+        tensors: Iterable[str] | None = None,
+        sha256: str | None = None,
+        verify: Verify = None,
+        device: str | torch.device = "cpu",
+        offline: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractContextManager[Tensors]:
+        """Read tensors while their file is being fetched; see `ckptd.open_tensors`."""
+        ask = TensorsAsk.of(ref, tensors, sha256, verify, device, offline, timeout, on_progress)
+        return read_tensors(lambda: self._connection, ask)
 
     @property
     def connection(self) -> Connection:

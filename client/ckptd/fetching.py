@@ -52,7 +52,7 @@ def fetch(
         CkptdError: One of `ckptd.errors`, by what you can do about it.
     """
     ask = Ask(os.fspath(ref), sha256, on_progress, keep_s, offline, timeout)
-    return fetched(_usual_connection, ask)
+    return fetched(usual_connection, ask)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def open(
 ) -> Iterator[Path]:
     """Fetch *ref* as `fetch` does, and hold its file inside the block only."""
     ask = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout)
-    with opened(_usual_connection, ask) as path:
+    with opened(usual_connection, ask) as path:
         yield path
 
 
@@ -90,7 +90,7 @@ def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
     """Fetch by the daemon that *connect* gives; a local path needs none."""
     ref = refs.parse(ask.ref, ask.sha256)
     if ref.path is not None:
-        return _local(ref.path, ref.sha256)
+        return local(ref.path, ref.sha256)
     deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
     connection = connect()
     with _forgotten_unless_seen(connection, ask):
@@ -133,7 +133,8 @@ def is_offline() -> bool:
     return os.environ.get("CKPTD_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
 
 
-def _usual_connection() -> Connection:
+def usual_connection() -> Connection:
+    """Return this process's connection to the daemon that the environment says."""
     from ckptd.link.connection import Connection
 
     return Connection.open()
@@ -143,7 +144,7 @@ def _left_s(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def _local(named: Path, sha256: str | None) -> Path:
+def local(named: Path, sha256: str | None) -> Path:
     """Return the absolute path of what is *named* if it is there, and is what was stated."""
     path = named.absolute()
     try:
@@ -185,7 +186,7 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
         for event in events:
             if event.HasField("blob"):
                 return event.blob
-            progress = _progress(event.progress)
+            progress = progress_of(event.progress)
             if ask.on_progress is not None:
                 ask.on_progress(progress)
     except grpc.RpcError as error:
@@ -210,7 +211,8 @@ def _late(ask: Ask, progress: Progress | None) -> str:
     )
 
 
-def _progress(message: blobs_pb2.FetchProgress) -> Progress:
+def progress_of(message: blobs_pb2.FetchProgress) -> Progress:
+    """Return how far a fetch is, as users see it."""
     from ckptd_proto.v1 import blobs_pb2
 
     phase = blobs_pb2.FetchPhase.Name(message.phase).removeprefix("FETCH_PHASE_").lower()

@@ -139,6 +139,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the header of a safetensors file says of one tensor."""
+
+    dtype: str
+    """As the file calls it, such as `BF16`."""
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
     """A verified file in the node's cache."""
 

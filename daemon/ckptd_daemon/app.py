@@ -72,7 +72,9 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         )
         server = _new_server(identity, stopping)
         node_pb2_grpc.add_NodeServicer_to_server(node, server)
-        blobs_pb2_grpc.add_BlobsServicer_to_server(BlobsService(fetcher, sessions), server)
+        blobs_pb2_grpc.add_BlobsServicer_to_server(
+            BlobsService(fetcher, sessions, descriptors.offer), server
+        )
         saves_pb2_grpc.add_SavesServicer_to_server(SavesService(saver, sessions), server)
         checkpoints = CheckpointsService(saver, sessions)
         checkpoints_pb2_grpc.add_CheckpointsServicer_to_server(checkpoints, server)

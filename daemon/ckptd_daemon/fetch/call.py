@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 
+from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.fetch.progress import Gauge, Progress
 from ckptd_daemon.sessions import Process
+from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store.blobs import Blob
 from ckptd_proto import errors
 
@@ -57,15 +61,26 @@ class Call:
         """Be as far as *gauge* says, from now on."""
         self.gauge = gauge
 
+    @contextmanager
+    def wanting(self, demand: Demand, obj: Object, key: str, sha256: str | None) -> Iterator[None]:
+        """Have the flight that brings *obj* know inside the block what of it is wanted: all."""
+        with demand.whole():
+            yield
+
     def progress(self) -> Progress:
         """Return how far it is."""
         return self.gauge.read()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a `result`."""
+        return self._ended.is_set()
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait until the fetch has ended, for *timeout_s* at most; tell whether it has."""
         with anyio.move_on_after(timeout_s):
             await self._ended.wait()
-        return self._ended.is_set()
+        return self.has_ended
 
     def leave(self) -> None:
         """Stop caring; harmless after the end."""

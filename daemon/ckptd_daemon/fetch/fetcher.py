@@ -18,6 +18,7 @@ from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.lending import Lender
 from ckptd_daemon.fetch.pace import Limits, Pacer
+from ckptd_daemon.fetch.reading import Reading, Span, Terms
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics, unfinished
 from ckptd_daemon.fetch.transfer import Transfer
@@ -144,15 +145,31 @@ class Fetcher:
     @contextmanager
     def calling(self, request: Request, holder: Process) -> Iterator[Call]:
         """Fetch for a caller that may leave at any time, by leaving the block."""
+        call = Call(self._in_force(request), holder)
+        with self._admitted(call):
+            yield call
+
+    @contextmanager
+    def reading(
+        self, request: Request, holder: Process, terms: Terms, wants: AsyncIterator[Span]
+    ) -> Iterator[Reading]:
+        """Fetch for a caller that reads what has landed, and says meanwhile what it *wants*."""
+        reading = Reading(self._in_force(request), holder, terms)
+        with reading.descriptors(), self._admitted(reading):
+            self._tasks.start_soon(reading.listen, wants)
+            yield reading
+
+    def _in_force(self, request: Request) -> Request:
+        return replace(request, offline=True) if self._config.offline else request
+
+    @contextmanager
+    def _admitted(self, call: Call) -> Iterator[None]:
         if self._is_refusing:
             raise errors.Unavailable("the daemon is stopping; ask again once it is back")
-        if self._config.offline:
-            request = replace(request, offline=True)
-        call = Call(request, holder)
         self._calls.add(call)
         self._tasks.start_soon(self._run, call)
         try:
-            yield call
+            yield
         finally:
             call.leave()
 

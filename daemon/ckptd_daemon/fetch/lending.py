@@ -82,7 +82,7 @@ class Lender:
                 async with self._flights.board(key, work, asker=asker) as flight:
                     flown_by = flight.asker
                     call.board(flight.gauge)
-                    with flight.demand.whole():
+                    with call.wanting(flight.demand, obj, key, sha256):
                         await flight.outcome()
             except MismatchError as error:
                 if error.expected == sha256:

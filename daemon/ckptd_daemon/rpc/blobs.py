@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+
+import anyio
 
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.fetcher import Fetcher
 from ckptd_daemon.fetch.progress import Phase, Progress
+from ckptd_daemon.rpc import reading as translated
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.store.blobs import Blob, Verification
@@ -36,9 +39,12 @@ _PHASE = {
 class BlobsService(blobs_pb2_grpc.BlobsServicer):
     """Fetching, and what the cache holds."""
 
-    def __init__(self, fetcher: Fetcher, sessions: Sessions) -> None:
+    def __init__(
+        self, fetcher: Fetcher, sessions: Sessions, offer: Callable[[int, int], str]
+    ) -> None:
         self._fetcher = fetcher
         self._sessions = sessions
+        self._offer = offer  # a descriptor to a user, against the token that it returns
         self._listeners = 0
 
     async def Fetch(
@@ -59,6 +65,36 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             finally:
                 self._listeners -= 1
             yield blobs_pb2.FetchEvent(blob=_handed(call.result()))
+
+    async def Read(
+        self, request_iterator: AsyncIterator[blobs_pb2.ReadRequest], context: Context
+    ) -> AsyncIterator[blobs_pb2.ReadEvent]:
+        """Tell what has landed and how far it is, then hand the file over."""
+        holder = self._sessions.of(context.peer()).process
+        request, terms = await translated.asked(request_iterator)
+        wants = translated.wants(request_iterator)
+        with self._fetcher.reading(request, holder, terms, wants) as reading:
+            context.add_done_callback(_leaving(reading))
+            self._listeners += 1
+            try:
+                told, told_at, has_ended = None, 0.0, False
+                while not has_ended:
+                    pause_s = interval_s(self._listeners)
+                    has_ended = await reading.wait_news(pause_s if told else 0)
+                    opened, landed = await reading.news()
+                    if opened is not None:
+                        token = self._offer(opened.fd, holder.uid)
+                        yield translated.opened_event(opened, token)
+                    for event in translated.landed_events(landed):
+                        yield event
+                    now, progress = anyio.current_time(), reading.progress()
+                    if progress != told and now - told_at >= pause_s:
+                        yield blobs_pb2.ReadEvent(progress=_progress(progress))
+                        told, told_at = progress, now
+                    await anyio.sleep(self._listeners / PROGRESS_MAX_PER_S)
+            finally:
+                self._listeners -= 1
+            yield blobs_pb2.ReadEvent(blob=_handed(reading.result()))
 
     async def Release(
         self, request: blobs_pb2.ReleaseRequest, context: Context

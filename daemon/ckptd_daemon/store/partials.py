@@ -87,10 +87,21 @@ class Partial:
 
     def close(self) -> None:
         """Let go of the files; what has landed stays."""
-        for fd in (self._data_fd, self._journal_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._data_fd = self._journal_fd = -1
+        with self._changed:
+            for fd in (self._data_fd, self._journal_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._data_fd = self._journal_fd = -1
+
+    def reader(self) -> int | None:
+        """Open the data for reading only, wherever it moves; None once this partial is closed.
+
+        What of it has landed may be read, and nothing else.
+        """
+        with self._changed:
+            if self._data_fd < 0:
+                return None
+            return os.open(f"/proc/self/fd/{self._data_fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def write(self, block: memoryview, length: int, offset: int) -> None:
         """Write the first *length* bytes of a page-aligned *block*, padded to whole pages."""

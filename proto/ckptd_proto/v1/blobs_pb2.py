@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63kptd_proto/v1/blobs.proto\x12\x08\x63kptd.v1\"h\n\x0c\x46\x65tchRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06keep_s\x18\x03 \x01(\x01\x12\x0f\n\x07offline\x18\x04 \x01(\x08\x12\x0c\n\x04hold\x18\x05 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x06 \x01(\t\"b\n\nFetchEvent\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.ckptd.v1.FetchProgressH\x00\x12\x1e\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x0e.ckptd.v1.BlobH\x00\x42\x07\n\x05\x65vent\"\xda\x01\n\rFetchProgress\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.ckptd.v1.FetchPhase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07streams\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\x12\x18\n\x10rate_bytes_per_s\x18\x07 \x01(\x01\x12\x12\n\x05\x65ta_s\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_total_bytesB\x08\n\x06_eta_s\"\xe3\x01\n\x04\x42lob\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12,\n\x0cverification\x18\x07 \x01(\x0e\x32\x16.ckptd.v1.Verification\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\x04\x12\r\n\x05inode\x18\t \x01(\x04\x12\r\n\x05lease\x18\n \x01(\t\x12\x0e\n\x06leases\x18\x0b \x01(\r\x12\x0f\n\x07used_at\x18\x0c \x01(\x01\";\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04hold\x18\x02 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x03 \x01(\t\"\x0e\n\x0cReleaseReply\"\x12\n\x10ListBlobsRequest\" \n\x11RemoveBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"&\n\x0fRemoveBlobReply\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04*\x82\x01\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x17\n\x13VERIFICATION_SHA256\x10\x01\x12\x1f\n\x1bVERIFICATION_STORE_CHECKSUM\x10\x02\x12\x1a\n\x16VERIFICATION_TRANSPORT\x10\x03*\xaf\x01\n\nFetchPhase\x12\x1b\n\x17\x46\x45TCH_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46\x45TCH_PHASE_RESOLVING\x10\x01\x12\x17\n\x13\x46\x45TCH_PHASE_WAITING\x10\x02\x12\x1b\n\x17\x46\x45TCH_PHASE_DOWNLOADING\x10\x03\x12\x19\n\x15\x46\x45TCH_PHASE_VERIFYING\x10\x04\x12\x18\n\x14\x46\x45TCH_PHASE_RETRYING\x10\x05\x32\xf5\x01\n\x05\x42lobs\x12\x37\n\x05\x46\x65tch\x12\x16.ckptd.v1.FetchRequest\x1a\x14.ckptd.v1.FetchEvent0\x01\x12;\n\x07Release\x12\x18.ckptd.v1.ReleaseRequest\x1a\x16.ckptd.v1.ReleaseReply\x12\x34\n\x04List\x12\x1a.ckptd.v1.ListBlobsRequest\x1a\x0e.ckptd.v1.Blob0\x01\x12@\n\x06Remove\x12\x1b.ckptd.v1.RemoveBlobRequest\x1a\x19.ckptd.v1.RemoveBlobReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63kptd_proto/v1/blobs.proto\x12\x08\x63kptd.v1\"h\n\x0c\x46\x65tchRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06keep_s\x18\x03 \x01(\x01\x12\x0f\n\x07offline\x18\x04 \x01(\x08\x12\x0c\n\x04hold\x18\x05 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x06 \x01(\t\"b\n\nFetchEvent\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.ckptd.v1.FetchProgressH\x00\x12\x1e\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x0e.ckptd.v1.BlobH\x00\x42\x07\n\x05\x65vent\"\xda\x01\n\rFetchProgress\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.ckptd.v1.FetchPhase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07streams\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\x12\x18\n\x10rate_bytes_per_s\x18\x07 \x01(\x01\x12\x12\n\x05\x65ta_s\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_total_bytesB\x08\n\x06_eta_s\"\xe3\x01\n\x04\x42lob\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12,\n\x0cverification\x18\x07 \x01(\x0e\x32\x16.ckptd.v1.Verification\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\x04\x12\r\n\x05inode\x18\t \x01(\x04\x12\r\n\x05lease\x18\n \x01(\t\x12\x0e\n\x06leases\x18\x0b \x01(\r\x12\x0f\n\x07used_at\x18\x0c \x01(\x01\"\"\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"`\n\x0bReadRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.ckptd.v1.ReadOpenH\x00\x12\"\n\x04want\x18\x02 \x01(\x0b\x32\x12.ckptd.v1.ReadWantH\x00\x42\t\n\x07request\"h\n\x08ReadOpen\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0f\n\x07offline\x18\x03 \x01(\x08\x12\x0c\n\x04hold\x18\x04 \x01(\t\x12\r\n\x05whole\x18\x05 \x01(\x08\x12\x11\n\ttransport\x18\x06 \x01(\x08\")\n\x08ReadWant\x12\x1d\n\x05spans\x18\x01 \x03(\x0b\x32\x0e.ckptd.v1.Span\"\xb1\x01\n\tReadEvent\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.ckptd.v1.ReadOpenedH\x00\x12&\n\x06landed\x18\x02 \x01(\x0b\x32\x14.ckptd.v1.ReadLandedH\x00\x12+\n\x08progress\x18\x03 \x01(\x0b\x32\x17.ckptd.v1.FetchProgressH\x00\x12\x1e\n\x04\x62lob\x18\x04 \x01(\x0b\x32\x0e.ckptd.v1.BlobH\x00\x42\x07\n\x05\x65vent\"P\n\nReadOpened\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05token\x18\x03 \x01(\t\x12\x12\n\nunverified\x18\x04 \x01(\x08\"+\n\nReadLanded\x12\x1d\n\x05spans\x18\x01 \x03(\x0b\x32\x0e.ckptd.v1.Span\";\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04hold\x18\x02 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x03 \x01(\t\"\x0e\n\x0cReleaseReply\"\x12\n\x10ListBlobsRequest\" \n\x11RemoveBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"&\n\x0fRemoveBlobReply\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04*\x82\x01\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x17\n\x13VERIFICATION_SHA256\x10\x01\x12\x1f\n\x1bVERIFICATION_STORE_CHECKSUM\x10\x02\x12\x1a\n\x16VERIFICATION_TRANSPORT\x10\x03*\xaf\x01\n\nFetchPhase\x12\x1b\n\x17\x46\x45TCH_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46\x45TCH_PHASE_RESOLVING\x10\x01\x12\x17\n\x13\x46\x45TCH_PHASE_WAITING\x10\x02\x12\x1b\n\x17\x46\x45TCH_PHASE_DOWNLOADING\x10\x03\x12\x19\n\x15\x46\x45TCH_PHASE_VERIFYING\x10\x04\x12\x18\n\x14\x46\x45TCH_PHASE_RETRYING\x10\x05\x32\xad\x02\n\x05\x42lobs\x12\x37\n\x05\x46\x65tch\x12\x16.ckptd.v1.FetchRequest\x1a\x14.ckptd.v1.FetchEvent0\x01\x12\x36\n\x04Read\x12\x15.ckptd.v1.ReadRequest\x1a\x13.ckptd.v1.ReadEvent(\x01\x30\x01\x12;\n\x07Release\x12\x18.ckptd.v1.ReleaseRequest\x1a\x16.ckptd.v1.ReleaseReply\x12\x34\n\x04List\x12\x1a.ckptd.v1.ListBlobsRequest\x1a\x0e.ckptd.v1.Blob0\x01\x12@\n\x06Remove\x12\x1b.ckptd.v1.RemoveBlobRequest\x1a\x19.ckptd.v1.RemoveBlobReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ckptd_proto.v1.blobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERIFICATION']._serialized_start=869
-  _globals['_VERIFICATION']._serialized_end=999
-  _globals['_FETCHPHASE']._serialized_start=1002
-  _globals['_FETCHPHASE']._serialized_end=1177
+  _globals['_VERIFICATION']._serialized_start=1459
+  _globals['_VERIFICATION']._serialized_end=1589
+  _globals['_FETCHPHASE']._serialized_start=1592
+  _globals['_FETCHPHASE']._serialized_end=1767
   _globals['_FETCHREQUEST']._serialized_start=40
   _globals['_FETCHREQUEST']._serialized_end=144
   _globals['_FETCHEVENT']._serialized_start=146
@@ -43,16 +43,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHPROGRESS']._serialized_end=465
   _globals['_BLOB']._serialized_start=468
   _globals['_BLOB']._serialized_end=695
-  _globals['_RELEASEREQUEST']._serialized_start=697
-  _globals['_RELEASEREQUEST']._serialized_end=756
-  _globals['_RELEASEREPLY']._serialized_start=758
-  _globals['_RELEASEREPLY']._serialized_end=772
-  _globals['_LISTBLOBSREQUEST']._serialized_start=774
-  _globals['_LISTBLOBSREQUEST']._serialized_end=792
-  _globals['_REMOVEBLOBREQUEST']._serialized_start=794
-  _globals['_REMOVEBLOBREQUEST']._serialized_end=826
-  _globals['_REMOVEBLOBREPLY']._serialized_start=828
-  _globals['_REMOVEBLOBREPLY']._serialized_end=866
-  _globals['_BLOBS']._serialized_start=1180
-  _globals['_BLOBS']._serialized_end=1425
+  _globals['_SPAN']._serialized_start=697
+  _globals['_SPAN']._serialized_end=731
+  _globals['_READREQUEST']._serialized_start=733
+  _globals['_READREQUEST']._serialized_end=829
+  _globals['_READOPEN']._serialized_start=831
+  _globals['_READOPEN']._serialized_end=935
+  _globals['_READWANT']._serialized_start=937
+  _globals['_READWANT']._serialized_end=978
+  _globals['_READEVENT']._serialized_start=981
+  _globals['_READEVENT']._serialized_end=1158
+  _globals['_READOPENED']._serialized_start=1160
+  _globals['_READOPENED']._serialized_end=1240
+  _globals['_READLANDED']._serialized_start=1242
+  _globals['_READLANDED']._serialized_end=1285
+  _globals['_RELEASEREQUEST']._serialized_start=1287
+  _globals['_RELEASEREQUEST']._serialized_end=1346
+  _globals['_RELEASEREPLY']._serialized_start=1348
+  _globals['_RELEASEREPLY']._serialized_end=1362
+  _globals['_LISTBLOBSREQUEST']._serialized_start=1364
+  _globals['_LISTBLOBSREQUEST']._serialized_end=1382
+  _globals['_REMOVEBLOBREQUEST']._serialized_start=1384
+  _globals['_REMOVEBLOBREQUEST']._serialized_end=1416
+  _globals['_REMOVEBLOBREPLY']._serialized_start=1418
+  _globals['_REMOVEBLOBREPLY']._serialized_end=1456
+  _globals['_BLOBS']._serialized_start=1770
+  _globals['_BLOBS']._serialized_end=2071
 # @@protoc_insertion_point(module_scope)

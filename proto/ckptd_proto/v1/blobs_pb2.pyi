@@ -4,7 +4,9 @@ isort:skip_file
 Blobs: immutable, verified files that every rank of the node shares."""
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
@@ -230,6 +232,176 @@ class Blob(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["device", b"device", "inode", b"inode", "key", b"key", "lease", b"lease", "leases", b"leases", "object", b"object", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes", "used_at", b"used_at", "verification", b"verification", "version", b"version"]) -> None: ...
 
 Global___Blob: typing_extensions.TypeAlias = Blob
+
+@typing.final
+class Span(google.protobuf.message.Message):
+    """Bytes `start` up to, and without, `end`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    START_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    start: builtins.int
+    end: builtins.int
+    def __init__(
+        self,
+        *,
+        start: builtins.int = ...,
+        end: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end", b"end", "start", b"start"]) -> None: ...
+
+Global___Span: typing_extensions.TypeAlias = Span
+
+@typing.final
+class ReadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: builtins.int
+    WANT_FIELD_NUMBER: builtins.int
+    @property
+    def open(self) -> Global___ReadOpen: ...
+    @property
+    def want(self) -> Global___ReadWant: ...
+    def __init__(
+        self,
+        *,
+        open: Global___ReadOpen | None = ...,
+        want: Global___ReadWant | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["open", b"open", "request", b"request", "want", b"want"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["open", b"open", "request", b"request", "want", b"want"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["open", "want"] | None: ...
+
+Global___ReadRequest: typing_extensions.TypeAlias = ReadRequest
+
+@typing.final
+class ReadOpen(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REF_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    OFFLINE_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    TRANSPORT_FIELD_NUMBER: builtins.int
+    ref: builtins.str
+    """As in FetchRequest, without local paths."""
+    sha256: builtins.str
+    offline: builtins.bool
+    hold: builtins.str
+    whole: builtins.bool
+    """All of the object is wanted in the end; else only what `want` names."""
+    transport: builtins.bool
+    """Where a checksum of the whole is known, from the caller or the store: tell what has landed before
+    that was compared. Else nothing is told, and all of the object is fetched, until it was.
+    """
+    def __init__(
+        self,
+        *,
+        ref: builtins.str = ...,
+        sha256: builtins.str = ...,
+        offline: builtins.bool = ...,
+        hold: builtins.str = ...,
+        whole: builtins.bool = ...,
+        transport: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hold", b"hold", "offline", b"offline", "ref", b"ref", "sha256", b"sha256", "transport", b"transport", "whole", b"whole"]) -> None: ...
+
+Global___ReadOpen: typing_extensions.TypeAlias = ReadOpen
+
+@typing.final
+class ReadWant(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPANS_FIELD_NUMBER: builtins.int
+    @property
+    def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """The most urgent first; what ends behind the object ends with it."""
+
+    def __init__(
+        self,
+        *,
+        spans: collections.abc.Iterable[Global___Span] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["spans", b"spans"]) -> None: ...
+
+Global___ReadWant: typing_extensions.TypeAlias = ReadWant
+
+@typing.final
+class ReadEvent(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: builtins.int
+    LANDED_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    BLOB_FIELD_NUMBER: builtins.int
+    @property
+    def opened(self) -> Global___ReadOpened: ...
+    @property
+    def landed(self) -> Global___ReadLanded: ...
+    @property
+    def progress(self) -> Global___FetchProgress: ...
+    @property
+    def blob(self) -> Global___Blob: ...
+    def __init__(
+        self,
+        *,
+        opened: Global___ReadOpened | None = ...,
+        landed: Global___ReadLanded | None = ...,
+        progress: Global___FetchProgress | None = ...,
+        blob: Global___Blob | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["blob", b"blob", "event", b"event", "landed", b"landed", "opened", b"opened", "progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blob", b"blob", "event", b"event", "landed", b"landed", "opened", b"opened", "progress", b"progress"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["opened", "landed", "progress", "blob"] | None: ...
+
+Global___ReadEvent: typing_extensions.TypeAlias = ReadEvent
+
+@typing.final
+class ReadOpened(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    UNVERIFIED_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    """Of the blob that it is or will be: the same key means the same bytes."""
+    size_bytes: builtins.int
+    token: builtins.str
+    """For the socket of descriptors; what is read through it counts once it was told to have landed."""
+    unverified: builtins.bool
+    """A checksum of the whole is known, and what lands now was not compared with it."""
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        token: builtins.str = ...,
+        unverified: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "size_bytes", b"size_bytes", "token", b"token", "unverified", b"unverified"]) -> None: ...
+
+Global___ReadOpened: typing_extensions.TypeAlias = ReadOpened
+
+@typing.final
+class ReadLanded(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPANS_FIELD_NUMBER: builtins.int
+    @property
+    def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """What has landed since the last time; all of the object once it is a blob."""
+
+    def __init__(
+        self,
+        *,
+        spans: collections.abc.Iterable[Global___Span] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["spans", b"spans"]) -> None: ...
+
+Global___ReadLanded: typing_extensions.TypeAlias = ReadLanded
 
 @typing.final
 class ReleaseRequest(google.protobuf.message.Message):

@@ -39,6 +39,11 @@ class BlobsStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchEvent.FromString,
                 _registered_method=True)
+        self.Read = channel.stream_stream(
+                '/ckptd.v1.Blobs/Read',
+                request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadEvent.FromString,
+                _registered_method=True)
         self.Release = channel.unary_unary(
                 '/ckptd.v1.Blobs/Release',
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReleaseRequest.SerializeToString,
@@ -63,6 +68,17 @@ class BlobsServicer(object):
         """Progress while the object is on its way (coalesced, newest wins), then exactly one `blob`.
         Callers that ask for the same object version share one transfer; a caller that goes away
         disturbs nobody. The blob is leased before it is announced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request_iterator, context):
+        """Says which bytes of an object are on this node as they come, so that they are read before the
+        rest is. The first request is `open`; each `want` after it has more bytes fetched before all
+        others. First `opened`, with a descriptor of the file that grows; then `landed` and `progress`;
+        last, if all of it is wanted, one `blob`. After a failure nothing that was read counts.
+        A call that ends disturbs nobody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +112,11 @@ def add_BlobsServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchEvent.SerializeToString,
+            ),
+            'Read': grpc.stream_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadEvent.SerializeToString,
             ),
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
@@ -140,6 +161,33 @@ class Blobs(object):
             '/ckptd.v1.Blobs/Fetch',
             ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_blobs__pb2.FetchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/ckptd.v1.Blobs/Read',
+            ckptd__proto_dot_v1_dot_blobs__pb2.ReadRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_blobs__pb2.ReadEvent.FromString,
             options,
             channel_credentials,
             insecure,

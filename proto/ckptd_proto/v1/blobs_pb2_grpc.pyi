@@ -41,6 +41,22 @@ _BlobsFetchType = typing_extensions.TypeVar(
     ],
 )
 
+_BlobsReadType = typing_extensions.TypeVar(
+    '_BlobsReadType',
+    grpc.StreamStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.ReadRequest,
+        ckptd_proto.v1.blobs_pb2.ReadEvent,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.ReadRequest,
+        ckptd_proto.v1.blobs_pb2.ReadEvent,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.ReadRequest,
+        ckptd_proto.v1.blobs_pb2.ReadEvent,
+    ],
+)
+
 _BlobsReleaseType = typing_extensions.TypeVar(
     '_BlobsReleaseType',
     grpc.UnaryUnaryMultiCallable[
@@ -89,12 +105,16 @@ _BlobsRemoveType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReleaseType, _BlobsListType, _BlobsRemoveType]):
+class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsReleaseType, _BlobsListType, _BlobsRemoveType]):
     @typing.overload
     def __init__(self: BlobsStub[
         grpc.UnaryStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.FetchRequest,
             ckptd_proto.v1.blobs_pb2.FetchEvent,
+        ],
+        grpc.StreamStreamMultiCallable[
+            ckptd_proto.v1.blobs_pb2.ReadRequest,
+            ckptd_proto.v1.blobs_pb2.ReadEvent,
         ],
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -116,6 +136,10 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReleaseType, _BlobsListTyp
             ckptd_proto.v1.blobs_pb2.FetchRequest,
             ckptd_proto.v1.blobs_pb2.FetchEvent,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            ckptd_proto.v1.blobs_pb2.ReadRequest,
+            ckptd_proto.v1.blobs_pb2.ReadEvent,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReleaseRequest,
             ckptd_proto.v1.blobs_pb2.ReleaseReply,
@@ -136,6 +160,14 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReleaseType, _BlobsListTyp
     disturbs nobody. The blob is leased before it is announced.
     """
 
+    Read: _BlobsReadType
+    """Says which bytes of an object are on this node as they come, so that they are read before the
+    rest is. The first request is `open`; each `want` after it has more bytes fetched before all
+    others. First `opened`, with a descriptor of the file that grows; then `landed` and `progress`;
+    last, if all of it is wanted, one `blob`. After a failure nothing that was read counts.
+    A call that ends disturbs nobody.
+    """
+
     Release: _BlobsReleaseType
     """Gives a lease back before its holder ends. Unknown or ended leases are no error."""
 
@@ -149,6 +181,10 @@ BlobsAsyncStub: typing_extensions.TypeAlias = BlobsStub[
     grpc.aio.UnaryStreamMultiCallable[
         ckptd_proto.v1.blobs_pb2.FetchRequest,
         ckptd_proto.v1.blobs_pb2.FetchEvent,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.ReadRequest,
+        ckptd_proto.v1.blobs_pb2.ReadEvent,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -174,6 +210,19 @@ class BlobsServicer(metaclass=abc.ABCMeta):
         """Progress while the object is on its way (coalesced, newest wins), then exactly one `blob`.
         Callers that ask for the same object version share one transfer; a caller that goes away
         disturbs nobody. The blob is leased before it is announced.
+        """
+
+    @abc.abstractmethod
+    def Read(
+        self,
+        request_iterator: _MaybeAsyncIterator[ckptd_proto.v1.blobs_pb2.ReadRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.blobs_pb2.ReadEvent], collections.abc.AsyncIterator[ckptd_proto.v1.blobs_pb2.ReadEvent]]:
+        """Says which bytes of an object are on this node as they come, so that they are read before the
+        rest is. The first request is `open`; each `want` after it has more bytes fetched before all
+        others. First `opened`, with a descriptor of the file that grows; then `landed` and `progress`;
+        last, if all of it is wanted, one `blob`. After a failure nothing that was read counts.
+        A call that ends disturbs nobody.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,1 @@
+"""Reading tensors while their file is still on its way."""

@@ -1,0 +1,174 @@
+"""Opening a safetensors object: a local file, one of the cache, or one on its way."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from ckptd import fetching
+from ckptd.fetching import Ask, OnProgress
+from ckptd.reading.arrival import Arrival, Data
+from ckptd.reading.tensors import Tensors, Want, read_header
+from ckptd_proto import errors, refs
+from ckptd_proto.urls import display
+
+if TYPE_CHECKING:
+    import torch
+
+    from ckptd.link.connection import Connection
+
+Verify = Literal["transport"] | None
+
+
+@contextmanager
+def open_tensors(
+    ref: str | os.PathLike[str],
+    *,
+    tensors: Iterable[str] | None = None,
+    sha256: str | None = None,
+    verify: Verify = None,
+    device: str | torch.device = "cpu",
+    offline: bool = False,
+    timeout: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Iterator[Tensors]:
+    """Read the tensors of a safetensors object while it is being fetched.
+
+    The block gets a `Tensors` as soon as the header is here: its names, shapes and metadata at
+    once, each tensor when its bytes are. All processes of the node share one transfer, and what
+    somebody waits for is fetched first. Leaving the block waits for no more than its verdict:
+
+    Where a checksum of the whole is known (the SHA-256 that you state, or what the store does),
+    nothing is handed out before the file was compared with it. With `verify="transport"` tensors
+    come at once, checked only as every reply of the origin is (its version, range and length), and
+    leaving the block waits for the comparison: `DataLoss` then says that what was read does not
+    count. Where no checksum is known, that check is all there is, and nothing needs to be asked.
+
+    Args:
+        ref: A path, `file://…` or `http(s)://…`; `#sha256=…` may follow.
+        tensors: Fetch only these, by name, in pieces of 16 MiB; others still come when they are
+            asked for. Without it the whole file is fetched while the block lasts.
+        sha256: What the bytes of the file must hash to, in hex.
+        verify: `"transport"` hands tensors out before that was compared.
+        device: Where tensors are put, as torch calls it.
+        offline: Answer from the cache or fail.
+        timeout: Seconds that opening, and then each wait for a tensor, may take.
+        on_progress: Called on a thread of ours, a few times a second.
+
+    Raises:
+        DataLoss: It is no whole safetensors file, or not the one that was stated.
+        Aborted: It changed while it was read.
+        NotFound: It does not exist, or has no tensor that was asked for.
+        CkptdError: Others of `ckptd.errors`, by what you can do about it.
+    """
+    ask = TensorsAsk.of(ref, tensors, sha256, verify, device, offline, timeout, on_progress)
+    with read_tensors(fetching.usual_connection, ask) as tensors_here:
+        yield tensors_here
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsAsk:
+    """The arguments of `open_tensors`."""
+
+    fetch: Ask
+    tensors: tuple[str, ...] | None
+    verify: Verify
+    device: str
+
+    @classmethod
+    def of(
+        cls,
+        ref: str | os.PathLike[str],
+        tensors: Iterable[str] | None,
+        sha256: str | None,
+        verify: Verify,
+        device: str | torch.device,
+        offline: bool,
+        timeout: float | None,
+        on_progress: OnProgress | None,
+    ) -> Self:
+        """Return the arguments as users give them."""
+        hold = secrets.token_hex(16)
+        fetch = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout, hold)
+        return cls(fetch, None if tensors is None else tuple(tensors), verify, str(device))
+
+
+@contextmanager
+def read_tensors(connect: Callable[[], Connection], ask: TensorsAsk) -> Iterator[Tensors]:
+    """Open as `opened_tensors` does; leaving the block waits for the verdict on what was read."""
+    with opened_tensors(connect, ask) as tensors:
+        yield tensors
+        tensors.settle()
+
+
+@contextmanager
+def opened_tensors(connect: Callable[[], Connection], ask: TensorsAsk) -> Iterator[Tensors]:
+    """Open by the daemon that *connect* gives; a local file needs none.
+
+    What was read counts once `Tensors.settle` has returned.
+    """
+    if ask.verify not in (None, "transport"):
+        text = f'verify is {ask.verify!r}; give "transport", or nothing to wait for the whole'
+        raise errors.InvalidArgument(text)
+    ref = refs.parse(ask.fetch.ref, ask.fetch.sha256)
+    deadline = None if ask.fetch.timeout is None else time.monotonic() + ask.fetch.timeout
+    with ExitStack() as stack:
+        if ref.path is not None:
+            arrival, want = _local(fetching.local(ref.path, ref.sha256))
+        else:
+            arrival, want = stack.enter_context(_remote(connect, ask, display(ref.url or "")))
+        stack.callback(arrival.close)
+        yield Tensors(
+            arrival,
+            read_header(arrival, want, deadline),
+            ask.tensors,
+            want=want,
+            device=ask.device,
+            timeout=ask.fetch.timeout,
+        )
+
+
+def _local(path: Path) -> tuple[Arrival, Want]:
+    """Return a local file, all of which is here."""
+    arrival = Arrival(str(path))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise errors.PermissionDenied(f"you may not read {path}") from error
+    data = Data(fd, os.fstat(fd).st_size)
+    arrival.open("", data)
+    arrival.land([(0, data.size_bytes)])
+    arrival.publish()
+    return arrival, lambda _spans: None
+
+
+@contextmanager
+def _remote(
+    connect: Callable[[], Connection], ask: TensorsAsk, title: str
+) -> Iterator[tuple[Arrival, Want]]:
+    """Follow what the daemon fetches, and hold it inside the block."""
+    from ckptd.link import calls
+    from ckptd.reading.stream import Stream
+    from ckptd_proto.v1 import blobs_pb2
+
+    opening = blobs_pb2.ReadOpen(
+        ref=ask.fetch.ref,
+        sha256=ask.fetch.sha256 or "",
+        offline=ask.fetch.offline or fetching.is_offline(),
+        hold=ask.fetch.hold,
+        whole=ask.tensors is None,
+        transport=ask.verify == "transport",
+    )
+    arrival = Arrival(title)
+    try:
+        with Stream(connect, opening, arrival, ask.fetch.on_progress) as stream:
+            yield arrival, stream.want
+    finally:
+        with calls.untracked():
+            fetching.release(connect, ask.fetch)

@@ -1,0 +1,155 @@
+"""The tensors of one file, each as soon as it is here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ckptd.reading import header
+from ckptd.reading.arrival import Arrival
+from ckptd.reading.elements import Elements
+from ckptd.reading.header import Entry, Header
+from ckptd.reading.spans import Span
+from ckptd.values import TensorInfo
+from ckptd_proto import errors
+
+if TYPE_CHECKING:
+    import torch
+
+Want = Callable[[Iterable[Span]], object]
+
+
+class Tensors:
+    """A safetensors object that may still be on its way; see `ckptd.open_tensors`."""
+
+    def __init__(
+        self,
+        arrival: Arrival,
+        header: Header,
+        asked: Iterable[str] | None,
+        *,
+        want: Want,
+        device: str,
+        timeout: float | None,
+    ) -> None:
+        """Raises `NotFound` if the file has no tensor that was *asked* for; None asks for all."""
+        self._arrival = arrival
+        self._header = header
+        self._want = want
+        self._device = device
+        self._timeout = timeout
+        self._is_whole = asked is None
+        named = header.tensors if asked is None else asked
+        self._asked = {name: self._entry(name) for name in named}
+        if not self._is_whole:
+            want((entry.start, entry.end) for entry in self._asked.values())
+
+    def __repr__(self) -> str:
+        return f"<Tensors [{len(self._header.tensors)}] of {self._arrival.title}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors of the file, in its order."""
+        return tuple(self._header.tensors)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The text that whoever wrote the file put beside the tensors."""
+        return self._header.metadata
+
+    def info(self, name: str) -> TensorInfo:
+        """Return dtype, shape and size of a tensor, which need not be here; raises `NotFound`."""
+        return self._entry(name).info
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._header.tensors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Return a tensor; see `get`."""
+        return self.get(name)
+
+    def get(self, name: str) -> torch.Tensor:
+        """Return a tensor, in memory of its own, once its bytes are here; they are fetched first.
+
+        Raises:
+            NotFound: The file has no tensor of this name.
+            DeadlineExceeded: It has not arrived within the `timeout` that was given on opening.
+            DataLoss, Aborted: What arrived is damaged, or the object changed: none of it counts.
+        """
+        entry = self._entry(name)
+        return self._read(name, entry)
+
+    def slice(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return the rows `[start:stop]` of a tensor's first dimension, and fetch only these.
+
+        Raises what `get` does, and `InvalidArgument` if there are no such rows.
+        """
+        entry = self._entry(name)
+        rows = entry.info.shape[0] if entry.info.shape else 0
+        if not 0 <= start <= stop <= rows:
+            text = f"tensor {name!r} has {rows} rows; [{start}:{stop}] is not within them"
+            raise errors.InvalidArgument(text)
+        row_bytes = entry.info.size_bytes // max(1, rows)
+        size_bytes = (stop - start) * row_bytes
+        info = replace(
+            entry.info, shape=(stop - start, *entry.info.shape[1:]), size_bytes=size_bytes
+        )
+        at = entry.start + start * row_bytes
+        return self._read(name, Entry(info, at, at + size_bytes))
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every tensor that was asked for, with its name, as they arrive."""
+        pending = list(self._asked.items())
+        while pending:
+            spans = [(entry.start, entry.end) for _, entry in pending]
+            name, entry = pending.pop(self._arrival.wait_any(spans, self._deadline()))
+            yield name, self._read(name, entry)
+
+    def wait(self) -> None:
+        """Wait until all that was asked for is here: with the whole file, until it is verified.
+
+        Raises what `get` does.
+        """
+        if self._is_whole:
+            self._arrival.wait_published(self._deadline())
+        else:
+            spans = [(entry.start, entry.end) for entry in self._asked.values()]
+            self._arrival.wait_all(spans, self._deadline())
+
+    def settle(self) -> None:
+        """Wait for the verdict on what was handed out, if there is to be one."""
+        if self._is_whole and self._arrival.is_unverified:
+            self.wait()
+        self._arrival.check()
+
+    def _read(self, name: str, entry: Entry) -> torch.Tensor:
+        elements = Elements(name, entry.info)
+        span = entry.start, entry.end
+        if not self._arrival.has(span):
+            self._want([span])
+        self._arrival.read(entry.start, elements.view, self._deadline())
+        return elements.tensor(self._device)
+
+    def _entry(self, name: str) -> Entry:
+        if (entry := self._header.tensors.get(name)) is not None:
+            return entry
+        text = f"{self._arrival.title} has no tensor {name!r}; `.names` lists what it has"
+        raise errors.NotFound(text)
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+
+def read_header(arrival: Arrival, want: Want, deadline: float | None) -> Header:
+    """Return the header of what arrives, as soon as it is here; raises `DataLoss` if it is none."""
+    want([(0, header.PREFIX_BYTES)])
+    size_bytes = arrival.wait_opened(deadline).size_bytes
+    prefix = bytearray(min(header.PREFIX_BYTES, size_bytes))
+    arrival.read(0, memoryview(prefix), deadline)
+    length = header.length(prefix, size_bytes, where=arrival.title)
+    want([(header.PREFIX_BYTES, header.PREFIX_BYTES + length)])
+    text = bytearray(length)
+    arrival.read(header.PREFIX_BYTES, memoryview(text), deadline)
+    return header.parse(text, size_bytes, where=arrival.title)
