@@ -38,3 +38,21 @@ def tampered(pid: int, *injections: str, on: Sequence[Path] = ()) -> Iterator[No
     finally:
         tracer.kill()
         tracer.communicate()
+
+
+@contextmanager
+def recorded(pid: int, calls: str, file: Path) -> Iterator[None]:
+    """Record *calls*, a set of system calls, of process *pid* in *file*."""
+    need_programs("strace")
+    tracer = subprocess.Popen(
+        ["strace", "-fp", str(pid), f"-etrace={calls}", "-o", file],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    assert "attached" in tracer.stderr.readline(), "strace did not attach"
+    try:
+        yield
+    finally:
+        tracer.terminate()
+        tracer.communicate()

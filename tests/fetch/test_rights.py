@@ -64,11 +64,17 @@ def test_a_private_address_is_refused_by_any_name_and_way(shared: Daemon, origin
         f"http://localhost:{port}/model",
         f"http://[::ffff:127.0.0.1]:{port}/model",
         f"http://0.0.0.0:{port}/model",
+        f"http://[::]:{port}/model",
+        f"http://[64:ff9b::127.0.0.1]:{port}/model",
+        f"http://user:word@127.0.0.1:{port}/model",
         "http://169.254.169.254/latest/meta-data/",
     ]
     for answer in asked(shared, *map(repr, urls)):
         assert answer.startswith(PRIVATE), answer
         assert "private address" in answer
+    for odd in ("127.1", "0177.0.0.1", "0x7f000001", "2130706433", "127.0.0.1."):
+        (answer,) = asked(shared, repr(f"http://{odd}:{port}/model"))
+        assert answer.startswith((PRIVATE, "InvalidArgument")), answer
     assert origin.requests == []
 
 
@@ -126,6 +132,85 @@ def test_a_public_address_serves_all_users_with_one_transfer_but_leads_nowhere_p
     lines = done.stdout.splitlines()
     assert (lines[0], lines[1], lines[3]) == ("True", "True True", "True"), lines
     assert lines[2].startswith(PRIVATE)
+
+
+NETRC = """
+import sys
+from pathlib import Path
+from fakes.daemon import Daemon
+from fakes.origin import Origin
+from fetch.test_rights import AS_NOBODY, asked
+with Origin("93.184.216.34") as public:
+    public.put("model", b"data")
+    with Daemon(Path(sys.argv[1]), allow_uids=65534) as daemon:
+        url = public.url("model")
+        mine = daemon.client().fetch(url)
+        print(public.headers[-1].get("Authorization"))
+        count = len(public.headers)
+        print(asked(daemon, repr(url)))
+        print([each.get("Authorization") for each in public.headers[count:]])
+        print(str(mine) in asked(daemon, repr(url))[0])
+"""
+REBINDING = """
+import os, sys
+from pathlib import Path
+from fakes.daemon import Daemon
+from fakes.origin import Origin
+from fetch.test_rights import asked
+hosts = Path("/etc/hosts")
+data = bytes(17 << 20)
+with Origin("93.184.216.34") as public, Daemon(Path(sys.argv[1]), allow_uids=65534) as daemon:
+    secret = Origin()
+    secret.port = public.port
+    with secret:
+        hosts.write_text("93.184.216.34 model.example\\n")
+        public.put("a", data)
+        url = f"http://model.example:{public.port}/"
+        print(asked(daemon, repr(url + "a"))[0].split()[0])
+        public.put("b", data)
+        secret.put("b", data)
+        hosts.write_text("127.0.0.1 model.example\\n")
+        print(asked(daemon, repr(url + "b"))[0].split()[0])
+        print(secret.requests)
+"""
+
+
+def in_a_network_of_its_own(code: str, directory: Path, *, prepare: str = "true") -> list[str]:
+    """Run *code* where 93.184.216.34 is ours; return what it prints."""
+    directory.chmod(0o755)
+    up = "ip link set lo up && ip addr add 93.184.216.34/32 dev lo"
+    done = subprocess.run(
+        ["unshare", "-nm", "sh", "-c", f'{up} && {prepare} && exec "$@"', "", sys.executable, "-c",
+         code, directory / "d"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_passwords_of_the_daemons_user_are_for_nobody_else(short_path: Path) -> None:
+    netrc = short_path / ".netrc"
+    netrc.write_text("machine 93.184.216.34 login reader password word\n")
+    netrc.chmod(0o600)
+    mine, other, sent, is_same = in_a_network_of_its_own(NETRC, short_path)
+    assert mine.startswith("Basic ")
+    assert other.startswith("['got")
+    assert set(sent.strip("[]").split(", ")) == {"None"}
+    assert is_same == "False"
+
+
+def test_a_name_that_comes_to_mean_a_private_address_leads_nowhere(short_path: Path) -> None:
+    mine = short_path / "hosts"
+    mine.touch()
+    prepare = f"mount --bind {mine} /etc/hosts"
+    first, second, secret = in_a_network_of_its_own(REBINDING, short_path, prepare=prepare)
+    assert first == "got"
+    assert second in {PRIVATE, "Aborted"}
+    assert secret == "[]"
 
 
 def test_files_are_looked_at_below_the_read_roots_and_over_no_link(shared: Daemon) -> None:

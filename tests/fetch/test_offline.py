@@ -1,0 +1,79 @@
+"""Offline means that nobody is asked: no socket is opened to anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ckptd
+from ckptd import errors
+from fakes.daemon import Daemon
+from fakes.origin import Origin
+from fakes.running import ckptd as run
+from fakes.running import python
+from fakes.tracing import recorded
+
+
+def to_the_network(record: Path) -> list[str]:
+    return [line for line in record.read_text().splitlines() if "AF_INET" in line]
+
+
+def test_an_offline_daemon_answers_from_its_cache_and_opens_no_socket(
+    short_path: Path, origin: Origin, tmp_path: Path
+) -> None:
+    origin.put("model", b"data")
+    local = tmp_path / "local"
+    local.write_bytes(b"mine")
+    with Daemon(short_path) as daemon:
+        with recorded(daemon.pid, "%network", tmp_path / "online"):
+            daemon.client().fetch(origin.url("model"), keep_s=60)
+        assert to_the_network(tmp_path / "online")  # this is what it looks like
+        daemon.stop()
+    asked = len(origin.requests)
+    with Daemon(short_path, offline=1) as daemon:
+        client = daemon.client()
+        client.status()  # gRPC has met its first client
+        with recorded(daemon.pid, "%network", tmp_path / "offline"):
+            assert client.fetch(origin.url("model")).read_bytes() == b"data"
+            assert client.fetch(local) == local
+            for absent in (origin.url("other"), "https://models.example/model"):
+                with pytest.raises(errors.NotFound, match="not in the cache; to fetch it"):
+                    client.fetch(absent)
+        assert "Blobs" in (tmp_path / "offline").read_text()
+        assert to_the_network(tmp_path / "offline") == []
+        assert client.settings()["offline"].value is True
+    assert len(origin.requests) == asked
+
+
+def test_the_environment_makes_all_of_a_process_offline_and_nobody_else(
+    daemon: Daemon, origin: Origin
+) -> None:
+    origin.put("model", b"data")
+    offline = daemon.env | {"CKPTD_OFFLINE": "1"}
+    done = run("fetch", "-q", origin.url("model"), env=offline)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "CKPTD_OFFLINE" in done.stderr
+    assert origin.requests == []
+    daemon.client().fetch(origin.url("model"), keep_s=60)
+    code = f"import ckptd; print(ckptd.fetch({origin.url('model')!r}).read_text())"
+    assert python(code, env=offline) == "data\n"
+
+
+def test_a_daemon_that_an_offline_process_starts_serves_others_online(
+    short_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("model", b"data")
+    monkeypatch.setenv("CKPTD_SOCKET", str(short_path / "private" / "d.sock"))
+    monkeypatch.setenv("CKPTD_STATE_DIR", str(short_path / "state"))
+    monkeypatch.setenv("CKPTD_AUTOSTART", "1")
+    monkeypatch.setenv("CKPTD_OFFLINE", "1")
+    client = ckptd.Client()
+    try:
+        assert client.settings()["offline"].value is False
+        with pytest.raises(errors.NotFound):
+            client.fetch(origin.url("model"))
+        monkeypatch.delenv("CKPTD_OFFLINE")
+        assert client.fetch(origin.url("model")).read_bytes() == b"data"
+    finally:
+        client.stop()
