@@ -15,7 +15,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from ckptd.client import Client as BlockingClient
-from ckptd.fetching import Ask, OnProgress, fetched, forget, release
+from ckptd.fetching import Ask, OnProgress, Patterns, fetched, forget, release
 from ckptd.link import calls
 from ckptd.reading.awaited import Tensors
 from ckptd.reading.opening import TensorsAsk, Verify, opened_tensors
@@ -52,10 +52,21 @@ class Client:
         keep_s: float = 0.0,
         offline: bool = False,
         timeout: float | None = None,
+        include: Patterns = (),
+        exclude: Patterns = (),
     ) -> Path:
         """Return the local path of what *ref* names; see `ckptd.fetch`."""
         tell = on_progress and _on_loop(on_progress)
-        ask = Ask(os.fspath(ref), sha256, tell, keep_s, offline, timeout)
+        ask = Ask(
+            os.fspath(ref),
+            sha256,
+            tell,
+            keep_s,
+            offline,
+            timeout,
+            include=include,
+            exclude=exclude,
+        )
         try:
             return await self._run(lambda client: fetched(lambda: client.connection, ask))
         except anyio.get_cancelled_exc_class():  # nobody will see the answer that may be there
@@ -72,11 +83,23 @@ class Client:
         on_progress: OnProgress | None = None,
         offline: bool = False,
         timeout: float | None = None,
+        include: Patterns = (),
+        exclude: Patterns = (),
     ) -> AsyncIterator[Path]:
         """Fetch *ref*, and hold its file inside the block only; see `ckptd.open`."""
         tell = on_progress and _on_loop(on_progress)
         hold = secrets.token_hex(16)
-        ask = Ask(os.fspath(ref), sha256, tell, 0.0, offline, timeout, hold)
+        ask = Ask(
+            os.fspath(ref),
+            sha256,
+            tell,
+            0.0,
+            offline,
+            timeout,
+            hold=hold,
+            include=include,
+            exclude=exclude,
+        )
         try:
             yield await self._run(lambda client: fetched(lambda: client.connection, ask))
         finally:  # also when the answer was never seen: the daemon may have granted the lease

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptd import cache, node
-from ckptd.fetching import Ask, OnProgress, fetched, opened
+from ckptd.fetching import Ask, OnProgress, Patterns, fetched, opened
 from ckptd.link.connection import Connection
 from ckptd.reading.opening import TensorsAsk, Verify, read_tensors
 from ckptd.reading.tensors import Tensors
@@ -47,9 +47,20 @@ class Client:
         keep_s: float = 0.0,
         offline: bool = False,
         timeout: float | None = None,
+        include: Patterns = (),
+        exclude: Patterns = (),
     ) -> Path:
         """Return the local path of what *ref* names; see `ckptd.fetch`."""
-        ask = Ask(os.fspath(ref), sha256, on_progress, keep_s, offline, timeout)
+        ask = Ask(
+            os.fspath(ref),
+            sha256,
+            on_progress,
+            keep_s,
+            offline,
+            timeout,
+            include=include,
+            exclude=exclude,
+        )
         return fetched(lambda: self._connection, ask)
 
     def open(
@@ -60,9 +71,20 @@ class Client:
         on_progress: OnProgress | None = None,
         offline: bool = False,
         timeout: float | None = None,
+        include: Patterns = (),
+        exclude: Patterns = (),
     ) -> AbstractContextManager[Path]:
         """Fetch *ref*, and hold its file inside the block only; see `ckptd.open`."""
-        ask = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout)
+        ask = Ask(
+            os.fspath(ref),
+            sha256,
+            on_progress,
+            0.0,
+            offline,
+            timeout,
+            include=include,
+            exclude=exclude,
+        )
         return opened(lambda: self._connection, ask)
 
     def open_tensors(

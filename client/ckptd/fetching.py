@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ _UNSEEN = (errors.Aborted, errors.DeadlineExceeded, errors.FailedPrecondition)
 """After these the daemon may have granted a lease that nobody uses."""
 
 OnProgress = Callable[[Progress], object]
+Patterns = str | Sequence[str]
 RELEASE_S = 5.0
 
 
@@ -35,23 +36,39 @@ def fetch(
     keep_s: float = 0.0,
     offline: bool = False,
     timeout: float | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
 ) -> Path:
     """Return the local path of what *ref* names, fetching it if nobody on this node has.
 
     The file is verified and read-only, and it stays until this process ends, and *keep_s* longer.
 
     Args:
-        ref: A path, `file://…` or `http(s)://…`; `#sha256=…` may follow.
+        ref: A path, `file://…` or `http(s)://…`; `#sha256=…` may follow. A URL that ends with `/`
+            is a directory: what is below it, as its index page or its manifest says. A directory
+            of this node is returned as it is.
         sha256: What the bytes must hash to, in hex.
         on_progress: Called on this thread, a few times a second.
         keep_s: How many seconds the file stays after this process has ended.
         offline: Answer from the cache or fail; `CKPTD_OFFLINE=1` says so for all of a process.
         timeout: Seconds until `DeadlineExceeded`; the node goes on fetching for a while.
+        include: Which files of a directory, by patterns on their relative paths as `fnmatch` reads
+            them (`*` crosses `/`, `**/` is any directories or none); all if none are given.
+        exclude: Which of these not.
 
     Raises:
         CkptdError: One of `ckptd.errors`, by what you can do about it.
     """
-    ask = Ask(os.fspath(ref), sha256, on_progress, keep_s, offline, timeout)
+    ask = Ask(
+        os.fspath(ref),
+        sha256,
+        on_progress,
+        keep_s,
+        offline,
+        timeout,
+        include=include,
+        exclude=exclude,
+    )
     return fetched(usual_connection, ask)
 
 
@@ -63,9 +80,20 @@ def open(
     on_progress: OnProgress | None = None,
     offline: bool = False,
     timeout: float | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
 ) -> Iterator[Path]:
-    """Fetch *ref* as `fetch` does, and hold its file inside the block only."""
-    ask = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout)
+    """Fetch *ref* as `fetch` does, and hold what it is inside the block only."""
+    ask = Ask(
+        os.fspath(ref),
+        sha256,
+        on_progress,
+        0.0,
+        offline,
+        timeout,
+        include=include,
+        exclude=exclude,
+    )
     with opened(usual_connection, ask) as path:
         yield path
 
@@ -82,6 +110,8 @@ class Ask:
     timeout: float | None = None
     hold: str = ""
     """Names the lease that `release` gives back; without one it lasts as long as the process."""
+    include: Patterns = ()
+    exclude: Patterns = ()
     call: str = field(default_factory=lambda: secrets.token_hex(16))
     """Names this very fetch, for `forget` to give back what it took and nobody saw."""
 
@@ -179,6 +209,8 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
         offline=ask.offline or is_offline(),
         hold=ask.hold,
         call=ask.call,
+        include=_several(ask.include),
+        exclude=_several(ask.exclude),
     )
     events = stubs.blobs.Fetch(request, timeout=_left_s(deadline))
     progress = None
@@ -196,6 +228,10 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
     finally:
         events.cancel()  # no harm once it has ended
     raise errors.Unavailable("the daemon ended the fetch without an answer; ask again")
+
+
+def _several(patterns: Patterns) -> Sequence[str]:
+    return [patterns] if isinstance(patterns, str) else patterns
 
 
 def _late(ask: Ask, progress: Progress | None) -> str:

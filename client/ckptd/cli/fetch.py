@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import re
-import secrets
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptd.cli import json_option
+from ckptd.cli.copying import copied, size_bytes
 from ckptd_proto import errors
 
 if TYPE_CHECKING:
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
     from ckptd.values import Progress
 
 NAME_MAX = 28  # characters, so that the figures fit a line
-_FICLONE = 0x40049409  # linux/fs.h
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -58,6 +53,10 @@ class _Duration(click.ParamType[float]):
     help="Hold it in the cache so long.",
 )
 @click.option("--offline", is_flag=True, help="Answer from the cache or fail.")
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Of a directory (URL/): only what matches."
+)
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Of a directory: not what matches.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 @json_option
 def fetch(
@@ -66,6 +65,8 @@ def fetch(
     sha256: str | None,
     keep: float,
     offline: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -82,11 +83,17 @@ def fetch(
     for ref in refs:
         with _bar(ref, is_shown=not quiet and sys.stderr.isatty()) as on_progress:
             path = fetch_ref(
-                ref, sha256=sha256, keep_s=keep, offline=offline, on_progress=on_progress
+                ref,
+                sha256=sha256,
+                keep_s=keep,
+                offline=offline,
+                on_progress=on_progress,
+                include=include,
+                exclude=exclude,
             )
         if output is not None:
-            path = _copied(path, output / path.name if output.is_dir() else output)
-        found = {"path": str(path), "size_bytes": path.stat().st_size}
+            path = copied(path, output / path.name if output.is_dir() else output)
+        found = {"path": str(path), "size_bytes": size_bytes(path)}
         click.echo(json.dumps(found) if as_json else str(path))
 
 
@@ -152,39 +159,3 @@ def _bar(ref: str, *, is_shown: bool) -> Iterator[OnProgress | None]:
             )
 
         yield show
-
-
-def _copied(source: Path, target: Path) -> Path:
-    """Put a reflink or copy of *source* at *target*, all of it or nothing; never a link."""
-    if source.is_dir():
-        text = f"{source} is a directory, and -o copies files; name one of them"
-        raise errors.InvalidArgument(text)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with source.open("rb") as reader, temporary.open("xb") as writer:
-            try:
-                fcntl.ioctl(writer, _FICLONE, reader.fileno())
-            except OSError:  # another filesystem, or one that cannot share blocks
-                shutil.copyfileobj(reader, writer, 8 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise _unwritable(source, target, error) from error
-    finally:
-        with suppress(OSError):  # it is the target by now, or was never made
-            temporary.unlink()
-    return target.absolute()
-
-
-def _unwritable(source: Path, target: Path, error: OSError) -> errors.CkptdError:
-    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-        text = f"cannot write {target}: {error.strerror}; choose another place with -o"
-        return errors.PermissionDenied(text)
-    need, free = source.stat().st_size, shutil.disk_usage(target.parent).free
-    return errors.ResourceExhausted(
-        f"cannot write {target}: {need} bytes are needed and {free} are free; "
-        "free some space or choose another place with -o",
-        need_bytes=need,
-        free_bytes=free,
-    )

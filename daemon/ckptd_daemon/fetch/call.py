@@ -27,6 +27,9 @@ class Request:
     offline: bool = False
     hold: str = ""
     """The caller's name for the lease, if it will release it."""
+    include: tuple[str, ...] = ()
+    """Patterns: which files of a directory; empty for all."""
+    exclude: tuple[str, ...] = ()
     call: str = ""
     """The caller's name for this very fetch, by which it gives back what it never saw."""
 

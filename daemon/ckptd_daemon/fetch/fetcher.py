@@ -13,24 +13,31 @@ from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch.call import Call, Request
+from ckptd_daemon.fetch.answers import Answers
+from ckptd_daemon.fetch.call import Call, Handed, Request
+from ckptd_daemon.fetch.directories import Directories
 from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.flights import Flights
+from ckptd_daemon.fetch.gathering import Gathering
 from ckptd_daemon.fetch.lending import Lender
 from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.reading import Reading, Span, Terms
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics, unfinished
 from ckptd_daemon.fetch.transfer import Transfer
-from ckptd_daemon.fetch.versions import Versions
 from ckptd_daemon.sessions import Process, Sessions
+from ckptd_daemon.sources.directories import HttpDirectories, is_directory
 from ckptd_daemon.sources.http import HttpSource
+from ckptd_daemon.sources.listing import Listing
+from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.blobs import Blob, BlobStore
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.room import Space
-from ckptd_proto import errors
+from ckptd_daemon.store.snapshots import SnapshotStore
+from ckptd_proto import errors, refs
+from ckptd_proto.urls import display
 
 BUFFER_COUNT = 32  # of 8 MiB: four flights at full speed
 HASH_THREADS = 2
@@ -45,6 +52,7 @@ class Fetcher:
         config: Config,
         tasks: TaskGroup,
         store: BlobStore,
+        snapshots: SnapshotStore,
         leases: Leases,
         source: HttpSource,
     ) -> None:
@@ -59,14 +67,8 @@ class Fetcher:
         self._flights: Flights[Blob] = Flights(
             tasks, linger_s=config.linger_s, failure_s=config.failure_s
         )
-        self._versions = Versions(
-            source,
-            tasks,
-            revalidate_s=config.revalidate_s,
-            retries=config.retries,
-            failure_s=config.failure_s,
-        )
-        self._space = Space(store, leases.on, config)
+        self._versions: Answers[Object] = Answers(source.stat, tasks, config)
+        self._space = Space(store, self._leases_on, config)
         leases.on_freed(self._space.poke)
         buffers = Buffers(BUFFER_COUNT)
         self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
@@ -75,6 +77,11 @@ class Fetcher:
         hash_threads = CapacityLimiter(HASH_THREADS)
         lender = Lender(store, leases, self._flights, transfer, hash_threads)
         self._files = Files(config, store, self._versions, lender, hash_threads)
+        self._listings: Answers[Listing] = Answers(HttpDirectories(source).listing, tasks, config)
+        gathering = Gathering(self._files, lender)
+        self._directories = Directories(
+            config, tasks, gathering, self._listings, store, snapshots, leases
+        )
 
     @classmethod
     @asynccontextmanager
@@ -82,7 +89,9 @@ class Fetcher:
         """Take stock of the cache and fetch until the block ends; flights then leave partials."""
         cache_dir = config.state_dir / "cache"
         store = BlobStore(cache_dir)
+        snapshots = SnapshotStore(cache_dir, store)
         await to_thread.run_sync(store.load)
+        await to_thread.run_sync(snapshots.load)
         async with AsyncExitStack() as stack:
             leases = await stack.enter_async_context(Leases.open(cache_dir / "leases", sessions))
             source = await stack.enter_async_context(
@@ -95,7 +104,7 @@ class Fetcher:
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            yield cls(config, tasks, store, leases, source)
+            yield cls(config, tasks, store, snapshots, leases, source)
 
     def __repr__(self) -> str:
         return f"<Fetcher [{len(self._calls)} callers] {self._flights} {self._store}>"
@@ -103,7 +112,8 @@ class Fetcher:
     @property
     def is_idle(self) -> bool:
         """Nothing is in flight or leased."""
-        return not (self._calls or self._flights or self._leases)
+        busy = self._calls, self._flights, self._directories.flights, self._leases
+        return not any(map(bool, busy))
 
     def refuse_new(self) -> None:
         """From now on every new fetch raises `Unavailable`."""
@@ -114,6 +124,7 @@ class Fetcher:
         while self._calls:
             self._quiet = anyio.Event()
             await self._quiet.wait()
+        await self._directories.flights.wait_idle()
         await self._flights.wait_idle()
 
     def unfinished(self) -> list[str]:
@@ -125,6 +136,8 @@ class Fetcher:
         return Statistics(
             flights=(
                 *(FlightStatistics.of(flight, "") for flight in self._versions),
+                *(FlightStatistics.of(flight, "") for flight in self._listings),
+                *(FlightStatistics.of(flight, "") for flight in self._directories.flights),
                 *(FlightStatistics.of(flight, flight.key) for flight in self._flights),
             ),
             blobs=len(self._store),
@@ -187,7 +200,7 @@ class Fetcher:
 
     def blobs(self) -> list[tuple[Blob, int]]:
         """Return the published blobs, each with the number of its leases."""
-        return [(blob, self._leases.on(blob.key)) for blob in self._store]
+        return [(blob, self._leases_on(blob.key)) for blob in self._store]
 
     async def remove(self, key: str, holder: Process) -> int:
         """Drop a blob that nobody holds, for the daemon's user; returns the bytes it took."""
@@ -197,7 +210,7 @@ class Fetcher:
         blob = self._store.find(key)
         if blob is None:
             raise errors.NotFound(f"no blob {key} in the cache; `ckptd cache ls` lists them")
-        if leases := self._leases.on(key):
+        if leases := self._leases_on(key):
             text = f"blob {key} is held by {leases} leases; it can go when their processes ended"
             raise errors.FailedPrecondition(text)
         self._store.forget(key)
@@ -209,7 +222,7 @@ class Fetcher:
         handed, failure = None, None
         try:
             with call.scope:
-                handed = await self._files.handed(call)
+                handed = await self._handed(call)
             if handed is not None and call.is_left:  # too late to be interrupted
                 await self._leases.release(handed.lease, call.holder.uid, wholly=False)
             elif handed is not None and call.request.call:
@@ -221,6 +234,22 @@ class Fetcher:
             call.end(handed, failure)
             if not self._calls:
                 self._quiet.set()
+
+    async def _handed(self, call: Call) -> Handed:
+        request = call.request
+        url = refs.parse(request.ref, request.sha256).url
+        if url is not None and is_directory(url):
+            return await self._directories.handed(call, url)
+        if url is not None and (request.include or request.exclude):
+            text = f"{display(url)} is a file; patterns choose from a directory: end it with /"
+            raise errors.InvalidArgument(text)
+        return await self._files.handed(call)
+
+    def _leases_on(self, key: str) -> int:
+        return self._leases.on(key) + self._directories.holders(key)
+
+    def _is_held(self, key: str) -> bool:
+        return key in self._flights or self._leases_on(key) > 0
 
     def _granted(self, call: Call, lease: str) -> None:
         self._grants[call.holder, call.request.call] = lease

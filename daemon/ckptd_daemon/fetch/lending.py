@@ -41,12 +41,6 @@ class Lender:
         self._hash_threads = hash_threads
         self._hashing = anyio.Lock()  # one late SHA-256 at a time, so that none is done twice
 
-    async def cached(self, call: Call, blob: Blob | None, sha256: str | None) -> Handed:
-        """Hand *blob* over as the cache has it; raises `GoneError`."""
-        if blob is None:
-            raise GoneError
-        return await self.held(call, blob.key, None, sha256)
-
     async def held(self, call: Call, key: str, obj: Object | None, sha256: str | None) -> Handed:
         """Hand the blob called *key* over, which is *obj* if it must be fetched first.
 
@@ -54,7 +48,7 @@ class Lender:
         """
         lease = self._leases.take(key, call.holder, call.request.keep_s, call.request.hold)
         try:
-            blob = await self._ready(call, key, obj, sha256)
+            blob = await self.ready(call, key, obj, sha256)
             await self._leases.write(lease.id)
             for_others = call.holder.uid != os.geteuid()
             touch = partial(self._store.touch, blob, for_others=for_others)
@@ -67,8 +61,11 @@ class Lender:
             blob.path, blob.size_bytes, found.st_dev, found.st_ino, blob.sha256, blob, lease.id
         )
 
-    async def _ready(self, call: Call, key: str, obj: Object | None, sha256: str | None) -> Blob:
-        """Return the blob called *key*, checked, from the cache or else from its origin."""
+    async def ready(self, call: Call, key: str, obj: Object | None, sha256: str | None) -> Blob:
+        """Return the blob called *key*, checked, from the cache or else from its origin.
+
+        The caller holds it already; raises as `held` does.
+        """
         while True:
             blob = self._store.find(key)
             if blob is not None and await to_thread.run_sync(self._store.check, blob):

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
 from ckptd_daemon.config import Config
+from ckptd_daemon.fetch.answers import Answers
 from ckptd_daemon.fetch.call import Call, Handed
 from ckptd_daemon.fetch.lending import GoneError, Lender
-from ckptd_daemon.fetch.versions import Versions
 from ckptd_daemon.sources import files
-from ckptd_daemon.sources.source import ChangedError
-from ckptd_daemon.store.blobs import BlobStore, key_of
+from ckptd_daemon.sources.source import ChangedError, Object
+from ckptd_daemon.store.blobs import Blob, BlobStore, key_of
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display, identity
 
 CHANGES_MAX = 2
+
+T = TypeVar("T")
+Take = Callable[[str, Object | None, str | None], Awaitable[T]]
 
 
 class Files:
@@ -29,7 +34,7 @@ class Files:
         self,
         config: Config,
         store: BlobStore,
-        versions: Versions,
+        versions: Answers[Object],
         lender: Lender,
         hash_threads: CapacityLimiter,
     ) -> None:
@@ -44,20 +49,23 @@ class Files:
         ref = refs.parse(call.request.ref, call.request.sha256)
         if ref.path is not None:
             return await self._local(call, ref.path, ref.sha256)
-        return await self.remote(call, ref.url or "", ref.sha256)
+        return await self.found(call, ref.url or "", ref.sha256, partial(self._lender.held, call))
 
-    async def remote(self, call: Call, url: str, sha256: str | None) -> Handed:
-        """Hand over what *url* names, whose bytes hash to *sha256* if that is stated."""
+    async def found(self, call: Call, url: str, sha256: str | None, take: Take[T]) -> T:
+        """Have *take* take what *url* names, whose bytes hash to *sha256* if that is stated.
+
+        It gets the key of the blob, and the object if the blob may have to be fetched.
+        """
         is_own = call.holder.uid == os.geteuid()
         if sha256 is not None and is_own:
             with suppress(GoneError):
-                return await self._lender.cached(call, self._store.with_sha256(sha256), sha256)
+                return await _cached(self._store.with_sha256(sha256), sha256, take)
         if call.request.offline:
-            return await self._offline(call, url, sha256)
+            return await self._offline(call, url, sha256, take)
         for _ in range(CHANGES_MAX):
             obj = await self._versions.of(url, only_public=not is_own, on_board=call.board)
             try:
-                return await self._lender.held(call, key_of(obj.id, obj.version), obj, sha256)
+                return await take(key_of(obj.id, obj.version), obj, sha256)
             except ChangedError:
                 self._versions.forget(url, only_public=not is_own)
         raise errors.Aborted(
@@ -71,7 +79,7 @@ class Files:
         found = await to_thread.run_sync(look, limiter=self._hash_threads if sha256 else None)
         return Handed(path, found.size_bytes, found.device, found.inode, sha256)
 
-    async def _offline(self, call: Call, url: str, sha256: str | None) -> Handed:
+    async def _offline(self, call: Call, url: str, sha256: str | None, take: Take[T]) -> T:
         if call.holder.uid != os.geteuid():
             text = (
                 "only the origin can tell what a user other than the daemon's may read, and it is "
@@ -79,11 +87,17 @@ class Files:
             )
             raise errors.PermissionDenied(text)
         try:
-            newest = self._store.newest_of(identity(url))
-            return await self._lender.cached(call, newest, sha256)
+            return await _cached(self._store.newest_of(identity(url)), sha256, take)
         except GoneError:
             text = (
                 f"{display(url)} is not in the cache; to fetch it, ask without `offline` (which may "
                 "come from CKPTD_OFFLINE, or be the daemon's setting)"
             )
             raise errors.NotFound(text) from None
+
+
+async def _cached(blob: Blob | None, sha256: str | None, take: Take[T]) -> T:
+    """Take *blob* as the cache has it; raises `GoneError`."""
+    if blob is None:
+        raise GoneError
+    return await take(blob.key, None, sha256)

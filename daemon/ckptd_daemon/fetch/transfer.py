@@ -84,6 +84,7 @@ class Transfer:
             is_resumable=obj.is_rangeable,
         )
         partial = Partial(self._store.partial_path(key), header)
+        partial.expected = dict(enumerate(obj.chunk_crc32c))
 
         def wait(shortage: Shortage) -> None:
             cause = Cause.QUOTA if shortage.room.is_short_of_quota else Cause.DISK

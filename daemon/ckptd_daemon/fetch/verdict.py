@@ -47,7 +47,10 @@ def judged(
         if found != stated.sha256:
             raise MismatchError("SHA-256", stated.sha256, found, is_of_origin=True)
         return Verification.SHA256
-    return Verification.TRANSPORT if stated.crc32c is None else Verification.STORE_CHECKSUM
+    is_checked = (
+        stated.crc32c is not None or obj.chunk_crc32c
+    )  # the latter one by one, as they came
+    return Verification.STORE_CHECKSUM if is_checked else Verification.TRANSPORT
 
 
 def unlike(obj: Object, error: MismatchError) -> str:

@@ -143,6 +143,8 @@ def _request(message: blobs_pb2.FetchRequest) -> Request:
         message.keep_s,
         message.offline,
         message.hold,
+        tuple(message.include),
+        tuple(message.exclude),
         message.call,
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import ssl
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import unquote
 
 import aiohttp
@@ -31,10 +32,23 @@ from ckptd_proto import errors
 from ckptd_proto.urls import display, identity
 
 BLOCK_BYTES = 1 << 18
+PAGE_MAX_BYTES = 16 << 20
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
 NAME_MAX_BYTES = 200
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 THROTTLED_STATUS = frozenset({429, 503})
+
+
+T = TypeVar("T")
+Ask = Callable[[str, bool], Awaitable[T]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A document, and where it was in the end."""
+
+    url: str = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 def file_name(url: str) -> str:
@@ -170,10 +184,18 @@ class HttpSource:
 
     async def stat(self, url: str, *, only_public: bool) -> Object:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
+        return await self._reached(url, self._stat, only_public=only_public)
+
+    async def page(self, url: str, *, only_public: bool) -> Page:
+        """Return a document that describes others, whole; raises as `stat` does."""
+        return await self._reached(url, self._page, only_public=only_public)
+
+    async def _reached(self, url: str, ask: Ask[T], *, only_public: bool) -> T:
+        """Ask at public addresses if these are all that may be, or are enough."""
         if not only_public and await self._anywhere.is_special(url):
-            return await self._stat(url, is_public=False)
+            return await ask(url, False)
         try:
-            return await self._stat(url, is_public=True)
+            return await ask(url, True)
         except PrivateAddressError as error:
             if only_public:
                 text = (
@@ -181,9 +203,24 @@ class HttpSource:
                     "goes there for its own user only; start your own with `ckptd serve`"
                 )
                 raise errors.PermissionDenied(text) from error
-        return await self._stat(url, is_public=False)
+        return await ask(url, False)
 
-    async def _stat(self, url: str, *, is_public: bool) -> Object:
+    async def _page(self, url: str, is_public: bool) -> Page:
+        name = display(url)
+        async with self._way(is_public).get(url, {}, name) as reply:
+            if reply.status != 200:
+                raise refusal(reply.status, reply.headers, name)
+            _require_identity(reply, name)
+            body = bytearray()
+            async with aclosing(self._blocks(reply, reply.content_length)) as blocks:
+                async for block in blocks:
+                    body += block
+                    if len(body) > PAGE_MAX_BYTES:
+                        text = f"{name} lists more than {PAGE_MAX_BYTES} bytes can; name files"
+                        raise errors.FailedPrecondition(text)
+            return Page(str(reply.url), bytes(body))
+
+    async def _stat(self, url: str, is_public: bool) -> Object:
         name = display(url)
         way = self._way(is_public)
         async with way.get(url, {"Range": "bytes=0-0"}, name) as reply:

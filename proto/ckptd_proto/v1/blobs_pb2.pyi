@@ -81,6 +81,8 @@ class FetchRequest(google.protobuf.message.Message):
     OFFLINE_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
     CALL_FIELD_NUMBER: builtins.int
+    INCLUDE_FIELD_NUMBER: builtins.int
+    EXCLUDE_FIELD_NUMBER: builtins.int
     ref: builtins.str
     """A path, file:// or http(s):// reference; `#sha256=HEX` may follow."""
     sha256: builtins.str
@@ -95,6 +97,14 @@ class FetchRequest(google.protobuf.message.Message):
     """
     call: builtins.str
     """The caller's own random name for this call, by which it gives back what it never saw."""
+    @property
+    def include(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Of a directory, a URL that ends with `/`: which files, by patterns on their relative paths as
+        fnmatch reads them. No include means all. The answer is the path of a directory then.
+        """
+
+    @property
+    def exclude(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
         self,
         *,
@@ -104,8 +114,10 @@ class FetchRequest(google.protobuf.message.Message):
         offline: builtins.bool = ...,
         hold: builtins.str = ...,
         call: builtins.str = ...,
+        include: collections.abc.Iterable[builtins.str] | None = ...,
+        exclude: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["call", b"call", "hold", b"hold", "keep_s", b"keep_s", "offline", b"offline", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "exclude", b"exclude", "hold", b"hold", "include", b"include", "keep_s", b"keep_s", "offline", b"offline", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
 
 Global___FetchRequest: typing_extensions.TypeAlias = FetchRequest
 

@@ -1,0 +1,77 @@
+"""What an origin says now: asked once by whoever comes first, and believed for a while."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ckptd_daemon.config import Config
+from ckptd_daemon.fetch.flights import Flight, Flights
+from ckptd_daemon.fetch.progress import Gauge
+from ckptd_daemon.fetch.retry import patiently
+from ckptd_proto.urls import display
+
+REMEMBERED_MAX = 16_384
+
+V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
+
+
+class Ask(Protocol[V_co]):
+    """A question to an origin about a URL."""
+
+    def __call__(self, url: str, *, only_public: bool) -> Awaitable[V_co]:
+        """Return the answer; raises `TransientError` or one of our typed errors."""
+
+
+class Answers(Generic[V]):
+    """Answers to one kind of question, each remembered for `revalidate_s`."""
+
+    def __init__(self, ask: Ask[V], tasks: TaskGroup, config: Config) -> None:
+        self._put = ask
+        self._revalidate_s = config.revalidate_s
+        self._retries = config.retries
+        self._flights: Flights[V] = Flights(tasks, linger_s=0, failure_s=config.failure_s)
+        self._known: dict[str, tuple[float, V]] = {}  # by hashed URL, oldest first
+
+    def __iter__(self) -> Iterator[Flight[V]]:
+        """Iterate over the questions that are being asked."""
+        return iter(self._flights)
+
+    async def of(self, url: str, *, only_public: bool, on_board: Callable[[Gauge], object]) -> V:
+        """Return what is true of *url* now, or was at most `revalidate_s` ago.
+
+        If the origin is asked, *on_board* gets to know how that goes.
+        """
+        key = _key(url, only_public)
+        known = self._known.get(key)
+        if known is not None and anyio.current_time() - known[0] < self._revalidate_s:
+            return known[1]
+        async with self._flights.board(key, partial(self._ask, key, url, only_public)) as flight:
+            on_board(flight.gauge)
+            return await flight.outcome()
+
+    def forget(self, url: str, *, only_public: bool) -> None:
+        """Ask again next time."""
+        self._known.pop(_key(url, only_public), None)
+
+    async def _ask(self, key: str, url: str, only_public: bool, flight: Flight[V]) -> V:
+        asked_at = anyio.current_time()
+        flight.gauge.title = display(url)
+        ask = partial(self._put, url, only_public=only_public)
+        answer = await patiently(ask, display(url), self._retries, flight.gauge)
+        self._known.pop(key, None)
+        self._known[key] = asked_at, answer
+        while len(self._known) > REMEMBERED_MAX:
+            del self._known[next(iter(self._known))]
+        return answer
+
+
+def _key(url: str, only_public: bool) -> str:
+    """Tell URLs apart, credentials included, without keeping these readable."""
+    return hashlib.sha256(f"{only_public} {url}".encode()).hexdigest()
