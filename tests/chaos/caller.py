@@ -23,8 +23,8 @@ import anyio
 import ckptd
 from ckptd import aio, errors
 
-PATIENCE_S = 30.0
-KEPT_MAX = 3
+PATIENCE_S = 15.0
+KEPT_MAX = 1
 
 
 class Caller:

@@ -18,8 +18,8 @@ from ckptd import errors
 from fakes.daemon import Daemon
 from fakes.origin import Origin
 
-CALLERS = 3
-CALL_MAX_S = 60.0  # a caller's own patience is 30: what takes longer hangs
+CALLERS = 4
+CALL_MAX_S = 45.0  # a caller's own patience is 15: what takes longer hangs
 END_S = 60.0
 SETTINGS = {
     "stall_s": 0.7,
@@ -29,8 +29,9 @@ SETTINGS = {
     "revalidate_s": 0.2,
     "failure_s": 0.2,
     "drain_s": 1,
-    "cache_bytes": 170 << 20,
+    "cache_bytes": 260 << 20,
     "free_floor_bytes": 64 << 20,
+    "max_bytes_per_s": 300_000_000,  # so that things happen in the middle of transfers
 }
 NEVER = {"Internal", "Unimplemented", "InvalidArgument", "AlreadyExists"}
 
@@ -121,7 +122,7 @@ class Conductor:
         """Play for so long, then see whether everything is well again."""
         self._files.write_text(json.dumps([_spoken(thing) for thing in self._world.things]))
         events = {
-            self._change: 8,
+            self._change: 16,
             self._sow: 8,
             self._kill_daemon: 3,
             self._restart_daemon: 1,
@@ -136,7 +137,7 @@ class Conductor:
             while time.monotonic() - self._began < duration_s:
                 while len(self._callers) < CALLERS:
                     self._start_caller()
-                time.sleep(self._random.uniform(0.0, 0.6))
+                time.sleep(self._random.uniform(0.0, 0.4))
                 self._random.choices([*events], events.values())[0]()
                 self._judge()
             self._end()
@@ -163,11 +164,14 @@ class Conductor:
 
     def _change(self) -> None:
         thing = self._random.choice([one for one in self._world.things if not one.is_stated])
-        self._world.change(thing)
-        self._note(f"{thing.name} has version {len(thing.versions) - 1}")
+        if self._world.change(thing):
+            self._note(f"{thing.name} is to have version {len(thing.versions) - 1}")
 
     def _sow(self) -> None:
-        thing, evil = self._random.choice(self._world.things), self._random.choice([0.0, 0.2, 0.6])
+        thing, evil = (
+            self._random.choice(self._world.things),
+            self._random.choice([0.0, 0.2, 0.4, 0.8]),
+        )
         self._world.sow(thing, evil)
         self._note(f"{thing.name} is {evil:.0%} evil")
 
@@ -256,9 +260,9 @@ class Conductor:
         self._callers.clear()
         client = self._daemon.client()
         for thing in self._world.things:
-            assert thing.file is not None
+            file = thing.origin.file(thing.name)
             with client.open(thing.origin.url(thing.name), timeout=END_S) as path:
-                if path.read_bytes() != thing.file.data:
+                if path.read_bytes() != file.data:
                     raise BrokenError(f"WRONG BYTES at the end: {thing}")
         if (code := self._daemon.stop()) != 0:  # it has also looked for tracebacks in the log
             raise BrokenError(f"the daemon stopped with {code}")

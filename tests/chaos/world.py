@@ -13,16 +13,14 @@ CHUNK_BYTES = 16 << 20
 SIZES = (
     0,
     1,
-    4096,
     CHUNK_BYTES - 1,
-    CHUNK_BYTES,
     CHUNK_BYTES + 1,
     2 * CHUNK_BYTES,
-    (40 << 20) + 5,
-    (66 << 20) + 4097,
+    (34 << 20) + 5,
+    (40 << 20) + 4097,
+    (66 << 20) - 1,
 )
 MOODS = {
-    Fault.NONE: 400,
     Fault.NO_RANGES: 6,
     Fault.NO_LENGTH: 6,
     Fault.NO_LABEL: 3,
@@ -53,6 +51,7 @@ MOODS = {
     Fault.LOSE: 2,
     Fault.LOOP: 2,
 }
+CHANGE_WITHIN = 5  # requests, so that it is in the middle of a transfer
 MOODS_AT_ONCE = 4000
 STALE_S = 20.0  # a caller may share a question that was asked before it came
 
@@ -61,7 +60,9 @@ STALE_S = 20.0  # a caller may share a question that was asked before it came
 class Version:
     sha256: str
     began: float
+    """At the earliest."""
     ended: float = float("inf")
+    """At the latest."""
 
 
 @dataclass
@@ -79,7 +80,8 @@ class Thing:
     ignores_match: bool
     random: random.Random
     versions: list[Version] = field(default_factory=list)
-    file: File | None = None
+    faults: list[Fault] = field(default_factory=list)
+    question_faults: list[Fault] = field(default_factory=list)
 
     def had(self, sha256: str, began: float, ended: float) -> bool:
         """Tell whether it had these bytes while a call went on."""
@@ -98,7 +100,7 @@ class World:
         self.origins = origins
         self.things = [self._thing(seed, number, size) for number, size in enumerate(SIZES * 2)]
         for thing in self.things:
-            self.change(thing)
+            thing.origin.serve(thing.name, self._version(thing))
 
     def __getitem__(self, name: str) -> Thing:
         return next(thing for thing in self.things if thing.name == name)
@@ -107,7 +109,7 @@ class World:
         drawn = random.Random(f"{seed}/thing/{number}")
         etag, dates = drawn.choices(
             [('"v{}"', True), (None, True), ('W/"v{}"', True), ('W/"v{}"', False), (None, False)],
-            [8, 3, 1, 2, 2],
+            [8, 4, 2, 1, 1],
         )[0]
         return Thing(
             name=f"thing-{number}",
@@ -116,48 +118,59 @@ class World:
             etag=etag,
             dates=dates,
             is_stated=drawn.random() < 0.3,
-            ignores_match=drawn.random() < 0.3,
+            ignores_match=drawn.random() < 0.5,
             random=drawn,
         )
 
-    def change(self, thing: Thing) -> None:
-        """Give *thing* another version, of another length now and then."""
+    def change(self, thing: Thing) -> bool:
+        """Have *thing* become another version at one of its next requests.
+
+        Its length, too, is another one now and then. False if the last change is still to come.
+        """
+        now = time.monotonic()
+        current = thing.origin.file(thing.name)
+        if current.next_version is not None:
+            return False
+        if len(thing.versions) > 1:
+            thing.versions[-2].ended = now
+        current.next_version = self._version(thing)
+        thing.faults.insert(thing.random.randrange(CHANGE_WITHIN), Fault.CHANGE)
+        return True
+
+    def _version(self, thing: Thing) -> File:
         count = len(thing.versions)
         size = thing.size_bytes
         if count and size and thing.random.random() < 0.3:
             size = thing.random.choice([max(1, size - 1), size + 1, size // 2 + 1])
-        start = 4096 * count
-        data = self._noise[start : start + size]
-        now = time.monotonic()
-        if thing.versions:
-            thing.versions[-1].ended = now
-        thing.versions.append(Version(hashlib.sha256(data).hexdigest(), now))
-        before = thing.file
-        thing.file = thing.origin.put(
-            thing.name,
+        data = self._noise[4096 * count : 4096 * count + size]
+        thing.versions.append(Version(hashlib.sha256(data).hexdigest(), time.monotonic()))
+        return File(
             data,
             etag=None if thing.etag is None else thing.etag.format(count),
             last_modified=_date(count) if thing.dates else thing.random.choice([None, just_now()]),
             ignores_match=thing.ignores_match,
             retry_after_s=1,
-            faults=[] if before is None else before.faults,
-            question_faults=[] if before is None else before.question_faults,
+            faults=thing.faults,
+            question_faults=thing.question_faults,
         )
 
     def sow(self, thing: Thing, evil: float) -> None:
-        """Decide how its next requests go; *evil* is how much of the weight faults have."""
-        assert thing.file is not None
+        """Decide how its next requests go; *evil* is the share that goes wrong."""
+        thing.faults[:] = self._moods(thing, evil)
+        thing.question_faults[:] = self._moods(thing, evil / 2)
+        if thing.origin.file(thing.name).next_version is not None:
+            thing.faults.insert(thing.random.randrange(CHANGE_WITHIN), Fault.CHANGE)
+
+    def _moods(self, thing: Thing, evil: float) -> list[Fault]:
         moods = MOODS | ({Fault.CORRUPT: 20} if thing.is_stated else {})
-        moods[Fault.NONE] = int(sum(moods.values()) * (1 - evil) / max(evil, 0.01))
-        thing.file.faults = thing.random.choices([*moods], moods.values(), k=MOODS_AT_ONCE)
-        moods[Fault.NONE] *= 3
-        thing.file.question_faults = thing.random.choices([*moods], moods.values(), k=MOODS_AT_ONCE)
+        wrong = thing.random.choices([*moods], moods.values(), k=MOODS_AT_ONCE)
+        return [mood if thing.random.random() < evil else Fault.NONE for mood in wrong]
 
     def heal(self) -> None:
         """Have every origin answer as it should from now on."""
         for thing in self.things:
-            assert thing.file is not None
-            thing.file.faults, thing.file.question_faults = [], []
+            thing.faults.clear()
+            thing.question_faults.clear()
 
 
 def _date(count: int) -> str:

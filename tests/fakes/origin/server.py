@@ -54,8 +54,15 @@ class Origin:
 
     def put(self, name: str, data: bytes, *, etag: str | None = '"v1"', **more: object) -> File:
         """Serve *data* as *name*; one with a query is for that query only."""
-        file = self._files[name] = File(data, etag, **more)
+        return self.serve(name, File(data, etag, **more))
+
+    def serve(self, name: str, file: File) -> File:
+        self._files[name] = file
         return file
+
+    def file(self, name: str) -> File:
+        """What is served as *name* now."""
+        return self._files[name]
 
     def redirect(self, name: str, url: str) -> None:
         self._redirects[name] = url
