@@ -76,6 +76,7 @@ class Config(BaseSettings):
     private: bool = False
     """Started on demand by a client: ends by itself after `idle_s`."""
     idle_s: float = Field(900.0, gt=0)
+    """How long a private daemon without work or leases stays."""
     allow_network_fs: bool = False
     """Accept a `state_dir` on a network filesystem, where locks and leases are weaker."""
     allow_uids: Annotated[frozenset[int], NoDecode] = frozenset()
@@ -85,10 +86,12 @@ class Config(BaseSettings):
     save_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Below these, and nowhere else, other users may have the daemon save."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """`debug`, `info`, `warning` or `error`."""
     drain_s: float = Field(25.0, ge=0)
     """How long SIGTERM lets work finish: below systemd's and Kubernetes' 30 s and up."""
 
     arena_dir: Path = Path("/dev/shm")
+    """Where saves are staged: a filesystem in memory."""
     arena_bytes: int | None = Field(None, gt=0)
     """Budget for staged saves; default: half of what `arena_dir` and the memory have free."""
 
@@ -112,6 +115,7 @@ class Config(BaseSettings):
     streams: int = Field(8, ge=1, le=64)
     """Parallel ranges per flight."""
     connect_s: float = Field(10.0, gt=0)
+    """How long one address of an origin has to take a connection."""
     stall_s: float = Field(20.0, gt=0)
     """A stream that brings nothing for so long is given up and its rest asked for again."""
     retries: int = Field(5, ge=0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.progress import HELD_S, RATE_S, Cause, Gauge, Phase, Rate
+from ckptd_daemon.fetch.progress import HELD_S, RATE_S, SILENT_S, Cause, Gauge, Phase, Rate
 from ckptd_daemon.rpc.blobs import PROGRESS_MAX_PER_S, interval_s
 from ckptd_daemon.sources.source import TransientError
 
@@ -105,6 +105,17 @@ def test_a_limit_that_holds_it_is_named_until_it_does_no_more() -> None:
     )
     assert progress.rate_bytes_per_s > 0
     flying.go(1 + HELD_S, 10)
+    assert flying.gauge.read().cause is Cause.NONE
+
+
+def test_an_origin_that_falls_silent_is_the_cause_until_it_speaks_again() -> None:
+    flying = Flying()
+    flying.go(1, 10)
+    assert flying.gauge.read().cause is Cause.NONE
+    flying.go(SILENT_S + 1, 0)
+    progress = flying.gauge.read()
+    assert (progress.cause, progress.reason) == (Cause.ORIGIN, "nothing has come for 4 s")
+    flying.go(1, 1)
     assert flying.gauge.read().cause is Cause.NONE
 
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ckptd.cli import json_option
+from ckptd.cli.bar import showing
 from ckptd.cli.copying import copied, size_bytes
 from ckptd_proto import errors
 
-if TYPE_CHECKING:
-    from ckptd.fetching import OnProgress
-    from ckptd.values import Progress
-
-NAME_MAX = 28  # characters, so that the figures fit a line
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -57,7 +50,7 @@ class _Duration(click.ParamType[float]):
     "--include", multiple=True, metavar="GLOB", help="Of a directory (URL/): only what matches."
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Of a directory: not what matches.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @json_option
 def fetch(
     refs: tuple[str, ...],
@@ -81,7 +74,7 @@ def fetch(
         text = f"there is no directory {output.parent} to put {output.name} in; create it first"
         raise errors.FailedPrecondition(text)
     for ref in refs:
-        with _bar(ref, is_shown=not quiet and sys.stderr.isatty()) as on_progress:
+        with showing(ref, is_quiet=quiet) as on_progress:
             path = fetch_ref(
                 ref,
                 sha256=sha256,
@@ -127,35 +120,3 @@ def remove_blob(key: str, as_json: bool) -> None:
 
     freed = remove(Connection.existing(), key)
     click.echo(json.dumps({"freed_bytes": freed}) if as_json else f"freed {freed} bytes")
-
-
-@contextmanager
-def _bar(ref: str, *, is_shown: bool) -> Iterator[OnProgress | None]:
-    """Show a bar on stderr; it gets readings inside the block."""
-    if not is_shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    figures = DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()
-    columns = "{task.description}", BarColumn(20), *figures, "{task.fields[state]}"
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        name = ref.partition("#")[0].partition("?")[0].rstrip("/").rpartition("/")[2]
-        if len(name) > NAME_MAX:
-            name = f"{name[: NAME_MAX // 2]}…{name[-NAME_MAX // 2 + 1 :]}"
-        task = bars.add_task(escape(name), total=None, state="")
-
-        def show(progress: Progress) -> None:
-            state = "" if progress.phase == "downloading" else progress.phase
-            state += f": {progress.reason}" if progress.reason else ""
-            bars.update(
-                task,
-                completed=progress.done_bytes,
-                total=progress.total_bytes,
-                state=escape(state),
-            )
-
-        yield show

@@ -48,10 +48,10 @@ def _daemon(status: DaemonStatus) -> list[tuple[str, ...]]:
     mood = "idle" if status.idle else "busy"
     if status.stopping:
         mood = "draining (it takes nothing new, and ends when its work is done or its time is up)"
-    processes = _counted(status.sessions, "client process", "client processes")
+    processes = counted(status.sessions, "client process", "client processes")
     return [
         ("daemon", f"{mood}; ckptd {status.version}, {kind}, pid {status.pid}"),
-        ("up", f"{_time(status.uptime_s)}, {processes}"),
+        ("up", f"{span(status.uptime_s)}, {processes}"),
         ("socket", status.socket),
         ("state", status.state_dir),
     ]
@@ -62,27 +62,27 @@ def _room(status: DaemonStatus) -> list[tuple[str, ...]]:
     budget = "no quota"
     if cache.quota_bytes is not None:
         budget = f"{_share(cache.used_bytes, cache.quota_bytes)} of the quota"
-    blobs, leases = _counted(cache.blobs, "blob"), _counted(cache.leases, "lease")
+    blobs, leases = counted(cache.blobs, "blob"), counted(cache.leases, "lease")
     coming = sum(flight.total_bytes or 0 for flight in status.flights)
     blobs += f" and {size(coming)} on its way" if coming else ""
-    slots = _counted(arena.slots, "slot")
+    slots = counted(arena.slots, "slot")
     slots += f", {arena.idle_slots} of them idle" if arena.idle_slots else ""
     return [
         (
             "cache",
-            _of(cache.used_bytes, cache.quota_bytes),
+            of(cache.used_bytes, cache.quota_bytes),
             f"{budget}; {blobs}, {leases}; {size(cache.free_bytes)} free on its disk",
         ),
         (
             "arena",
-            _of(arena.used_bytes, arena.budget_bytes),
+            of(arena.used_bytes, arena.budget_bytes),
             f"{_share(arena.used_bytes, arena.budget_bytes)} of the budget; {slots}",
         ),
     ]
 
 
 def _flight(flight: FlightStatus) -> tuple[str, ...]:
-    waiting = f"{flight.waiters} waiting, {_counted(flight.streams, 'stream')}"
+    waiting = f"{flight.waiters} waiting, {counted(flight.streams, 'stream')}"
     name = f"{flight.object} ({flight.reason})" if flight.reason else flight.object
     moved = _moved(flight.done_bytes, flight.total_bytes, flight.rate_bytes_per_s)
     return (flight.phase, *moved, waiting, name)
@@ -98,8 +98,8 @@ def _moved(done: int, total: int | None, rate: float) -> tuple[str, str, str, st
     share = "" if total is None else _share(done, total)
     if total == 0:  # nothing is known yet
         return "", "", "", ""
-    left = f"{_time((total - done) / rate)} left" if total is not None and rate > 0 else ""
-    return _of(done, total), share, f"{size(round(rate))}/s", left
+    left = f"{span((total - done) / rate)} left" if total is not None and rate > 0 else ""
+    return of(done, total), share, f"{size(round(rate))}/s", left
 
 
 def size(count: int) -> str:
@@ -110,7 +110,8 @@ def size(count: int) -> str:
     return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
-def _of(part: int, whole: int | None) -> str:
+def of(part: int, whole: int | None) -> str:
+    """Return `1.2 GB of 3.1 GB`, or the part alone."""
     return size(part) if whole is None else f"{size(part)} of {size(whole)}"
 
 
@@ -118,11 +119,13 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else ""
 
 
-def _counted(count: int, one: str, many: str = "") -> str:
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return `1 stream`, `3 streams`."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def _time(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Return *seconds* in the units that suit: `45 s`, `5 min 3 s`, `2 d 4 h`."""
     minutes, hours = int(seconds) // 60, int(seconds) // 3600
     if minutes == 0:
         return f"{int(seconds)} s"

@@ -13,6 +13,7 @@ from ckptd_daemon.sources.source import TransientError
 RATE_S = 4.0  # over how long the rate is taken
 SAMPLE_S = 0.1
 HELD_S = 1.0  # for so long after its end a wait for a limit counts
+SILENT_S = 3.0  # after so long without a byte there is something to explain
 
 
 class Phase(StrEnum):
@@ -73,17 +74,25 @@ class Rate:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
+        self._moved_at = 0.0
 
     def begin(self, done_bytes: int, now: float) -> None:
         """Forget what was before *now*."""
         self._samples.clear()
         self._samples.append((now, done_bytes))
+        self._moved_at = now
+
+    def silent_s(self, now: float) -> float:
+        """Return for how long no reading has been higher than the one before."""
+        return now - self._moved_at
 
     def read(self, done_bytes: int, now: float) -> float:
         """Note that *done_bytes* are here by *now*; returns the rate."""
         if not self._samples or done_bytes < self._samples[-1][1]:  # thrown away, to come again
             self.begin(done_bytes, now)
-        elif now - self._samples[-1][0] >= SAMPLE_S:
+        if done_bytes > self._samples[-1][1]:
+            self._moved_at = now
+        if now - self._samples[-1][0] >= SAMPLE_S:
             self._samples.append((now, done_bytes))
         while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_S:
             self._samples.popleft()
@@ -131,13 +140,21 @@ class Gauge:
         """Be held up by *limit* for *wait_s*; from any thread."""
         self._held = (limit, self._clock() + wait_s + HELD_S)
 
+    def _slowed(self, now: float) -> tuple[Cause, str]:
+        """Say what holds the bytes up that should come."""
+        limit, until = self._held
+        if now < until:
+            return Cause.LIMIT, f"held to {limit}"
+        if (silent_s := self._rate.silent_s(now)) >= SILENT_S:
+            return Cause.ORIGIN, f"nothing has come for {silent_s:.0f} s"
+        return Cause.NONE, ""
+
     def read(self) -> Progress:
         """Return where the flight is now."""
         now, done_bytes = self._clock(), self._counter()
         rate, cause, reason = 0.0, self.cause, self.reason
         if self.phase is Phase.DOWNLOADING:
             rate = self._rate.read(done_bytes, now)
-            limit, until = self._held
-            if cause is Cause.NONE and now < until:
-                cause, reason = Cause.LIMIT, f"held to {limit}"
+            if cause is Cause.NONE:
+                cause, reason = self._slowed(now)
         return Progress(self.phase, done_bytes, self.total_bytes, self.streams, reason, cause, rate)
