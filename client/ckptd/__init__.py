@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ckptd.client import Client as Client
     from ckptd.fetching import fetch as fetch
     from ckptd.fetching import open as open
+    from ckptd.many import fetch_many as fetch_many
+    from ckptd.many import prefetch as prefetch
     from ckptd.reading.opening import open_tensors as open_tensors
     from ckptd.reading.tensors import Tensors as Tensors
     from ckptd.saving.checkpointer import Checkpointer as Checkpointer
@@ -29,8 +31,10 @@ _WHERE = {
     "Client": "ckptd.client",
     "Progress": "ckptd.values",
     "fetch": "ckptd.fetching",
+    "fetch_many": "ckptd.many",
     "open": "ckptd.fetching",
     "open_tensors": "ckptd.reading.opening",
+    "prefetch": "ckptd.many",
     "Save": "ckptd.saving.save",
     "TensorInfo": "ckptd.values",
     "Tensors": "ckptd.reading.tensors",

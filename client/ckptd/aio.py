@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +17,7 @@ import anyio.to_thread
 from ckptd.client import Client as BlockingClient
 from ckptd.fetching import Ask, OnProgress, Patterns, fetched, forget, release
 from ckptd.link import calls
+from ckptd.many import KEEP_S, Refs, fetched_many, prefetched
 from ckptd.reading.awaited import Tensors
 from ckptd.reading.opening import TensorsAsk, Verify, opened_tensors
 from ckptd.values import Blob, DaemonStatus, Progress, Setting
@@ -67,12 +68,37 @@ class Client:
             include=include,
             exclude=exclude,
         )
-        try:
+        async with self._forgotten_if_cancelled(ask):
             return await self._run(lambda client: fetched(lambda: client.connection, ask))
-        except anyio.get_cancelled_exc_class():  # nobody will see the answer that may be there
-            with anyio.CancelScope(shield=True):
-                await self._run(lambda client: forget(lambda: client.connection, ask))
-            raise
+
+    async def fetch_many(
+        self,
+        refs: Refs,
+        *,
+        sha256: Sequence[str | None] | None = None,
+        on_progress: OnProgress | None = None,
+        keep_s: float = 0.0,
+        offline: bool = False,
+        timeout: float | None = None,
+    ) -> list[Path]:
+        """Return the local paths of all *refs*, in their order; see `ckptd.fetch_many`."""
+        tell = on_progress and _on_loop(on_progress)
+        ask = Ask("", None, tell, keep_s, offline, timeout)
+        async with self._forgotten_if_cancelled(ask):
+            return await self._run(
+                lambda client: fetched_many(lambda: client.connection, refs, sha256, ask)
+            )
+
+    async def prefetch(
+        self,
+        *refs: str | os.PathLike[str],
+        keep_s: float = KEEP_S,
+        include: Patterns = (),
+        exclude: Patterns = (),
+    ) -> None:
+        """Have the node fetch *refs* ahead of need; see `ckptd.prefetch`."""
+        ask = Ask("", keep_s=keep_s, include=include, exclude=exclude)
+        await self._run(lambda client: prefetched(lambda: client.connection, refs, ask))
 
     @asynccontextmanager
     async def open(
@@ -154,6 +180,16 @@ class Client:
     async def stop(self) -> None:
         """Have the daemon finish what it may and end; returns once it has begun to."""
         await self._run(lambda client: client.stop())
+
+    @asynccontextmanager
+    async def _forgotten_if_cancelled(self, ask: Ask) -> AsyncIterator[None]:
+        """Let *ask* hold nothing if nobody will see the answer that may be there already."""
+        try:
+            yield
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self._run(lambda client: forget(lambda: client.connection, ask))
+            raise
 
     async def _run(self, method: Callable[[BlockingClient], T]) -> T:
         """Run *method* in a thread; cancelling ends its calls, and with them the thread."""

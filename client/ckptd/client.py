@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ckptd import cache, node
 from ckptd.fetching import Ask, OnProgress, Patterns, fetched, opened
 from ckptd.link.connection import Connection
+from ckptd.many import KEEP_S, Refs, fetched_many, prefetched
 from ckptd.reading.opening import TensorsAsk, Verify, read_tensors
 from ckptd.reading.tensors import Tensors
 from ckptd.values import Blob, DaemonStatus, Setting
@@ -62,6 +63,31 @@ class Client:
             exclude=exclude,
         )
         return fetched(lambda: self._connection, ask)
+
+    def fetch_many(
+        self,
+        refs: Refs,
+        *,
+        sha256: Sequence[str | None] | None = None,
+        on_progress: OnProgress | None = None,
+        keep_s: float = 0.0,
+        offline: bool = False,
+        timeout: float | None = None,
+    ) -> list[Path]:
+        """Return the local paths of all *refs*, in their order; see `ckptd.fetch_many`."""
+        ask = Ask("", None, on_progress, keep_s, offline, timeout)
+        return fetched_many(lambda: self._connection, refs, sha256, ask)
+
+    def prefetch(
+        self,
+        *refs: str | os.PathLike[str],
+        keep_s: float = KEEP_S,
+        include: Patterns = (),
+        exclude: Patterns = (),
+    ) -> None:
+        """Have the node fetch *refs* ahead of need; see `ckptd.prefetch`."""
+        ask = Ask("", keep_s=keep_s, include=include, exclude=exclude)
+        prefetched(lambda: self._connection, refs, ask)
 
     def open(
         self,

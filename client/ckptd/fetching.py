@@ -123,16 +123,16 @@ def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
         return local(ref.path, ref.sha256)
     deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
     connection = connect()
-    with _forgotten_unless_seen(connection, ask):
+    with forgotten_unless_seen(connection, ask):
         message = connection.call(
-            lambda stubs: _stream(stubs, ask, deadline), timeout_s=_left_s(deadline)
+            lambda stubs: _stream(stubs, ask, deadline), timeout_s=left_s(deadline)
         )
-        _require_same_file(message)
+        require_same_file(message)
     return Path(message.path)
 
 
 @contextmanager
-def _forgotten_unless_seen(connection: Connection, ask: Ask) -> Iterator[None]:
+def forgotten_unless_seen(connection: Connection, ask: Ask) -> Iterator[None]:
     """If the block fails, let *ask* hold nothing: its answer may be on the way."""
     from ckptd.link import calls
 
@@ -170,7 +170,8 @@ def usual_connection() -> Connection:
     return Connection.open()
 
 
-def _left_s(deadline: float | None) -> float | None:
+def left_s(deadline: float | None) -> float | None:
+    """Return the seconds until *deadline*, by the monotonic clock."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
@@ -195,14 +196,11 @@ def local(named: Path, sha256: str | None) -> Path:
     return path
 
 
-def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
-    """Take in progress until the file comes."""
-    import grpc
-
-    from ckptd.link import wire
+def request_of(ask: Ask) -> blobs_pb2.FetchRequest:
+    """Return what the daemon is told."""
     from ckptd_proto.v1 import blobs_pb2
 
-    request = blobs_pb2.FetchRequest(
+    return blobs_pb2.FetchRequest(
         ref=ask.ref,
         sha256=ask.sha256 or "",
         keep_s=ask.keep_s,
@@ -212,7 +210,15 @@ def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
         include=_several(ask.include),
         exclude=_several(ask.exclude),
     )
-    events = stubs.blobs.Fetch(request, timeout=_left_s(deadline))
+
+
+def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
+    """Take in progress until the file comes."""
+    import grpc
+
+    from ckptd.link import wire
+
+    events = stubs.blobs.Fetch(request_of(ask), timeout=left_s(deadline))
     progress = None
     try:
         for event in events:
@@ -265,7 +271,7 @@ def progress_of(message: blobs_pb2.FetchProgress) -> Progress:
     )
 
 
-def _require_same_file(message: blobs_pb2.Blob) -> None:
+def require_same_file(message: blobs_pb2.Blob) -> None:
     """Notice a daemon in another mount namespace before its path misleads the caller."""
     theirs = f"device {message.device} inode {message.inode}"
     try:
@@ -290,8 +296,7 @@ def release(connect: Callable[[], Connection], ask: Ask) -> None:
 
 def forget(connect: Callable[[], Connection], ask: Ask) -> None:
     """End the fetch of *ask*, and give back what it took though nobody saw it."""
-    if refs.parse(ask.ref).path is None:
-        _tell_release(connect, call=ask.call)
+    _tell_release(connect, call=ask.call)
 
 
 def _tell_release(connect: Callable[[], Connection], *, hold: str = "", call: str = "") -> None:

@@ -14,6 +14,16 @@ class CkptdError(Exception):
     id: str = ""
     """Of a failure that several callers share, also in the daemon's log; empty for one's own."""
 
+    def renewed(self, message: str) -> CkptdError:
+        """Return the same error in other words, with the same id and numbers."""
+        error = rebuilt(
+            type(self).__name__,
+            message,
+            **{name: value for name, value in vars(self).items() if name.endswith("_bytes")},
+        )
+        error.id = self.id
+        return error
+
     def shared_as(self, id: str) -> None:
         """Be known by *id*, in words too."""
         self.id = id

@@ -40,7 +40,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.arrived, self.open = threading.Event(), threading.Event()
-        monkeypatch.setattr(fetching, "_require_same_file", self._wait)
+        monkeypatch.setattr(fetching, "require_same_file", self._wait)
 
     def _wait(self, _message: object) -> None:
         self.arrived.set()
@@ -119,7 +119,7 @@ def test_what_another_call_of_the_process_holds_stays_held(
     def fail(_message: object) -> None:
         raise errors.FailedPrecondition("they see different files")
 
-    monkeypatch.setattr(fetching, "_require_same_file", fail)
+    monkeypatch.setattr(fetching, "require_same_file", fail)
     with pytest.raises(errors.FailedPrecondition):
         client.fetch(origin.url("model"))
     assert leases(client) == 1

@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo": "ckptd.cli.demo",
     "fetch": "ckptd.cli.fetch",
     "ls": "ckptd.cli.checkpoints",
+    "prefetch": "ckptd.cli.fetch",
     "serve": "ckptd.cli.node",
     "status": "ckptd.cli.node",
     "stop": "ckptd.cli.node",

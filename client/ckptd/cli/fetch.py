@@ -1,4 +1,4 @@
-"""`ckptd fetch`, `ckptd cache`."""
+"""`ckptd fetch`, `ckptd prefetch`, `ckptd cache`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,37 @@ def fetch(
             path = copied(path, output / path.name if output.is_dir() else output)
         found = {"path": str(path), "size_bytes": size_bytes(path)}
         click.echo(json.dumps(found) if as_json else str(path))
+
+
+@click.command()
+@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@click.option(
+    "--keep",
+    type=_Duration(),
+    default="1h",
+    show_default=True,
+    help="Hold it in the cache so long from when it is here.",
+)
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Of a directory (URL/): only what matches."
+)
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Of a directory: not what matches.")
+@json_option
+def prefetch(
+    refs: tuple[str, ...],
+    keep: float,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Have this node fetch each REF ahead of need; `ckptd status` shows how far it is."""
+    from ckptd.many import prefetch as prefetch_refs
+    from ckptd_proto.urls import redacted
+
+    for ref in refs:
+        prefetch_refs(ref, keep_s=keep, include=include, exclude=exclude)
+        shown = redacted(ref)
+        click.echo(json.dumps({"prefetching": shown}) if as_json else f"prefetching {shown}")
 
 
 @click.group()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ class Request:
     include: tuple[str, ...] = ()
     """Patterns: which files of a directory; empty for all."""
     exclude: tuple[str, ...] = ()
+    is_detached: bool = False
+    """Nobody waits for it; `keep_s` counts from when it is here."""
     call: str = ""
     """The caller's name for this very fetch, by which it gives back what it never saw."""
 
@@ -56,6 +58,8 @@ class Call:
         self.holder = holder
         self.scope = anyio.CancelScope()
         self.gauge = Gauge()
+        self.on_end: Callable[[], object] = bool
+        """Called when there is a result."""
         self._ended = anyio.Event()
         self._handed: Handed | None = None
         self._error: Exception | None = None
@@ -106,3 +110,4 @@ class Call:
         """Note the outcome."""
         self._handed, self._error = handed, error
         self._ended.set()
+        self.on_end()

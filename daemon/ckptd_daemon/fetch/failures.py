@@ -32,9 +32,7 @@ class _Failure:
         """Return the same failure for another caller."""
         wait_s = max(1, round(self.until - now))
         text = f"{self.error}; the origin was not asked again, and is from {wait_s} s on"
-        error = errors.rebuilt(type(self.error).__name__, text)
-        error.id = self.error.id
-        return error
+        return self.error.renewed(text)
 
 
 class Failures:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Self
@@ -14,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.answers import Answers
+from ckptd_daemon.fetch.batch import Batch
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.directories import Directories
 from ckptd_daemon.fetch.downloader import Downloader
@@ -22,6 +24,7 @@ from ckptd_daemon.fetch.gathering import Gathering
 from ckptd_daemon.fetch.lending import Lender
 from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.reading import Reading, Span, Terms
+from ckptd_daemon.fetch.selection import Selection
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics, unfinished
 from ckptd_daemon.fetch.transfer import Transfer
@@ -37,7 +40,9 @@ from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.room import Space
 from ckptd_daemon.store.snapshots import SnapshotStore
 from ckptd_proto import errors, refs
-from ckptd_proto.urls import display
+from ckptd_proto.urls import display, redacted
+
+logger = logging.getLogger(__name__)
 
 BUFFER_COUNT = 32  # of 8 MiB: four flights at full speed
 HASH_THREADS = 2
@@ -61,7 +66,7 @@ class Fetcher:
         self._store = store
         self._leases = leases
         self._calls: set[Call] = set()
-        self._grants: dict[tuple[Process, str], str] = {}  # leases by call, oldest first
+        self._grants: dict[tuple[Process, str], list[str]] = {}  # leases by call, oldest first
         self._quiet = anyio.Event()  # set by the last call to end
         self._is_refusing = False
         self._flights: Flights[Blob] = Flights(
@@ -163,6 +168,32 @@ class Fetcher:
             yield call
 
     @contextmanager
+    def calling_many(self, requests: Sequence[Request], holder: Process) -> Iterator[Batch]:
+        """Fetch a batch for a caller that may leave at any time, by leaving the block."""
+
+        def begin(request: Request) -> Call:
+            call = Call(self._in_force(request), holder)
+            self._begin(call)
+            return call
+
+        batch = Batch(requests, begin)
+        try:
+            yield batch
+        finally:
+            batch.leave()
+
+    def prefetch(self, request: Request, uid: int) -> None:
+        """Fetch for nobody in particular, with the rights of *uid*; `keep_s` counts from its end.
+
+        What becomes of it is in the log, and in the cache.
+        """
+        if refs.parse(request.ref, request.sha256).url is None:
+            text = f"{request.ref} is a path of this node already; prefetch URLs"
+            raise errors.InvalidArgument(text)
+        Selection.of(request.include, request.exclude)
+        self._begin(Call(replace(self._in_force(request), is_detached=True), Process(0, 0, uid)))
+
+    @contextmanager
     def reading(
         self, request: Request, holder: Process, terms: Terms, wants: AsyncIterator[Span]
     ) -> Iterator[Reading]:
@@ -177,14 +208,17 @@ class Fetcher:
 
     @contextmanager
     def _admitted(self, call: Call) -> Iterator[None]:
-        if self._is_refusing:
-            raise errors.Unavailable("the daemon is stopping; ask again once it is back")
-        self._calls.add(call)
-        self._tasks.start_soon(self._run, call)
+        self._begin(call)
         try:
             yield
         finally:
             call.leave()
+
+    def _begin(self, call: Call) -> None:
+        if self._is_refusing:
+            raise errors.Unavailable("the daemon is stopping; ask again once it is back")
+        self._calls.add(call)
+        self._tasks.start_soon(self._run, call)
 
     async def release(self, lease: str, holder: Process) -> None:
         """Give a lease back, if it is one of the holder's user."""
@@ -195,7 +229,7 @@ class Fetcher:
         for current in self._calls:
             if (current.holder, current.request.call) == (holder, call):
                 current.leave()
-        if lease := self._grants.pop((holder, call), None):
+        for lease in self._grants.pop((holder, call), ()):
             await self._leases.release(lease, holder.uid, wholly=False)
 
     def blobs(self) -> list[tuple[Blob, int]]:
@@ -229,6 +263,8 @@ class Fetcher:
                 self._granted(call, handed.lease)
         except Exception as error:  # noqa: BLE001  re-raised to the caller
             failure = error
+            if call.request.is_detached:
+                logger.warning("prefetching %s failed: %s", call.gauge.title, redacted(str(error)))
         finally:
             self._calls.discard(call)
             call.end(handed, failure)
@@ -248,10 +284,7 @@ class Fetcher:
     def _leases_on(self, key: str) -> int:
         return self._leases.on(key) + self._directories.holders(key)
 
-    def _is_held(self, key: str) -> bool:
-        return key in self._flights or self._leases_on(key) > 0
-
     def _granted(self, call: Call, lease: str) -> None:
-        self._grants[call.holder, call.request.call] = lease
+        self._grants.setdefault((call.holder, call.request.call), []).append(lease)
         while len(self._grants) > GRANTS_MAX:
             del self._grants[next(iter(self._grants))]

@@ -142,14 +142,7 @@ def _naming(error: errors.CkptdError, listing: Listing, entry: Entry) -> errors.
         f"{entry.path!r} of {listing.title} cannot be had, and so the rest is not handed over: "
         f"{error}; `exclude` leaves it out if you can do without it"
     )
-    named = errors.rebuilt(
-        type(error).__name__,
-        text,
-        need_bytes=getattr(error, "need_bytes", None),
-        free_bytes=getattr(error, "free_bytes", None),
-    )
-    named.id = error.id
-    return named
+    return error.renewed(text)
 
 
 def _require_size(entry: Entry, size_bytes: int | None) -> None:

@@ -49,6 +49,8 @@ class Lender:
         lease = self._leases.take(key, call.holder, call.request.keep_s, call.request.hold)
         try:
             blob = await self.ready(call, key, obj, sha256)
+            if call.request.is_detached:  # its time counts from here on
+                lease = self._leases.take(key, call.holder, call.request.keep_s)
             await self._leases.write(lease.id)
             for_others = call.holder.uid != os.geteuid()
             touch = partial(self._store.touch, blob, for_others=for_others)

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 
+from ckptd_daemon.fetch.batch import Batch
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.fetcher import Fetcher
 from ckptd_daemon.fetch.progress import Phase, Progress
@@ -65,6 +66,40 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             finally:
                 self._listeners -= 1
             yield blobs_pb2.FetchEvent(blob=_handed(call.result()))
+
+    async def FetchMany(
+        self, request: blobs_pb2.FetchManyRequest, context: Context
+    ) -> AsyncIterator[blobs_pb2.FetchManyEvent]:
+        """Hand each over when it is here; tell how far the rest is."""
+        holder = self._sessions.of(context.peer()).process
+        requests = [_request(each) for each in request.requests]
+        with self._fetcher.calling_many(requests, holder) as batch:
+            context.add_done_callback(_leaving(batch))
+            self._listeners += 1
+            try:
+                while not batch.is_done:
+                    landed = await batch.news(interval_s(self._listeners))
+                    fetched = [
+                        blobs_pb2.Fetched(index=index, blob=_handed(handed))
+                        for index, handed in landed
+                    ]
+                    yield blobs_pb2.FetchManyEvent(
+                        fetched=fetched, progress=_progress(batch.progress())
+                    )
+            except errors.CkptdError:
+                for name in {each.call for each in requests if each.call}:
+                    await self._fetcher.give_back(name, holder)
+                raise
+            finally:
+                self._listeners -= 1
+
+    async def Prefetch(
+        self, request: blobs_pb2.FetchRequest, context: Context
+    ) -> blobs_pb2.PrefetchReply:
+        """Take it on."""
+        holder = self._sessions.of(context.peer()).process
+        self._fetcher.prefetch(_request(request), holder.uid)
+        return blobs_pb2.PrefetchReply()
 
     async def Read(
         self, request_iterator: AsyncIterator[blobs_pb2.ReadRequest], context: Context
@@ -129,7 +164,7 @@ def interval_s(listeners: int) -> float:
     return max(PROGRESS_S, listeners / PROGRESS_MAX_PER_S)
 
 
-def _leaving(call: Call) -> Any:
+def _leaving(call: Call | Batch) -> Any:
     """Return what gRPC calls when the caller is gone, though it may not close the generator."""
     return lambda _context: call.leave()
 
@@ -143,9 +178,9 @@ def _request(message: blobs_pb2.FetchRequest) -> Request:
         message.keep_s,
         message.offline,
         message.hold,
-        tuple(message.include),
-        tuple(message.exclude),
-        message.call,
+        include=tuple(message.include),
+        exclude=tuple(message.exclude),
+        call=message.call,
     )
 
 

@@ -144,6 +144,77 @@ class FetchEvent(google.protobuf.message.Message):
 Global___FetchEvent: typing_extensions.TypeAlias = FetchEvent
 
 @typing.final
+class FetchManyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: builtins.int
+    @property
+    def requests(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FetchRequest]:
+        """With one `call` for all, and no `hold`."""
+
+    def __init__(
+        self,
+        *,
+        requests: collections.abc.Iterable[Global___FetchRequest] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["requests", b"requests"]) -> None: ...
+
+Global___FetchManyRequest: typing_extensions.TypeAlias = FetchManyRequest
+
+@typing.final
+class FetchManyEvent(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    FETCHED_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> Global___FetchProgress:
+        """Absent if nothing moved."""
+
+    @property
+    def fetched(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Fetched]: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___FetchProgress | None = ...,
+        fetched: collections.abc.Iterable[Global___Fetched] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fetched", b"fetched", "progress", b"progress"]) -> None: ...
+
+Global___FetchManyEvent: typing_extensions.TypeAlias = FetchManyEvent
+
+@typing.final
+class Fetched(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    BLOB_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    @property
+    def blob(self) -> Global___Blob: ...
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        blob: Global___Blob | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["blob", b"blob"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blob", b"blob", "index", b"index"]) -> None: ...
+
+Global___Fetched: typing_extensions.TypeAlias = Fetched
+
+@typing.final
+class PrefetchReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___PrefetchReply: typing_extensions.TypeAlias = PrefetchReply
+
+@typing.final
 class FetchProgress(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

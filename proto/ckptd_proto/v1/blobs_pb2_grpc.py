@@ -44,6 +44,16 @@ class BlobsStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadEvent.FromString,
                 _registered_method=True)
+        self.FetchMany = channel.unary_stream(
+                '/ckptd.v1.Blobs/FetchMany',
+                request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchManyRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchManyEvent.FromString,
+                _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/ckptd.v1.Blobs/Prefetch',
+                request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.PrefetchReply.FromString,
+                _registered_method=True)
         self.Release = channel.unary_unary(
                 '/ckptd.v1.Blobs/Release',
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReleaseRequest.SerializeToString,
@@ -84,6 +94,23 @@ class BlobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchMany(self, request, context):
+        """Fetches many at once: each is announced when it is here, by its place in the request, in no
+        order. The first that fails ends the call, and what it took is given back; the flights of the
+        others linger as usual.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefetch(self, request, context):
+        """Answers once the daemon has taken it on. Nobody needs to wait: the flight ends when it is done
+        or has failed, and `keep_s` counts from then. It does not survive the daemon; its partial does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Release(self, request, context):
         """Gives a lease back before its holder ends. Unknown or ended leases are no error.
         """
@@ -117,6 +144,16 @@ def add_BlobsServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReadEvent.SerializeToString,
+            ),
+            'FetchMany': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchMany,
+                    request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchManyRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchManyEvent.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.PrefetchReply.SerializeToString,
             ),
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
@@ -188,6 +225,60 @@ class Blobs(object):
             '/ckptd.v1.Blobs/Read',
             ckptd__proto_dot_v1_dot_blobs__pb2.ReadRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_blobs__pb2.ReadEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ckptd.v1.Blobs/FetchMany',
+            ckptd__proto_dot_v1_dot_blobs__pb2.FetchManyRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_blobs__pb2.FetchManyEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Blobs/Prefetch',
+            ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_blobs__pb2.PrefetchReply.FromString,
             options,
             channel_credentials,
             insecure,

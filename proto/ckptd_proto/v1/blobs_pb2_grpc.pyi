@@ -57,6 +57,38 @@ _BlobsReadType = typing_extensions.TypeVar(
     ],
 )
 
+_BlobsFetchManyType = typing_extensions.TypeVar(
+    '_BlobsFetchManyType',
+    grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchManyRequest,
+        ckptd_proto.v1.blobs_pb2.FetchManyEvent,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchManyRequest,
+        ckptd_proto.v1.blobs_pb2.FetchManyEvent,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchManyRequest,
+        ckptd_proto.v1.blobs_pb2.FetchManyEvent,
+    ],
+)
+
+_BlobsPrefetchType = typing_extensions.TypeVar(
+    '_BlobsPrefetchType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.PrefetchReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.PrefetchReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.PrefetchReply,
+    ],
+)
+
 _BlobsReleaseType = typing_extensions.TypeVar(
     '_BlobsReleaseType',
     grpc.UnaryUnaryMultiCallable[
@@ -105,7 +137,7 @@ _BlobsRemoveType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsReleaseType, _BlobsListType, _BlobsRemoveType]):
+class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyType, _BlobsPrefetchType, _BlobsReleaseType, _BlobsListType, _BlobsRemoveType]):
     @typing.overload
     def __init__(self: BlobsStub[
         grpc.UnaryStreamMultiCallable[
@@ -115,6 +147,14 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsReleaseTyp
         grpc.StreamStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReadRequest,
             ckptd_proto.v1.blobs_pb2.ReadEvent,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            ckptd_proto.v1.blobs_pb2.FetchManyRequest,
+            ckptd_proto.v1.blobs_pb2.FetchManyEvent,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.blobs_pb2.FetchRequest,
+            ckptd_proto.v1.blobs_pb2.PrefetchReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -139,6 +179,14 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsReleaseTyp
         grpc.aio.StreamStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReadRequest,
             ckptd_proto.v1.blobs_pb2.ReadEvent,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            ckptd_proto.v1.blobs_pb2.FetchManyRequest,
+            ckptd_proto.v1.blobs_pb2.FetchManyEvent,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.blobs_pb2.FetchRequest,
+            ckptd_proto.v1.blobs_pb2.PrefetchReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -168,6 +216,17 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsReleaseTyp
     A call that ends disturbs nobody.
     """
 
+    FetchMany: _BlobsFetchManyType
+    """Fetches many at once: each is announced when it is here, by its place in the request, in no
+    order. The first that fails ends the call, and what it took is given back; the flights of the
+    others linger as usual.
+    """
+
+    Prefetch: _BlobsPrefetchType
+    """Answers once the daemon has taken it on. Nobody needs to wait: the flight ends when it is done
+    or has failed, and `keep_s` counts from then. It does not survive the daemon; its partial does.
+    """
+
     Release: _BlobsReleaseType
     """Gives a lease back before its holder ends. Unknown or ended leases are no error."""
 
@@ -185,6 +244,14 @@ BlobsAsyncStub: typing_extensions.TypeAlias = BlobsStub[
     grpc.aio.StreamStreamMultiCallable[
         ckptd_proto.v1.blobs_pb2.ReadRequest,
         ckptd_proto.v1.blobs_pb2.ReadEvent,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchManyRequest,
+        ckptd_proto.v1.blobs_pb2.FetchManyEvent,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.PrefetchReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -223,6 +290,27 @@ class BlobsServicer(metaclass=abc.ABCMeta):
         others. First `opened`, with a descriptor of the file that grows; then `landed` and `progress`;
         last, if all of it is wanted, one `blob`. After a failure nothing that was read counts.
         A call that ends disturbs nobody.
+        """
+
+    @abc.abstractmethod
+    def FetchMany(
+        self,
+        request: ckptd_proto.v1.blobs_pb2.FetchManyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.blobs_pb2.FetchManyEvent], collections.abc.AsyncIterator[ckptd_proto.v1.blobs_pb2.FetchManyEvent]]:
+        """Fetches many at once: each is announced when it is here, by its place in the request, in no
+        order. The first that fails ends the call, and what it took is given back; the flights of the
+        others linger as usual.
+        """
+
+    @abc.abstractmethod
+    def Prefetch(
+        self,
+        request: ckptd_proto.v1.blobs_pb2.FetchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.blobs_pb2.PrefetchReply, collections.abc.Awaitable[ckptd_proto.v1.blobs_pb2.PrefetchReply]]:
+        """Answers once the daemon has taken it on. Nobody needs to wait: the flight ends when it is done
+        or has failed, and `keep_s` counts from then. It does not survive the daemon; its partial does.
         """
 
     @abc.abstractmethod

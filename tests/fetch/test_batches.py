@@ -1,0 +1,153 @@
+"""Many references in one call; and fetching ahead of need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ckptd import aio, errors
+from ckptd.values import Progress
+from fakes.daemon import Daemon
+from fakes.origin import Fault, Origin
+from fakes.running import ckptd, python
+from fakes.waiting import eventually
+
+COUNT = 120  # more than go side by side
+
+
+@pytest.fixture
+def daemon(short_path: Path) -> Iterator[Daemon]:
+    """A daemon whose flights end with their last passenger."""
+    with Daemon(short_path, linger_s=0) as running:
+        yield running
+
+
+def put(origin: Origin, count: int = COUNT) -> dict[str, bytes]:
+    files = {f"part-{number:03}": b"%d" % number * (number + 1) for number in range(count)}
+    for name, data in files.items():
+        origin.put(name, data)
+    return files
+
+
+def leases(daemon: Daemon) -> int:
+    return sum(blob.leases for blob in daemon.client().blobs())
+
+
+def test_many_arrive_in_the_order_they_were_asked_for(
+    daemon: Daemon, origin: Origin, tmp_path: Path
+) -> None:
+    files = put(origin)
+    here = tmp_path / "here"
+    here.write_bytes(b"local")
+    names = [str(here), *map(origin.url, files), origin.url("part-003"), f"file://{here}"]
+    paths = daemon.client().fetch_many(names)
+    found = [path.read_bytes() for path in paths]
+    assert found == [b"local", *files.values(), files["part-003"], b"local"]
+    assert leases(daemon) == COUNT
+    assert len(origin.bodies("part-003")) == 1
+
+
+def test_hashes_are_stated_one_by_one(daemon: Daemon, origin: Origin) -> None:
+    files = put(origin, 3)
+    urls = [origin.url(name) for name in files]
+    good = [hashlib.sha256(data).hexdigest() for data in files.values()]
+    assert len(daemon.client().fetch_many(urls, sha256=[good[0], None, good[2]])) == 3
+    with pytest.raises(errors.InvalidArgument, match="3 references and 1 SHA-256s"):
+        daemon.client().fetch_many(urls, sha256=good[:1])
+    with pytest.raises(errors.DataLoss, match="reference 2 of 3"):
+        daemon.client().fetch_many(urls, sha256=[None, "0" * 64, None])
+
+
+def test_one_that_fails_is_named_and_nothing_is_held(daemon: Daemon, origin: Origin) -> None:
+    files = put(origin)
+    origin.put("part-100", b"").lasting = Fault.LOSE
+    with pytest.raises(errors.NotFound, match=r"reference 101 of 120: .*part-100.*404") as caught:
+        daemon.client().fetch_many([origin.url(name) for name in files])
+    assert caught.value.id
+    eventually(lambda: leases(daemon) == 0)
+    assert not list((daemon.state_dir / "cache" / "leases").iterdir())
+
+
+def test_none_at_all_is_no_work(daemon: Daemon) -> None:
+    assert daemon.client().fetch_many([]) == []
+
+
+def test_progress_is_of_all_of_them(daemon: Daemon, origin: Origin) -> None:
+    files = put(origin)
+    seen: list[Progress] = []
+    daemon.client().fetch_many([origin.url(name) for name in files], on_progress=seen.append)
+    total = sum(map(len, files.values()))
+    assert (seen[-1].done_bytes, seen[-1].total_bytes) == (total, total)
+
+
+async def test_a_cancelled_batch_holds_nothing(daemon: Daemon, origin: Origin, data: bytes) -> None:
+    files = put(origin, 5)
+    origin.put("model", data)
+    client = aio.Client(daemon.socket)
+    async with anyio.create_task_group() as tasks:
+        origin.hold(after_bytes=len(data) // 2)
+        names = [*map(origin.url, files), origin.url("model")]
+        tasks.start_soon(client.fetch_many, names)
+        await anyio.to_thread.run_sync(origin.held.wait, 30)
+        tasks.cancel_scope.cancel()
+    await anyio.to_thread.run_sync(eventually, lambda: not daemon.client().status().flights)
+    assert leases(daemon) == 0
+    origin.release()
+
+
+def test_a_deadline_says_how_many_had_arrived(daemon: Daemon, origin: Origin, data: bytes) -> None:
+    origin.put("model", data)
+    origin.hold(after_bytes=len(data) // 2)
+    with pytest.raises(errors.DeadlineExceeded, match="0 of 1 had arrived after 1 s"):
+        daemon.client().fetch_many([origin.url("model")], timeout=1)
+    origin.release()
+
+
+def test_a_prefetch_outlives_its_caller_and_is_kept(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data)
+    origin.hold(after_bytes=len(data) // 2)
+    code = f"import ckptd; ckptd.prefetch({origin.url('model')!r}, keep_s=600)"
+    assert python(code, env=daemon.env) == ""
+    assert origin.held.wait(30)
+    client = daemon.client()
+    eventually(lambda: client.status().sessions == 1)  # ours alone
+    assert [flight.object for flight in client.status().flights] == [origin.url("model")]
+    origin.release()
+    eventually(lambda: not client.status().flights)
+    (blob,) = client.blobs()
+    assert (blob.path.read_bytes(), blob.leases) == (data, 1)
+    daemon.kill()
+    daemon.start()
+    assert leases(daemon) == 1
+    assert client.fetch(origin.url("model"), offline=True) == blob.path
+
+
+def test_the_command_prefetches_a_directory(daemon: Daemon, origin: Origin) -> None:
+    for name in ("a.bin", "b.bin", "c.txt"):
+        origin.put(f"m/{name}", name.encode())
+    links = "".join(f'<a href="{name}">{name}</a>' for name in ("a.bin", "b.bin", "c.txt"))
+    origin.put("m/", f"<h1>Index of /m/</h1>{links}".encode())
+    done = ckptd("prefetch", origin.url("m/"), "--include", "*.bin", "--json", env=daemon.env)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"prefetching": origin.url("m/")})
+    client = daemon.client()
+    eventually(lambda: len(client.blobs()) == 2 and leases(daemon) == 2)
+    tree = client.fetch(origin.url("m/"), include="*.bin", offline=True)
+    assert {path.name for path in tree.iterdir()} == {"a.bin", "b.bin"}
+
+
+def test_a_prefetch_that_fails_is_in_the_log(daemon: Daemon, origin: Origin) -> None:
+    daemon.client().prefetch(origin.url("gone"))
+    eventually(lambda: "prefetching" in daemon.log_text() and "404" in daemon.log_text())
+
+
+def test_what_is_no_reference_or_is_here_is_refused_at_once(daemon: Daemon, tmp_path: Path) -> None:
+    for ref in ("gopher://host/model", str(tmp_path)):
+        with pytest.raises(errors.InvalidArgument):
+            daemon.client().prefetch(ref)
