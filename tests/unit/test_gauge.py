@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.progress import HELD_S, RATE_S, SILENT_S, Cause, Gauge, Phase, Rate
+from ckptd_daemon.fetch.progress import (
+    HELD_S,
+    RATE_S,
+    SILENT_S,
+    Cause,
+    Gauge,
+    Phase,
+    Progress,
+    Rate,
+)
 from ckptd_daemon.rpc.blobs import PROGRESS_MAX_PER_S, interval_s
 from ckptd_daemon.sources.source import TransientError
 
@@ -117,6 +126,33 @@ def test_an_origin_that_falls_silent_is_the_cause_until_it_speaks_again() -> Non
     assert (progress.cause, progress.reason) == (Cause.ORIGIN, "nothing has come for 4 s")
     flying.go(1, 1)
     assert flying.gauge.read().cause is Cause.NONE
+
+
+def a_part(phase: Phase, cause: Cause = Cause.NONE, reason: str = "") -> Progress:
+    return Progress(phase, 0, None, 2, reason, cause)
+
+
+MOVING = a_part(Phase.DOWNLOADING)
+HELD = a_part(Phase.DOWNLOADING, Cause.LIMIT, "held")
+RETRYING = a_part(Phase.RETRYING, Cause.ORIGIN, "503")
+
+
+@pytest.mark.parametrize(
+    ("parts", "together"),
+    [
+        ([MOVING, RETRYING], (Phase.DOWNLOADING, Cause.NONE, "")),
+        ([MOVING, HELD], (Phase.DOWNLOADING, Cause.LIMIT, "held")),
+        ([RETRYING, RETRYING], (Phase.RETRYING, Cause.ORIGIN, "503")),
+    ],
+)
+def test_many_files_move_if_one_does_and_else_say_what_they_wait_for(
+    parts: list[Progress], together: tuple[Phase, Cause, str]
+) -> None:
+    flying = Flying()
+    flying.gauge.parts = lambda: parts
+    progress = flying.gauge.read()
+    assert (progress.phase, progress.cause, progress.reason) == together
+    assert progress.streams == 4
 
 
 def test_being_asked_to_slow_down_is_told_from_failing() -> None:

@@ -133,6 +133,7 @@ def _measure(
         return coming + sum(blob.size_bytes for blob in blobs.values())
 
     gauge.done_bytes = done_bytes
+    gauge.parts = lambda: [call.progress() for call in calls.values()]
     gauge.enter(Phase.DOWNLOADING)
 
 

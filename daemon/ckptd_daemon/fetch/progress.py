@@ -108,6 +108,8 @@ class Gauge:
         self._rate = Rate()
         self._counter: Callable[[], int] = int
         self._held = ("", 0.0)  # by which limit, and until when
+        self.parts: Callable[[], list[Progress]] = list
+        """Readings of what this consists of, if it has streams by its parts only."""
         self.title = ""
         self.phase = Phase.RESOLVING
         self.total_bytes: int | None = None
@@ -152,9 +154,23 @@ class Gauge:
     def read(self) -> Progress:
         """Return where the flight is now."""
         now, done_bytes = self._clock(), self._counter()
-        rate, cause, reason = 0.0, self.cause, self.reason
-        if self.phase is Phase.DOWNLOADING:
+        rate, phase, cause, reason = 0.0, self.phase, self.cause, self.reason
+        parts = self.parts()
+        if phase is Phase.DOWNLOADING:
             rate = self._rate.read(done_bytes, now)
-            if cause is Cause.NONE:
+            if cause is Cause.NONE and parts:
+                phase, cause, reason = _all(parts)
+            elif cause is Cause.NONE:
                 cause, reason = self._slowed(now)
-        return Progress(self.phase, done_bytes, self.total_bytes, self.streams, reason, cause, rate)
+        streams = self.streams + sum(part.streams for part in parts)
+        return Progress(phase, done_bytes, self.total_bytes, streams, reason, cause, rate)
+
+
+def _all(parts: list[Progress]) -> tuple[Phase, Cause, str]:
+    """Say what *parts* do together: they move if one does, held by a limit if one is."""
+    moving = [part for part in parts if part.phase is Phase.DOWNLOADING]
+    held = [part for part in moving if part.cause is Cause.LIMIT]
+    if moving and not held and any(part.cause is Cause.NONE for part in moving):
+        return Phase.DOWNLOADING, Cause.NONE, ""
+    one = (held or moving or parts)[0]
+    return one.phase, one.cause, one.reason

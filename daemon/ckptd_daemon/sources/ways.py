@@ -149,7 +149,7 @@ def _from_netrc(host: str) -> dict[str, str]:
         found = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return {}
-    if host not in found.hosts or host == "default":
+    if host not in found.hosts:
         return {}
     user, _, password = found.hosts[host]
     return _basic(user, password)
