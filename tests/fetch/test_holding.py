@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -112,3 +114,37 @@ def _anonymous_bytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) << 10
+
+
+def test_what_a_process_holds_already_it_gets_again_without_a_word_or_a_write(
+    daemon: Daemon, origin: Origin
+) -> None:
+    origin.put("model", b"data")
+    client = daemon.client()
+    first = client.fetch(origin.url("model"))
+    (lease,) = lease_files(daemon)
+    written = lease.stat()
+    told: list[object] = []
+    for _ in range(20):
+        assert client.fetch(origin.url("model"), on_progress=told.append) == first
+    assert (lease.stat().st_ino, lease.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert len(told) < 20  # a slow machine may have time for some
+    client.fetch(origin.url("model"), keep_s=3600)
+    assert json.loads(lease.read_text())["keep_s"] == 3600
+
+
+def test_a_lease_that_was_taken_often_outlives_a_crash_and_ends_with_its_process(
+    daemon: Daemon, origin: Origin
+) -> None:
+    origin.put("model", b"data")
+    fetch = f"import ckptd; [ckptd.fetch({origin.url('model')!r}) for _ in range(3)]; input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", fetch], env=daemon.env, stdin=subprocess.PIPE
+    ) as process:
+        eventually(lambda: len(daemon.client().blobs()) == 1)
+        eventually(lambda: len(lease_files(daemon)) == 1)
+        daemon.kill()
+        daemon.start()
+        assert daemon.client().blobs()[0].leases == 1
+        process.communicate(b"\n", timeout=20)
+    eventually(lambda: daemon.client().blobs()[0].leases == 0)

@@ -90,8 +90,9 @@ class Call:
         return self.has_ended
 
     def leave(self) -> None:
-        """Stop caring; harmless after the end."""
-        self.scope.cancel()
+        """Stop caring; nothing happens after the end."""
+        if not self._ended.is_set():
+            self.scope.cancel()
 
     @property
     def is_left(self) -> bool:

@@ -19,6 +19,8 @@ from ckptd_daemon.store.leases import lease_id
 from ckptd_proto import errors
 from ckptd_proto.v1 import blobs_pb2, blobs_pb2_grpc
 
+FIRST_S = 0.02
+"""What is there already is handed over sooner, without a word of progress."""
 PROGRESS_S = 0.25
 PROGRESS_MAX_PER_S = 200  # of the whole daemon
 KEEP_MAX_S = 366 * 86400.0
@@ -58,7 +60,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             self._listeners += 1
             try:
                 told = None
-                while not await call.wait(interval_s(self._listeners) if told else 0):
+                while not await call.wait(interval_s(self._listeners) if told else FIRST_S):
                     progress = call.progress()
                     if progress != told:
                         yield blobs_pb2.FetchEvent(progress=_progress(progress))

@@ -63,6 +63,7 @@ class Leases:
         self._freed: Callable[[], object] = bool
         self._unwatch: dict[str, Callable[[], None]] = {}  # by lease
         self._writing = anyio.Lock()  # files change in the order of the table
+        self._written: dict[str, Lease] = {}  # what their files say
 
     @classmethod
     @asynccontextmanager
@@ -120,10 +121,13 @@ class Leases:
             lease = self._leases.get(name)
             path = self._directory / f"{name}.json"
             if lease is None:
+                self._written.pop(name, None)
                 await anyio.to_thread.run_sync(partial(path.unlink, missing_ok=True))
-            else:
+            elif not _says_as_much(self._written.get(name), lease):
+                self._written.pop(name, None)
                 data = json.dumps({"format": FORMAT, **asdict(lease)}).encode()
                 await anyio.to_thread.run_sync(durable.write_file, path, data)
+                self._written[name] = lease
 
     async def release(self, name: str, uid: int, *, wholly: bool) -> None:
         """Give a lease of *uid*, or one count of it, back; one that has ended is no error."""
@@ -182,6 +186,15 @@ class Leases:
         if self._leases.get(lease.id) == lease:  # not released, nor taken anew
             self._drop(lease)
             await self.write(lease.id)
+
+
+def _says_as_much(written: Lease | None, lease: Lease) -> bool:
+    """Whether a file that says *written* will do for *lease*.
+
+    The count may differ: who is granted a lease more and gives it back is of one life of the
+    daemon, and the next one needs to know only that the lease is there.
+    """
+    return written is not None and replace(written, count=lease.count) == lease
 
 
 def _load(directory: Path) -> list[Lease]:
