@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -52,6 +53,8 @@ class Job:
     """How often, one after the other."""
     callers: int = 1
     """How many ask at once."""
+    pause_s: float = 0.0
+    """Between two times, on average."""
 
     def ref(self, name: str) -> str:
         """Return what ckptd is asked for."""
@@ -131,6 +134,7 @@ def _again(client: Client, job: Job) -> Answer:
     """Fetch what is there already, as a rank does: it holds it until it ends."""
     answer = Answer()
     for _ in range(job.times):
+        time.sleep(random.uniform(0, 2 * job.pause_s))
         began_s = time.perf_counter()
         client.fetch(job.ref(job.names[0]))
         answer.took_s.append(time.perf_counter() - began_s)
