@@ -60,7 +60,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             self._listeners += 1
             try:
                 told = None
-                while not await call.wait(interval_s(self._listeners) if told else FIRST_S):
+                while not await call.wait(interval_s(self._listeners, is_first=told is None)):
                     progress = call.progress()
                     if progress != told:
                         yield blobs_pb2.FetchEvent(progress=_progress(progress))
@@ -161,9 +161,9 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         return blobs_pb2.RemoveBlobReply(freed_bytes=freed)
 
 
-def interval_s(listeners: int) -> float:
-    """Return how long each of so many waits between two readings."""
-    return max(PROGRESS_S, listeners / PROGRESS_MAX_PER_S)
+def interval_s(listeners: int, *, is_first: bool = False) -> float:
+    """Return how long each of so many waits for its next reading; the first comes sooner."""
+    return max(FIRST_S if is_first else PROGRESS_S, listeners / PROGRESS_MAX_PER_S)
 
 
 def _leaving(call: Call | Batch) -> Any:
