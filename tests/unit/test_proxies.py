@@ -1,0 +1,58 @@
+"""Which proxy the way to a URL takes."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptd_daemon.sources.proxies import Proxies, parsed
+from ckptd_proto.errors import FailedPrecondition
+
+URL = "https://models.example/a"
+
+
+@pytest.fixture(autouse=True)
+def no_proxies_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_without_any_the_way_is_direct() -> None:
+    assert Proxies(None).of(URL) is None
+
+
+def test_the_setting_beats_the_environment_and_no_proxy_beats_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://theirs:3128")
+    assert str(Proxies(None).of(URL)) == "theirs:3128"
+    assert str(Proxies("http://ours:8080").of(URL)) == "ours:8080"
+    monkeypatch.setenv("NO_PROXY", "localhost,.example")
+    assert Proxies("http://ours:8080").of(URL) is None
+    assert str(Proxies("http://ours:8080").of("https://example.org/a")) == "ours:8080"
+
+
+def test_a_bare_host_and_one_for_all_schemes_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "proxy.example")
+    assert str(Proxies(None).of(URL)) == "proxy.example:3128"
+
+
+@pytest.mark.parametrize(
+    "text", ["socks5://user:hunter2@host:1080", "http://", "http://host:hunter2"]
+)
+def test_what_is_no_http_proxy_is_refused_without_its_secrets(text: str) -> None:
+    with pytest.raises(FailedPrecondition, match="the setting proxy is no HTTP proxy") as refused:
+        parsed(text, "the setting proxy")
+    assert "hunter2" not in str(refused.value)
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=8))
+def test_a_password_is_in_nothing_that_is_shown(password: str) -> None:
+    proxy = parsed(f"http://user:{quote(password, safe='')}@host:1", "the setting proxy")
+    shown = f"{proxy} {proxy!r} {proxy.url}"
+    assert password not in shown
+    assert quote(password, safe="") not in shown
