@@ -20,7 +20,7 @@ from ckptd.link import calls
 from ckptd.many import KEEP_S, Refs, fetched_many, prefetched
 from ckptd.reading.awaited import Tensors
 from ckptd.reading.opening import TensorsAsk, Verify, opened_tensors
-from ckptd.values import Blob, DaemonStatus, Progress, Setting
+from ckptd.values import Blob, DaemonStatus, Progress, Setting, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +168,13 @@ class Client:
     async def remove_blob(self, key: str) -> int:
         """Drop a blob that nobody holds from the cache; returns the bytes it took."""
         return await self._run(lambda client: client.remove_blob(key))
+
+    async def verify_blobs(self, keys: Sequence[str] = ()) -> list[Verdict]:
+        """Read the blobs called *keys*, or all of the cache, back from the disk.
+
+        What is damaged is served no more; fetching it again brings only its damaged chunks.
+        """
+        return await self._run(lambda client: client.verify_blobs(keys))
 
     async def settings(self) -> dict[str, Setting]:
         """Return the daemon's settings in force, by name."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptd.values import Blob
+from ckptd.values import Blob, Verdict
 from ckptd_proto.v1 import blobs_pb2
 
 if TYPE_CHECKING:
-    from ckptd.link.connection import Connection
+    from ckptd.link.connection import Connection, Stubs
 
 
 def blobs(connection: Connection) -> list[Blob]:
@@ -23,6 +24,35 @@ def remove(connection: Connection, key: str) -> int:
     """Drop a blob that nobody holds; returns the bytes it took."""
     request = blobs_pb2.RemoveBlobRequest(key=key)
     return connection.call(lambda stubs: stubs.blobs.Remove(request)).freed_bytes
+
+
+def verify(
+    connection: Connection,
+    keys: Sequence[str] = (),
+    on_verdict: Callable[[Verdict], object] = bool,
+) -> list[Verdict]:
+    """Have the blobs called *keys*, or all, read back from the disk; *on_verdict* hears of each."""
+    request = blobs_pb2.VerifyBlobsRequest(keys=keys)
+
+    def listen(stubs: Stubs) -> list[Verdict]:
+        verdicts = []
+        for message in stubs.blobs.Verify(request):
+            verdicts.append(_verdict(message))
+            on_verdict(verdicts[-1])
+        return verdicts
+
+    return connection.call(listen)
+
+
+def _verdict(message: blobs_pb2.BlobVerdict) -> Verdict:
+    return Verdict(
+        key=message.key,
+        object=message.object,
+        size_bytes=message.size_bytes,
+        chunks=message.chunks,
+        damaged_chunks=tuple(message.damaged_chunks),
+        quarantine=Path(message.quarantine) if message.quarantine else None,
+    )
 
 
 def _blob(message: blobs_pb2.Blob) -> Blob:

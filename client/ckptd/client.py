@@ -14,7 +14,7 @@ from ckptd.link.connection import Connection
 from ckptd.many import KEEP_S, Refs, fetched_many, prefetched
 from ckptd.reading.opening import TensorsAsk, Verify, read_tensors
 from ckptd.reading.tensors import Tensors
-from ckptd.values import Blob, DaemonStatus, Setting
+from ckptd.values import Blob, DaemonStatus, Setting, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +159,13 @@ class Client:
             PermissionDenied: It is another user's daemon.
         """
         return node.configure(self._connection, changes)
+
+    def verify_blobs(self, keys: Sequence[str] = ()) -> list[Verdict]:
+        """Read the blobs called *keys*, or all of the cache, back from the disk.
+
+        What is damaged is served no more; fetching it again brings only its damaged chunks.
+        """
+        return cache.verify(self._connection, keys)
 
     def stop(self) -> None:
         """Have the daemon finish what it may and end; returns once it has begun to."""

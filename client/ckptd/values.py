@@ -149,6 +149,20 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a blob is like on the disk."""
+
+    key: str
+    object: str
+    size_bytes: int
+    chunks: int
+    damaged_chunks: tuple[int, ...]
+    """Those that are not what was published; fetching the object again brings these only."""
+    quarantine: Path | None
+    """Where a damaged one lies now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
     """A verified file in the node's cache."""
 

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from ckptd.cli import json_option
 from ckptd.cli.bar import showing
 from ckptd.cli.copying import copied, size_bytes
 from ckptd_proto import errors
+
+if TYPE_CHECKING:
+    from ckptd.values import Verdict
 
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -138,7 +141,8 @@ def list_blobs(as_json: bool) -> None:
             click.echo(json.dumps({**asdict(blob), "path": str(blob.path)}))
         else:
             held = f"{blob.leases} lease{'s' * (blob.leases != 1)}" if blob.leases else "free"
-            click.echo(f"{blob.key}  {blob.size_bytes:>14}  {held:>10}  {blob.object}")
+            figures = f"{blob.size_bytes:>14}  {held:>10}  {blob.verification:<14}"
+            click.echo(f"{blob.key}  {figures}  {blob.object}")
 
 
 @cache.command("rm")
@@ -151,3 +155,31 @@ def remove_blob(key: str, as_json: bool) -> None:
 
     freed = remove(Connection.existing(), key)
     click.echo(json.dumps({"freed_bytes": freed}) if as_json else f"freed {freed} bytes")
+
+
+@cache.command("verify")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@json_option
+def verify_blobs(keys: tuple[str, ...], as_json: bool) -> None:
+    """Read the blobs KEY, or all, back from the disk and compare them with what was published."""
+    from ckptd.cache import verify
+    from ckptd.link.connection import Connection
+
+    def tell(verdict: Verdict) -> None:
+        if as_json:
+            found = asdict(verdict)
+            click.echo(
+                json.dumps(found | {"quarantine": found["quarantine"] and str(verdict.quarantine)})
+            )
+            return
+        words = "sound"
+        if verdict.damaged_chunks:
+            words = f"DAMAGED: {len(verdict.damaged_chunks)} of {verdict.chunks} chunks"
+        click.echo(f"{verdict.key}  {verdict.size_bytes:>14}  {words}  {verdict.object}")
+
+    verdicts = verify(Connection.existing(), keys, tell)
+    if damaged := [verdict for verdict in verdicts if verdict.damaged_chunks]:
+        raise errors.DataLoss(
+            f"{len(damaged)} of {len(verdicts)} blobs are damaged, and no longer handed out; fetch "
+            "them again, which brings only what is damaged, and check the disk"
+        )

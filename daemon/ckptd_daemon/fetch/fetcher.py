@@ -38,6 +38,7 @@ from ckptd_daemon.store.blobs import Blob, BlobStore
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.room import Space
+from ckptd_daemon.store.scrub import Finding, Scrubber
 from ckptd_daemon.store.snapshots import SnapshotStore
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display, redacted
@@ -75,6 +76,7 @@ class Fetcher:
         self._versions: Answers[Object] = Answers(source.stat, tasks, config)
         self._space = Space(store, self._leases_on, config)
         leases.on_freed(self._space.poke)
+        self._scrubber = Scrubber(store)
         buffers = Buffers(BUFFER_COUNT)
         self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
         downloader = Downloader(config, source, buffers, self._space.grow, self._pacer)
@@ -236,14 +238,30 @@ class Fetcher:
         """Return the published blobs, each with the number of its leases."""
         return [(blob, self._leases_on(blob.key)) for blob in self._store]
 
-    async def remove(self, key: str, holder: Process) -> int:
-        """Drop a blob that nobody holds, for the daemon's user; returns the bytes it took."""
-        if holder.uid != os.geteuid():
-            text = f"only user {os.geteuid()}, whose daemon this is, may clear its cache"
-            raise errors.PermissionDenied(text)
+    async def verify(self, keys: Sequence[str], holder: Process) -> AsyncIterator[Finding]:
+        """Read the blobs called *keys*, or all, back from the disk; tells of each when it is done.
+
+        Those that are dropped meanwhile are left out.
+        """
+        _require_owner(holder, "verify")
+        chosen = [self._named(key) for key in keys] if keys else list(self._store)
+        for blob in chosen:
+            finding = await self._scrubber.check(blob)
+            if finding is not None:
+                if finding.damaged_chunks:
+                    self._space.poke()
+                yield finding
+
+    def _named(self, key: str) -> Blob:
         blob = self._store.find(key)
         if blob is None:
             raise errors.NotFound(f"no blob {key} in the cache; `ckptd cache ls` lists them")
+        return blob
+
+    async def remove(self, key: str, holder: Process) -> int:
+        """Drop a blob that nobody holds, for the daemon's user; returns the bytes it took."""
+        _require_owner(holder, "clear")
+        blob = self._named(key)
         if leases := self._leases_on(key):
             text = f"blob {key} is held by {leases} leases; it can go when their processes ended"
             raise errors.FailedPrecondition(text)
@@ -288,3 +306,9 @@ class Fetcher:
         self._grants.setdefault((call.holder, call.request.call), []).append(lease)
         while len(self._grants) > GRANTS_MAX:
             del self._grants[next(iter(self._grants))]
+
+
+def _require_owner(holder: Process, verb: str) -> None:
+    if holder.uid != os.geteuid():
+        text = f"only user {os.geteuid()}, whose daemon this is, may {verb} its cache"
+        raise errors.PermissionDenied(text)

@@ -48,13 +48,15 @@ class Lender:
         """
         lease = self._leases.take(key, call.holder, call.request.keep_s, call.request.hold)
         try:
-            blob = await self.ready(call, key, obj, sha256)
+            for_others = call.holder.uid != os.geteuid()
+            found = None
+            while found is None:  # it may be found damaged, and set aside, at any time
+                blob = await self.ready(call, key, obj, sha256)
+                touch = partial(self._store.touch, blob, for_others=for_others)
+                found = await to_thread.run_sync(touch)
             if call.request.is_detached:  # its time counts from here on
                 lease = self._leases.take(key, call.holder, call.request.keep_s)
             await self._leases.write(lease.id)
-            for_others = call.holder.uid != os.geteuid()
-            touch = partial(self._store.touch, blob, for_others=for_others)
-            found = await to_thread.run_sync(touch)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._leases.release(lease.id, call.holder.uid, wholly=False)

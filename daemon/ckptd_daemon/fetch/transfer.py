@@ -68,7 +68,9 @@ class Transfer:
             await to_thread.run_sync(require_sound, obj, partial, size_bytes)
             stated = wanted if verification is Verification.SHA256 else None
             work = functools.partial(self._store.publish, partial, size_bytes, stated, verification)
-            return await to_thread.run_sync(work)
+            blob = await to_thread.run_sync(work)
+        await self._discard_remains(blob.key)  # repaired
+        return blob
 
     @asynccontextmanager
     async def _opened(self, obj: Object, gauge: Gauge) -> AsyncIterator[Partial]:
@@ -93,21 +95,52 @@ class Transfer:
         gauge.enter(Phase.WAITING, Cause.DISK)
         async with self._space.book(key, obj.size_bytes or 0, wait):
             try:
-                claimed = await to_thread.run_sync(self._begun, partial)
-                gauge.enter(Phase.VERIFYING, Cause.HASH)
-                async with self._buffers.lend() as buffer:
-                    for index, crc in sorted(claimed.items()):
-                        await to_thread.run_sync(partial.recheck, index, crc, buffer)
+                await self._resume(obj, partial, gauge)
                 yield partial
             except (ChangedError, MismatchError, errors.DataLoss):
                 partial.close()
                 await to_thread.run_sync(self._store.remove, partial.path)
+                await self._discard_remains(key)  # they may be what is wrong
                 raise
             finally:
                 partial.close()
                 if not header.is_resumable:  # nobody could go on with it
                     with anyio.CancelScope(shield=True):
                         await to_thread.run_sync(self._store.remove, partial.path)
+
+    async def _resume(self, obj: Object, partial: Partial, gauge: Gauge) -> None:
+        """Open *partial*, and take over what is sound of an earlier life or of a damaged blob."""
+        header = partial.header
+        known = obj.chunk_crc32c if len(obj.chunk_crc32c) == header.chunk_count else ()
+        partial.expected = dict(enumerate(known))
+        claimed = await to_thread.run_sync(self._begun, partial)
+        gauge.enter(Phase.VERIFYING, Cause.HASH)
+        async with self._buffers.lend() as buffer:
+            for index, crc in sorted(claimed.items()):
+                await to_thread.run_sync(partial.recheck, index, crc, buffer)
+            if header.is_resumable:
+                await self._repair(partial, buffer)
+
+    async def _repair(self, partial: Partial, buffer: memoryview) -> None:
+        """Copy the sound chunks of a damaged blob of this version; the others are known by CRC.
+
+        Into a new file: somebody may still read the damaged one.
+        """
+        header = partial.header
+        for blob in await to_thread.run_sync(self._store.remains, partial.path.name):
+            cut = blob.size_bytes, blob.chunk_bytes, len(blob.crc32c)
+            if cut != (header.size_bytes, header.chunk_bytes, header.chunk_count):
+                continue
+            partial.expected = {**dict(enumerate(blob.crc32c)), **partial.expected}
+            for index in partial.missing():
+                crc = partial.expected[index]
+                await to_thread.run_sync(partial.adopt, index, blob.path, crc, buffer)
+            count = len(partial.missing())
+            logger.info("%s is repaired: %d chunks are fetched again", header.title, count)
+
+    async def _discard_remains(self, key: str) -> None:
+        for blob in await to_thread.run_sync(self._store.remains, key):
+            await to_thread.run_sync(self._store.remove, blob.path.parent)
 
     async def _full(
         self, obj: Object, partial: Partial, error: errors.ResourceExhausted

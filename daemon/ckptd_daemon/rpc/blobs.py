@@ -16,6 +16,7 @@ from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.store.blobs import Blob, Verification
 from ckptd_daemon.store.leases import lease_id
+from ckptd_daemon.store.scrub import Finding
 from ckptd_proto import errors
 from ckptd_proto.v1 import blobs_pb2, blobs_pb2_grpc
 
@@ -152,6 +153,14 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         for blob, leases in self._fetcher.blobs():
             yield _blob(blob, leases)
 
+    async def Verify(
+        self, request: blobs_pb2.VerifyBlobsRequest, context: Context
+    ) -> AsyncIterator[blobs_pb2.BlobVerdict]:
+        """Tell of each blob once it is read back."""
+        holder = self._sessions.of(context.peer()).process
+        async for finding in self._fetcher.verify(request.keys, holder):
+            yield _verdict(finding)
+
     async def Remove(
         self, request: blobs_pb2.RemoveBlobRequest, context: Context
     ) -> blobs_pb2.RemoveBlobReply:
@@ -210,6 +219,18 @@ def _handed(handed: Handed) -> blobs_pb2.Blob:
     if handed.blob is None and handed.sha256 is not None:
         message.verification = blobs_pb2.VERIFICATION_SHA256
     return message
+
+
+def _verdict(finding: Finding) -> blobs_pb2.BlobVerdict:
+    blob = finding.blob
+    return blobs_pb2.BlobVerdict(
+        key=blob.key,
+        object=blob.title,
+        size_bytes=blob.size_bytes,
+        chunks=len(blob.crc32c),
+        damaged_chunks=finding.damaged_chunks,
+        quarantine=str(finding.quarantine or ""),
+    )
 
 
 def _blob(blob: Blob, leases: int) -> blobs_pb2.Blob:

@@ -209,22 +209,40 @@ class BlobStore:
         logger.error("blob %s is damaged: its file is not what was published", path.name)
         self.set_aside(path)
 
-    def set_aside(self, path: Path) -> None:
-        """Keep a directory that cannot be used, out of the way of what takes its name."""
-        if path.exists():
-            durable.publish(path, self._quarantine_dir / f"{path.name}-{secrets.token_hex(4)}")
+    def set_aside(self, path: Path) -> Path | None:
+        """Keep a directory that cannot be used, out of the way of what takes its name.
 
-    def touch(self, blob: Blob, *, for_others: bool = False) -> os.stat_result:
+        Returns where it is now; None if it is gone already.
+        """
+        if not path.exists():
+            return None
+        aside = self._quarantine_dir / f"{path.name}-{secrets.token_hex(4)}"
+        durable.publish(path, aside)
+        return aside
+
+    def remains(self, key: str) -> list[Blob]:
+        """Return what is left of the damaged blobs that were called *key*."""
+        paths = (path for path in self.quarantined() if path.name.partition("-")[0] == key)
+        notes = (_remains(path) for path in paths)
+        return [blob for blob in notes if blob is not None]
+
+    def touch(self, blob: Blob, *, for_others: bool = False) -> os.stat_result | None:
         """Note that the blob is used now, for eviction; returns what its file is.
 
-        Until the first other user gets it, the directory is its owner's alone.
+        Until the first other user gets it, the directory is its owner's alone. None if the blob
+        has been set aside, or dropped, meanwhile.
         """
-        if for_others:
-            blob.path.parent.chmod(0o711)
-        os.utime(blob.path.parent / NOTE)
-        known = self._blobs.get(blob.key, blob)
+        try:
+            if for_others:
+                blob.path.parent.chmod(0o711)
+            os.utime(blob.path.parent / NOTE)
+            found = blob.path.stat()
+        except FileNotFoundError:
+            return None
+        if (known := self._blobs.get(blob.key)) is None:
+            return None
         self._blobs[blob.key] = replace(known, used_at=time.time())
-        return blob.path.stat()
+        return found
 
     def learn_sha256(self, blob: Blob, stated: str) -> Blob:
         """Compute the SHA-256 of the blob, and write it down; *stated* may vouch for the bytes."""
@@ -278,6 +296,14 @@ def _note(path: Path) -> dict[str, Any]:
             "upgrade ckptd, or give it another state directory"
         )
     return note
+
+
+def _remains(path: Path) -> Blob | None:
+    """Return what the note of a damaged blob says; None if that is damaged, or another format."""
+    try:
+        return _read_note(path)
+    except errors.FailedPrecondition:
+        return None
 
 
 def _read_note(path: Path) -> Blob | None:

@@ -145,12 +145,33 @@ class Partial:
     def recheck(self, index: int, crc: int, buffer: memoryview) -> None:
         """Take over a claimed chunk if its bytes on the disk are still what the journal says."""
         start, end = self.header.extent(index)
-        if self._crc_of(start, end, buffer) != crc:
+        is_known = self.expected.get(index, crc) == crc
+        if not is_known or self._crc_of(start, end, buffer) != crc:
             logger.warning("chunk %d of partial %s is damaged", index, self.path.name)
             return
         with self._changed:
             self.landed[index] = crc
             self.landed_bytes += end - start
+
+    def adopt(self, index: int, source: Path, crc: int, buffer: memoryview) -> bool:
+        """Copy chunk *index* from another file of this version if it is sound there."""
+        start, end = self.header.extent(index)
+        found = 0
+        try:
+            with source.open("rb", buffering=0) as file:
+                file.seek(start)
+                for at, length in (
+                    (at, min(len(buffer), end - at)) for at in range(start, end, len(buffer))
+                ):
+                    if file.readinto(buffer[:length]) != length:
+                        return False
+                    found = crc32c(buffer[:length], found)
+                    self.write(buffer, length, at)
+        except FileNotFoundError:
+            return False
+        if found == crc:
+            self.record(index, crc, end - start)
+        return found == crc
 
     def _crc_of(self, start: int, end: int, buffer: memoryview) -> int:
         crc = 0

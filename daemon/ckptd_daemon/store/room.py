@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import anyio
@@ -135,7 +136,7 @@ class Space:
             in_use = await to_thread.run_sync(self._in_use, chosen)
             open_files |= in_use
             if not in_use and await self._drop(chosen):
-                spared = [entry for entry in candidates if entry not in chosen]
+                spared = [entry for entry in candidates if entry not in chosen and entry.key != key]
                 await self._tidy(spared, room, waiter.need_bytes, chosen)
                 return None
 
@@ -184,7 +185,7 @@ class Space:
         """Tell what may be evicted for *key*, and who holds the rest."""
         blobs = [Entry(blob.path.parent, blob.size_bytes, blob.used_at) for blob in self._store]
         partials = [entry for name, entry in survey.partials.items() if name != key]
-        entries = [*blobs, *partials, *survey.quarantined]
+        entries = [*blobs, *partials, *(_outlived(entry, key) for entry in survey.quarantined)]
         held = {entry for entry in entries if self._is_held(entry) or entry.path in open_files}
         others = {name: size for name, size in self._booked.items() if name != key}
         unwritten = sum(max(0, size - _size(survey, name)) for name, size in others.items())
@@ -215,8 +216,7 @@ class Space:
         """Look at the disk; blocks."""
         free, total = durable.disk_bytes(self._store.partials_dir)
         partials = {path.name: _entry(path) for path in self._store.partial_paths()}
-        # what is quarantined is of no use to anybody but a repair: it goes before all else
-        quarantined = [replace(_entry(path), used_at=0.0) for path in self._store.quarantined()]
+        quarantined = [_entry(path) for path in self._store.quarantined()]
         return _Survey(free, total, partials, quarantined)
 
     async def left(self) -> tuple[int, int]:
@@ -224,6 +224,11 @@ class Space:
         survey = await to_thread.run_sync(self._survey)
         candidates, _ = self._sorted(survey, "", set())
         return survey.free_bytes, sum(entry.size_bytes for entry in candidates)
+
+
+def _outlived(entry: Entry, key: str) -> Entry:
+    """Let what is quarantined go before all else, but last of all what can repair *key*."""
+    return replace(entry, used_at=inf if entry.key == key else 0.0)
 
 
 def _size(survey: _Survey, key: str) -> int:

@@ -530,6 +530,57 @@ class ListBlobsRequest(google.protobuf.message.Message):
 Global___ListBlobsRequest: typing_extensions.TypeAlias = ListBlobsRequest
 
 @typing.final
+class VerifyBlobsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: builtins.int
+    @property
+    def keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """All blobs, if none is named."""
+
+    def __init__(
+        self,
+        *,
+        keys: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["keys", b"keys"]) -> None: ...
+
+Global___VerifyBlobsRequest: typing_extensions.TypeAlias = VerifyBlobsRequest
+
+@typing.final
+class BlobVerdict(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    OBJECT_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    CHUNKS_FIELD_NUMBER: builtins.int
+    DAMAGED_CHUNKS_FIELD_NUMBER: builtins.int
+    QUARANTINE_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    object: builtins.str
+    size_bytes: builtins.int
+    chunks: builtins.int
+    """How many chunks it has, and which of them are not what was published."""
+    quarantine: builtins.str
+    """Where a damaged one lies now; empty for a sound one."""
+    @property
+    def damaged_chunks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        object: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        chunks: builtins.int = ...,
+        damaged_chunks: collections.abc.Iterable[builtins.int] | None = ...,
+        quarantine: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunks", b"chunks", "damaged_chunks", b"damaged_chunks", "key", b"key", "object", b"object", "quarantine", b"quarantine", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___BlobVerdict: typing_extensions.TypeAlias = BlobVerdict
+
+@typing.final
 class RemoveBlobRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -64,6 +64,11 @@ class BlobsStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ListBlobsRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.Blob.FromString,
                 _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/ckptd.v1.Blobs/Verify',
+                request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.VerifyBlobsRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.BlobVerdict.FromString,
+                _registered_method=True)
         self.Remove = channel.unary_unary(
                 '/ckptd.v1.Blobs/Remove',
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.RemoveBlobRequest.SerializeToString,
@@ -125,6 +130,14 @@ class BlobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Verify(self, request, context):
+        """Reads blobs back from the disk, and tells of each as soon as it is done. What is damaged is
+        served no more from that instant; fetching it again brings its damaged chunks only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Remove(self, request, context):
         """Drops one blob from the cache; FAILED_PRECONDITION while it is leased.
         """
@@ -164,6 +177,11 @@ def add_BlobsServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.ListBlobsRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.Blob.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.VerifyBlobsRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.BlobVerdict.SerializeToString,
             ),
             'Remove': grpc.unary_unary_rpc_method_handler(
                     servicer.Remove,
@@ -333,6 +351,33 @@ class Blobs(object):
             '/ckptd.v1.Blobs/List',
             ckptd__proto_dot_v1_dot_blobs__pb2.ListBlobsRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_blobs__pb2.Blob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ckptd.v1.Blobs/Verify',
+            ckptd__proto_dot_v1_dot_blobs__pb2.VerifyBlobsRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_blobs__pb2.BlobVerdict.FromString,
             options,
             channel_credentials,
             insecure,

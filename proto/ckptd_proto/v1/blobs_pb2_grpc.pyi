@@ -121,6 +121,22 @@ _BlobsListType = typing_extensions.TypeVar(
     ],
 )
 
+_BlobsVerifyType = typing_extensions.TypeVar(
+    '_BlobsVerifyType',
+    grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.VerifyBlobsRequest,
+        ckptd_proto.v1.blobs_pb2.BlobVerdict,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.VerifyBlobsRequest,
+        ckptd_proto.v1.blobs_pb2.BlobVerdict,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.VerifyBlobsRequest,
+        ckptd_proto.v1.blobs_pb2.BlobVerdict,
+    ],
+)
+
 _BlobsRemoveType = typing_extensions.TypeVar(
     '_BlobsRemoveType',
     grpc.UnaryUnaryMultiCallable[
@@ -137,7 +153,7 @@ _BlobsRemoveType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyType, _BlobsPrefetchType, _BlobsReleaseType, _BlobsListType, _BlobsRemoveType]):
+class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyType, _BlobsPrefetchType, _BlobsReleaseType, _BlobsListType, _BlobsVerifyType, _BlobsRemoveType]):
     @typing.overload
     def __init__(self: BlobsStub[
         grpc.UnaryStreamMultiCallable[
@@ -163,6 +179,10 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyT
         grpc.UnaryStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.ListBlobsRequest,
             ckptd_proto.v1.blobs_pb2.Blob,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            ckptd_proto.v1.blobs_pb2.VerifyBlobsRequest,
+            ckptd_proto.v1.blobs_pb2.BlobVerdict,
         ],
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.RemoveBlobRequest,
@@ -195,6 +215,10 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyT
         grpc.aio.UnaryStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.ListBlobsRequest,
             ckptd_proto.v1.blobs_pb2.Blob,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            ckptd_proto.v1.blobs_pb2.VerifyBlobsRequest,
+            ckptd_proto.v1.blobs_pb2.BlobVerdict,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.RemoveBlobRequest,
@@ -233,6 +257,11 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyT
     List: _BlobsListType
     """The blobs of the cache, in no order."""
 
+    Verify: _BlobsVerifyType
+    """Reads blobs back from the disk, and tells of each as soon as it is done. What is damaged is
+    served no more from that instant; fetching it again brings its damaged chunks only.
+    """
+
     Remove: _BlobsRemoveType
     """Drops one blob from the cache; FAILED_PRECONDITION while it is leased."""
 
@@ -260,6 +289,10 @@ BlobsAsyncStub: typing_extensions.TypeAlias = BlobsStub[
     grpc.aio.UnaryStreamMultiCallable[
         ckptd_proto.v1.blobs_pb2.ListBlobsRequest,
         ckptd_proto.v1.blobs_pb2.Blob,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.blobs_pb2.VerifyBlobsRequest,
+        ckptd_proto.v1.blobs_pb2.BlobVerdict,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.blobs_pb2.RemoveBlobRequest,
@@ -328,6 +361,16 @@ class BlobsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.blobs_pb2.Blob], collections.abc.AsyncIterator[ckptd_proto.v1.blobs_pb2.Blob]]:
         """The blobs of the cache, in no order."""
+
+    @abc.abstractmethod
+    def Verify(
+        self,
+        request: ckptd_proto.v1.blobs_pb2.VerifyBlobsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.blobs_pb2.BlobVerdict], collections.abc.AsyncIterator[ckptd_proto.v1.blobs_pb2.BlobVerdict]]:
+        """Reads blobs back from the disk, and tells of each as soon as it is done. What is damaged is
+        served no more from that instant; fetching it again brings its damaged chunks only.
+        """
 
     @abc.abstractmethod
     def Remove(
