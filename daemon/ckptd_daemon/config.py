@@ -113,9 +113,13 @@ class Config(BaseSettings):
     wait_for_room_s: float = Field(300.0, ge=0)
     """How long a fetch waits for others to leave the cache, before it fails."""
     streams: int = Field(8, ge=1, le=64)
-    """Parallel ranges per flight."""
+    """Parallel ranges from a host to begin with; how many it gets follows what they bring."""
+    streams_max: int = Field(64, ge=1, le=256)
+    """Parallel ranges of the whole daemon; set it to `streams` for a fixed number."""
     connect_s: float = Field(10.0, gt=0)
     """How long one address of an origin has to take a connection."""
+    first_byte_s: float = Field(15.0, gt=0)
+    """A request that is not answered for so long is made again, on a new connection."""
     stall_s: float = Field(20.0, gt=0)
     """A stream that brings nothing for so long is given up and its rest asked for again."""
     retries: int = Field(5, ge=0)

@@ -49,7 +49,14 @@ class Node:
 @asynccontextmanager
 async def fetching(root: Path, **settings: object) -> AsyncIterator[Node]:
     """A node whose state is below *root*, in haste unless *settings* say otherwise."""
-    hasty = {"stall_s": 0.5, "connect_s": 2, "retries": 2, "revalidate_s": 0, "linger_s": 0}
+    hasty = {
+        "stall_s": 0.5,
+        "first_byte_s": 0.5,
+        "connect_s": 2,
+        "retries": 2,
+        "revalidate_s": 0,
+        "linger_s": 0,
+    }
     config = Config(socket=root / "s", state_dir=root / "state", **{**hasty, **settings})
     async with Sessions.open() as sessions, Fetcher.open(config, sessions) as fetcher:
         yield Node(root, fetcher)

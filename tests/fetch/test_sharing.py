@@ -74,7 +74,7 @@ def test_a_killed_daemon_goes_on_where_it_was_and_no_caller_notices(
     content = data * 4
     origin.put("model", content)
     origin.hold(after_bytes=len(content) * 3 // 4)
-    with Daemon(short_path, streams=streams) as daemon:
+    with Daemon(short_path, streams=streams, streams_max=streams) as daemon:
         ranks = [rank(daemon, origin.url("model")) for _ in range(2)]
         assert origin.held.wait(30)
         waiters(daemon, 2)

@@ -62,8 +62,6 @@ class Disk:
                 self.plan.end(claim)
             case "split":
                 self.plan.split(claim, amount)
-            case "cut":
-                self.plan.cut(claim)
             case "race":
                 self.plan.race(claim)
 
@@ -79,7 +77,7 @@ class Disk:
                 self.plan.end(claim)
 
 
-ACTS = st.sampled_from(["claim", "receive", "receive", "break", "end", "split", "cut", "race"])
+ACTS = st.sampled_from(["claim", "receive", "receive", "break", "end", "split", "race"])
 
 
 @given(st.lists(st.tuples(ACTS, st.integers(0, 20), st.integers(0, 2 * CHUNK)), max_size=60))

@@ -14,6 +14,7 @@ from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
+from ckptd_daemon.fetch.abilities import Abilities
 from ckptd_daemon.fetch.answers import Answers
 from ckptd_daemon.fetch.batch import Batch
 from ckptd_daemon.fetch.call import Call, Handed, Request
@@ -21,13 +22,16 @@ from ckptd_daemon.fetch.directories import Directories
 from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.gathering import Gathering
+from ckptd_daemon.fetch.hosts import Hosts
 from ckptd_daemon.fetch.lending import Lender
+from ckptd_daemon.fetch.means import Means
 from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.reading import Reading, Span, Terms
 from ckptd_daemon.fetch.selection import Selection
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics, unfinished
 from ckptd_daemon.fetch.transfer import Transfer
+from ckptd_daemon.fetch.verify import Hasher
 from ckptd_daemon.sessions import Process, Sessions
 from ckptd_daemon.sources.directories import HttpDirectories, is_directory
 from ckptd_daemon.sources.http import HttpSource
@@ -45,7 +49,7 @@ from ckptd_proto.urls import display, redacted
 
 logger = logging.getLogger(__name__)
 
-BUFFER_COUNT = 32  # of 8 MiB: four flights at full speed
+BUFFER_BYTES = 160 << 20  # of all flights; beside that of hashing
 HASH_THREADS = 2
 GRANTS_MAX = 4096  # answers that a caller may say it never saw
 
@@ -73,18 +77,26 @@ class Fetcher:
         self._flights: Flights[Blob] = Flights(
             tasks, linger_s=config.linger_s, failure_s=config.failure_s
         )
-        self._versions: Answers[Object] = Answers(source.stat, tasks, config)
+        brakes = source.brakes
+        self._versions: Answers[Object] = Answers(source.stat, brakes, tasks, config)
         self._space = Space(store, self._leases_on, config)
         leases.on_freed(self._space.poke)
         self._scrubber = Scrubber(store)
-        buffers = Buffers(BUFFER_COUNT)
+        buffers = Buffers(BUFFER_BYTES)
         self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
-        downloader = Downloader(config, source, buffers, self._space.grow, self._pacer)
-        transfer = Transfer(store, self._space, buffers, downloader)
+        hosts = Hosts(start=config.streams, streams_max=config.streams_max)
+        means = Means(config, source, buffers, self._pacer, hosts, brakes, Abilities())
+        hasher = Hasher()
+        tasks.start_soon(buffers.keep)
+        tasks.start_soon(hasher.buffers.keep)
+        downloader = Downloader(means, self._space.grow)
+        transfer = Transfer(store, self._space, buffers, downloader, hasher)
         hash_threads = CapacityLimiter(HASH_THREADS)
         lender = Lender(store, leases, self._flights, transfer, hash_threads)
         self._files = Files(config, store, self._versions, lender, hash_threads)
-        self._listings: Answers[Listing] = Answers(HttpDirectories(source).listing, tasks, config)
+        self._listings: Answers[Listing] = Answers(
+            HttpDirectories(source).listing, brakes, tasks, config
+        )
         gathering = Gathering(self._files, lender)
         self._directories = Directories(
             config, tasks, gathering, self._listings, store, snapshots, leases

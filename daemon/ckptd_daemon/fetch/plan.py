@@ -46,7 +46,7 @@ class Claim:
         return self.at >= self.end
 
     def asks(self) -> Range | None:
-        """Return what to ask the origin for; None if nothing is left to bring."""
+        """Begin anew; returns what to ask the origin for, None if nothing is left to bring."""
         with self.plan.lock:
             self.got = self.promised = self.block_end = self.at
             return None if self.is_over else (self.at, self.end)
@@ -173,25 +173,18 @@ class Plan:
             if claim.rival is not None or border >= claim.end:
                 return None
             end, claim.end = claim.end, border
+            claim.is_beaten = claim.is_over
             return self._claimed(border, end)
 
     def race(self, claim: Claim) -> Claim | None:
         """Claim what has not come of *claim*, too, if that is a part of one block."""
         with self.lock:
-            if claim.rival is not None or not claim.got < claim.end == claim.block_end:
+            if claim.rival is not None or not claim.got < claim.end <= claim.block_end:
                 return None
             racer = self._claimed(_page_down(claim.got), claim.end)
             racer.is_racer = True
             racer.rival, claim.rival = claim, racer
             return racer
-
-    def cut(self, claim: Claim) -> None:
-        """Let *claim* end soon; the rest is missing again."""
-        with self.lock:
-            border = _page_up(claim.promised)
-            if claim.rival is None and border < claim.end:
-                self._gaps.add(border, claim.end)
-                claim.end = border
 
     def joined(self, offset: int, length: int, checksum: int) -> tuple[int, int] | None:
         """Note a written piece; returns the chunk that it completed, and its CRC32C."""

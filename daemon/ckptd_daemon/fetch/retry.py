@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from math import ceil
 from typing import TypeVar
 
 import anyio
 
-from ckptd_daemon.fetch.progress import Gauge
+from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
+from ckptd_daemon.sources.brakes import Brakes, host_of
 from ckptd_daemon.sources.source import TransientError
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import DamagedError
@@ -17,20 +20,26 @@ from ckptd_proto import errors
 
 BASE_S = 0.1
 CAP_S = 15.0
-RETRY_AFTER_MAX_S = 120.0
+LOOK_S = 1.0  # how often it is told what a pause leaves to wait
 CHUNK_TRIES = 3  # a connection may damage what it brings
 
 V = TypeVar("V")
 
 
-def delay_s(failures: int, retry_after_s: float | None, jitter: float) -> float:
+def delay_s(failures: int, jitter: float) -> float:
     """Return the wait after so many failures in a row; *jitter* is drawn from [0, 1).
 
-    The origin's own wish comes first, up to a bound.
+    How long a host wants to be left alone altogether is for its `Brakes`.
     """
-    if retry_after_s is not None:
-        return min(retry_after_s, RETRY_AFTER_MAX_S)
-    return min(CAP_S, BASE_S * 2.0 ** (failures - 1)) * (0.5 + jitter)
+    return BASE_S + jitter * min(CAP_S - BASE_S, BASE_S * 3.0**failures)
+
+
+async def unbraked(brakes: Brakes, held: Callable[[str], object], *urls: str) -> None:
+    """Wait while one of the hosts of *urls* wants to be left alone; *held* is told how long."""
+    while (left_s := brakes.left_s(*urls)) > 0:
+        host = host_of(max(urls, key=brakes.left_s))
+        held(f"{host} asks to be left alone for {ceil(left_s)} s more")
+        await anyio.sleep(min(left_s, LOOK_S))
 
 
 class Patience:
@@ -45,6 +54,11 @@ class Patience:
         """Start counting anew."""
         self._failures = 0
 
+    async def breathe(self) -> None:
+        """Wait a little after a failure that some progress came before: it costs no try."""
+        self._failures = 0
+        await anyio.sleep(delay_s(0, random.random()))
+
     async def wait(self, error: TransientError) -> None:
         """Wait before the next try; raises `Unavailable` when there were enough."""
         self._failures += 1
@@ -53,7 +67,7 @@ class Patience:
                 f"{self._name}: given up after {self._failures} tries in a row: {error}; "
                 "what was fetched is kept, try again later"
             ) from error
-        await anyio.sleep(delay_s(self._failures, error.retry_after_s, random.random()))
+        await anyio.sleep(delay_s(self._failures, random.random()))
 
 
 class Damages:
@@ -75,14 +89,23 @@ class Damages:
         ) from error
 
 
-async def patiently(work: Callable[[], Awaitable[V]], name: str, retries: int, gauge: Gauge) -> V:
-    """Return what *work* returns, trying again while its failures may pass."""
+async def patiently(
+    work: Callable[[], Awaitable[V]],
+    url: str,
+    name: str,
+    retries: int,
+    gauge: Gauge,
+    brakes: Brakes,
+) -> V:
+    """Return what *work*, which asks *url*, returns; tries again while its failures may pass."""
     patience = Patience(name, retries)
     phase = gauge.phase
+    hold = functools.partial(gauge.enter, Phase.WAITING, Cause.THROTTLED)
     while True:
+        await unbraked(brakes, hold, url)
+        gauge.enter(phase)
         try:
             return await work()
         except TransientError as error:
             gauge.retry(error)
             await patience.wait(error)
-            gauge.enter(phase)

@@ -7,6 +7,7 @@ a CRC32C while the bytes are hot. It does the plain case only; whatever else an 
 
 from __future__ import annotations
 
+import errno
 import http.client
 import re
 import socket
@@ -17,14 +18,17 @@ from urllib.parse import urlsplit
 
 from crc32c import crc32c
 
+from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.pace import Pace
 from ckptd_daemon.fetch.plan import Claim
 from ckptd_daemon.sources.addresses import PrivateAddressError, dial
-from ckptd_daemon.sources.http import TRANSIENT_STATUS, unwell
+from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
+from ckptd_daemon.sources.http import unwell
 from ckptd_daemon.sources.proxies import tunnel
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.partials import Partial
 
+REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
 PIECE_MIN_BYTES = 4 << 10
 PIECE_FIRST_BYTES = 64 << 10
 PIECE_MAX_BYTES = 1 << 20
@@ -36,17 +40,22 @@ class NotFastError(Exception):
     """The origin does something that this path leaves to the general one."""
 
 
+class RefusedError(Exception):
+    """The origin does not, or no more, let these credentials read what is at this address."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
 class Stream:
     """A connection used by one thread at a time; `interrupt` may come from any thread."""
 
-    def __init__(
-        self, obj: Object, endpoint: Endpoint, pace: Pace, connect_s: float, stall_s: float
-    ) -> None:
+    def __init__(self, obj: Object, endpoint: Endpoint, pace: Pace, config: Config) -> None:
         self._object = obj
         self._pace = pace
-        self._stall_s = stall_s
+        self._config = config
         self._endpoint = endpoint
-        self._connect_s = connect_s
         self._path, self._connection = _connection(endpoint)
         self._headers = {**endpoint.headers, "Accept-Encoding": "identity"}
         if endpoint.proxy is not None and not endpoint.url.startswith("https:"):
@@ -58,36 +67,49 @@ class Stream:
         self._interrupted = False
         self._piece_bytes = PIECE_FIRST_BYTES
         self.received_bytes = 0
-        self._beat: float | None = None  # when the last piece came; None while none is due
+        self.pause_s: float | None = None
+        """How long the last reply asks not to be followed by another request."""
+        self._due: float | None = None  # when a piece has to be here; None while none is expected
 
     @property
     def is_connected(self) -> bool:
         """Whether the next range can be asked for; some origins hang up after each."""
         return self._connection.sock is not None
 
-    def is_silent(self, since: float) -> bool:
-        """Whether a piece is due and none has come after *since*, by the monotonic clock."""
-        beat = self._beat
-        return beat is not None and beat < since
+    def is_silent(self, now: float) -> bool:
+        """Whether something should have come by *now*, of the monotonic clock."""
+        due = self._due
+        return due is not None and due < now
 
     def connect(self) -> None:
-        """Connect, and shake hands; blocks for at most `connect_s` per address."""
+        """Connect, and shake hands; blocks for at most `connect_s` per address and step."""
         host, port, proxy = self._connection.host, self._connection.port, self._endpoint.proxy
         to = (host, port) if proxy is None else (proxy.host, proxy.port)
         try:
-            sock = dial(*to, self._connect_s, only_public=self._object.is_public)
+            sock = dial(
+                *to,
+                self._config.connect_s,
+                only_public=self._object.is_public,
+                on_socket=self._adopt,
+            )
             if isinstance(self._connection, http.client.HTTPSConnection):
                 if proxy is not None:
                     tunnel(sock, host, port, proxy)
                 sock = self._endpoint.tls.wrap_socket(sock, server_hostname=host)
+                self._adopt(sock)
         except PrivateAddressError as error:
             raise ChangedError("the origin is at a private address by now") from error
         except OSError as error:
             raise TransientError(f"cannot connect: {_words(error)}") from error
-        self._connection.sock = self._socket = sock
-        self._socket.settimeout(self._stall_s)
+        self._connection.sock = sock
         if self._interrupted:
             self.close()
+
+    def _adopt(self, sock: socket.socket) -> None:
+        """Let `interrupt` reach a socket, even while it connects."""
+        self._socket = sock
+        if self._interrupted:
+            raise InterruptedError(errno.EINTR, "interrupted")
 
     def close(self) -> None:
         """Close the connection."""
@@ -117,37 +139,42 @@ class Stream:
         asked = claim.asks()
         try:
             if asked is not None:
-                with self._listening():
+                with self._listening(self._config.first_byte_s):
                     reply = self._ask(*asked)
                 while length := claim.block(len(buffer)):
-                    with self._listening():
+                    with self._listening(self._config.stall_s):
                         self._receive(reply, claim, buffer[:length])
                     _land(claim, partial, buffer, on_landed)
         except TransientError:
             _land(claim, partial, buffer, on_landed)
-            if not claim.is_over:
+            if claim.asks() is not None:
                 raise
             self.close()
         if asked is not None and claim.end < asked[1]:
             self.close()  # the rest of the reply is on its way
 
     @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Expect pieces inside the block, and explain what the network does."""
-        self._beat = time.monotonic()
+    def _listening(self, patience_s: float) -> Iterator[None]:
+        """Expect something within *patience_s*, and explain what the network does."""
+        self._due = time.monotonic() + patience_s
+        if self._socket is not None:
+            self._socket.settimeout(patience_s)
         try:
             yield
         except (OSError, http.client.HTTPException) as error:
             raise TransientError(f"the connection broke off: {_words(error)}") from error
         finally:
-            self._beat = None
+            self._due = None
 
     def _ask(self, start: int, end: int) -> http.client.HTTPResponse:
         headers = {**self._headers, "Range": f"bytes={start}-{end - 1}"}
         self._connection.request("GET", self._path, headers=headers)
         self._reply = reply = self._connection.getresponse()
+        self.pause_s = pause_s(reply.status, reply.headers.get)
         if reply.status in TRANSIENT_STATUS:
-            raise unwell(reply.status, dict(reply.headers))
+            raise unwell(reply.status, reply.headers.get)
+        if reply.status in REFUSED_STATUS:
+            raise RefusedError(reply.status)
         self._check(reply, start, end)
         return reply
 
@@ -170,17 +197,17 @@ class Stream:
     def _receive(self, reply: http.client.HTTPResponse, claim: Claim, block: memoryview) -> None:
         at = 0
         while want := claim.promise(min(self._piece_bytes, self._pace.piece_bytes)):
-            self._beat = None  # to be held by a limit is no stall
+            self._due = None  # to be held by a limit is no stall
             self._pace.take(want)
-            self._beat = began = time.monotonic()
+            began = time.monotonic()
+            self._due = began + self._config.stall_s
             got = reply.readinto(block[at : at + want])
             at += got
             claim.came(got)
             self.received_bytes += got
             if got < want:  # the end, or an interruption: `readinto` raises for neither
                 raise TransientError("the reply broke off early")
-            self._beat = time.monotonic()
-            self._adapt_piece(self._beat - began)
+            self._adapt_piece(time.monotonic() - began)
 
     def _adapt_piece(self, took_s: float) -> None:
         """Keep pieces small enough on a slow link that each shows it is alive."""

@@ -31,13 +31,18 @@ class Transfer:
     """Brings object versions: room, partial, bytes, verification, publication."""
 
     def __init__(
-        self, store: BlobStore, space: Space, buffers: Buffers, downloader: Downloader
+        self,
+        store: BlobStore,
+        space: Space,
+        buffers: Buffers,
+        downloader: Downloader,
+        hasher: Hasher,
     ) -> None:
         self._store = store
         self._space = space
         self._buffers = buffers
         self._downloader = downloader
-        self._hasher = Hasher()
+        self._hasher = hasher
 
     async def bring(self, obj: Object, sha256: str | None, gauge: Gauge, demand: Demand) -> Blob:
         """Return the published blob; on any failure but a wrong version or hash, what came stays.

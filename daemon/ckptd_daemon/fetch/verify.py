@@ -11,6 +11,7 @@ from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.partials import Partial
 
 THREADS = 8  # each waits most of the time, and holds a buffer of its own meanwhile
+BLOCK_BYTES = 4 << 20
 
 
 class Hasher:
@@ -21,7 +22,7 @@ class Hasher:
     """
 
     def __init__(self) -> None:
-        self._buffers = Buffers(THREADS)
+        self.buffers = Buffers(THREADS * BLOCK_BYTES)
         self._threads = CapacityLimiter(THREADS)
 
     async def trail(self, partial: Partial) -> str | None:
@@ -30,12 +31,12 @@ class Hasher:
         Returns None if that was given up, the partial was started anew meanwhile, or its size is
         unknown.
         """
-        async with self._buffers.lend() as buffer:
+        async with self.buffers.lend(BLOCK_BYTES) as buffer:
             return await to_thread.run_sync(_trail, partial, buffer, limiter=self._threads)
 
     async def digest(self, partial: Partial, size_bytes: int) -> str:
         """Return the SHA-256 of a filled partial in one pass."""
-        async with self._buffers.lend() as buffer:
+        async with self.buffers.lend(BLOCK_BYTES) as buffer:
             work = functools.partial(_digest, partial, size_bytes, buffer)
             return await to_thread.run_sync(work, limiter=self._threads)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Any
 
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
@@ -54,8 +55,18 @@ def any_socket(info: tuple[Any, ...]) -> socket.socket:
     return socket.socket(info[0], info[1], info[2])
 
 
-def dial(host: str, port: int, timeout_s: float, *, only_public: bool) -> socket.socket:
-    """Connect to the first address of *host* that answers; blocks up to *timeout_s* for each."""
+def dial(
+    host: str,
+    port: int,
+    timeout_s: float,
+    *,
+    only_public: bool,
+    on_socket: Callable[[socket.socket], object],
+) -> socket.socket:
+    """Connect to the first address of *host* that answers; blocks up to *timeout_s* for each.
+
+    *on_socket* gets every socket before it connects, so that it may be shut down meanwhile.
+    """
     failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
     for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         try:
@@ -64,6 +75,7 @@ def dial(host: str, port: int, timeout_s: float, *, only_public: bool) -> socket
             failure = error
             continue
         try:
+            on_socket(sock)
             sock.settimeout(timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(info[4])

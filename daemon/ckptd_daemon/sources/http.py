@@ -18,6 +18,13 @@ import aiohttp
 from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError, public_socket
+from ckptd_daemon.sources.brakes import (
+    THROTTLED_STATUS,
+    TRANSIENT_STATUS,
+    Brakes,
+    Get,
+    pause_s,
+)
 from ckptd_daemon.sources.checksums import stated
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import (
@@ -35,8 +42,6 @@ BLOCK_BYTES = 1 << 18
 PAGE_MAX_BYTES = 16 << 20
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
 NAME_MAX_BYTES = 200
-TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-THROTTLED_STATUS = frozenset({429, 503})
 
 
 T = TypeVar("T")
@@ -85,24 +90,11 @@ def version_of(validator: Validator, size_bytes: int | None) -> str:
     return f"unversioned {uuid.uuid4().hex}"
 
 
-def retry_after_s(value: str | None) -> float | None:
-    """Return how long a Retry-After header asks to wait, given in seconds or as a date."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        wait = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, wait)
-
-
-def unwell(status: int, headers: Mapping[str, str]) -> TransientError:
+def unwell(status: int, get: Get) -> TransientError:
     """Return the error that an answer with one of `TRANSIENT_STATUS` means."""
     return TransientError(
         f"the origin answers {status}",
-        retry_after_s=retry_after_s(headers.get("Retry-After")),
+        retry_after_s=pause_s(status, get),
         is_throttled=status in THROTTLED_STATUS,
     )
 
@@ -110,7 +102,7 @@ def unwell(status: int, headers: Mapping[str, str]) -> TransientError:
 def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
     """Return the error that an answer with *status* means."""
     if status in TRANSIENT_STATUS:
-        return unwell(status, headers)
+        return unwell(status, headers.get)
     match status:
         case 401:
             return errors.Unauthenticated(
@@ -142,9 +134,11 @@ class HttpSource:
     nothing is public by way of a proxy, and other users are not sent over one.
     """
 
-    def __init__(self, public: Way, anywhere: Way) -> None:
+    def __init__(self, public: Way, anywhere: Way, brakes: Brakes) -> None:
         self._public = public  # connects to public addresses only, and itself
         self._anywhere = anywhere
+        self.brakes = brakes
+        """What the hosts that were asked want not to be asked for a while."""
 
     @classmethod
     @asynccontextmanager
@@ -180,7 +174,8 @@ class HttpSource:
             session(guarded) as public,
             session(aiohttp.TCPConnector(ssl=tls)) as anywhere,
         ):
-            yield cls(Way(public, tls), Way(anywhere, tls, Proxies(proxy)))
+            brakes = Brakes()
+            yield cls(Way(public, tls, brakes), Way(anywhere, tls, brakes, Proxies(proxy)), brakes)
 
     async def stat(self, url: str, *, only_public: bool) -> Object:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""

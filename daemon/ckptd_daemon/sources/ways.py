@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
+import anyio
 from anyio import to_thread
 from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError
+from ckptd_daemon.sources.brakes import Brakes, pause_s
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import Endpoint, Proxy, TransientError
 from ckptd_proto import errors
@@ -35,10 +37,15 @@ class Way:
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, tls: ssl.SSLContext, proxies: Proxies | None = None
+        self,
+        session: aiohttp.ClientSession,
+        tls: ssl.SSLContext,
+        brakes: Brakes,
+        proxies: Proxies | None = None,
     ) -> None:
         self._session = session
         self._tls = tls
+        self._brakes = brakes
         self._proxies = proxies
 
     async def is_special(self, url: str) -> bool:
@@ -57,7 +64,9 @@ class Way:
         at, credentials = _split(_read(url, name))
         for _ in range(REDIRECTS_MAX):
             sent = {**(credentials or await self._known(at)), **headers}
+            await anyio.sleep(self._brakes.left_s(str(at)))  # also where we are sent
             reply = await self._asked(at, sent, name)
+            self._brakes.hold(str(at), pause_s(reply.status, reply.headers.get))
             async with reply:
                 if (target := _redirect(reply, name)) is None:
                     try:

@@ -3,32 +3,102 @@
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 
 BLOCK_BYTES = 8 << 20  # smaller writes cost more than the memory saves
+REST_S = 2.0  # how long memory that nobody uses stays warm
 
 
 class Buffers:
-    """At most *count* blocks, made when first needed and then kept warm."""
+    """Blocks of up to `BLOCK_BYTES`, made when first needed and then kept warm for a while."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._idle: list[mmap.mmap] = []
-        self._limit = anyio.Semaphore(count)
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._lent_bytes = 0
+        self._lent = 0
+        self._idle: list[tuple[mmap.mmap, int]] = []  # each with what of it is in memory
+        self._waiting: deque[tuple[int, anyio.Event]] = deque()
+        self._rest = anyio.Event()  # set when nothing is lent
 
     def __repr__(self) -> str:
-        return f"<Buffers [{self._count - self._limit.value} of {self._count} lent]>"
+        return f"<Buffers [{self._lent_bytes} of {self._budget_bytes} bytes lent]>"
 
     @asynccontextmanager
-    async def lend(self) -> AsyncIterator[memoryview]:
-        """Lend one block; waits while all are lent. No thread may use it after the block ends."""
-        async with self._limit:
-            block = self._idle.pop() if self._idle else mmap.mmap(-1, BLOCK_BYTES)
-            try:
-                with memoryview(block) as view:
-                    yield view
-            finally:
-                self._idle.append(block)
+    async def lend(self, size_bytes: int = BLOCK_BYTES) -> AsyncIterator[memoryview]:
+        """Lend so much of a block, in whole pages; waits while too much is lent.
+
+        Whoever holds one must not wait for another. No thread may use it after the block ends.
+        """
+        size_bytes = min(-(-max(1, size_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE, BLOCK_BYTES)
+        await self._take(size_bytes)
+        block = self._warm(size_bytes)
+        try:
+            with memoryview(block) as view, view[:size_bytes] as part:
+                yield part
+        finally:
+            self._idle.append((block, size_bytes))
+            self._give(size_bytes)
+
+    async def keep(self) -> None:
+        """Give memory back to the system whenever nothing was lent for a while; runs for ever."""
+        while True:
+            await self._rest.wait()
+            await anyio.sleep(REST_S)
+            if not self._lent:
+                self._cool(0)
+                self._rest = anyio.Event()
+
+    async def _take(self, size_bytes: int) -> None:
+        granted = anyio.Event()
+        self._waiting.append((size_bytes, granted))
+        self._grant()
+        try:
+            await granted.wait()
+        except BaseException:
+            if granted.is_set():
+                self._give(size_bytes)
+            else:
+                self._waiting.remove((size_bytes, granted))
+                self._grant()
+            raise
+
+    def _give(self, size_bytes: int) -> None:
+        self._lent_bytes -= size_bytes
+        self._lent -= 1
+        self._grant()
+        if not self._lent:
+            self._rest.set()
+
+    def _grant(self) -> None:
+        """Lend to those who wait, in the order they came."""
+        while self._waiting and self._lent_bytes + self._waiting[0][0] <= self._budget_bytes:
+            size_bytes, granted = self._waiting.popleft()
+            self._lent_bytes += size_bytes
+            self._lent += 1
+            granted.set()
+
+    def _warm(self, size_bytes: int) -> mmap.mmap:
+        """Return a block of which no more than *size_bytes* are in memory."""
+        block, warm_bytes = self._idle.pop() if self._idle else (_mapped(), 0)
+        if warm_bytes > size_bytes:
+            block.madvise(mmap.MADV_DONTNEED, size_bytes, warm_bytes - size_bytes)
+        self._cool(self._budget_bytes - self._lent_bytes)
+        return block
+
+    def _cool(self, budget_bytes: int) -> None:
+        """Drop from memory what of the idle blocks is above the budget."""
+        total = 0
+        for n, (block, warm_bytes) in enumerate(self._idle):
+            total += warm_bytes
+            if warm_bytes and total > budget_bytes:
+                block.madvise(mmap.MADV_DONTNEED, 0, warm_bytes)
+                self._idle[n] = block, 0
+                total -= warm_bytes
+
+
+def _mapped() -> mmap.mmap:
+    return mmap.mmap(-1, BLOCK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # can be given back

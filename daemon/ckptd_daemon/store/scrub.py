@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.blobs import Blob, BlobStore
-from ckptd_daemon.store.buffers import Buffers
+from ckptd_daemon.store.buffers import BLOCK_BYTES, Buffers
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Scrubber:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._buffers = Buffers(1)
+        self._buffers = Buffers(BLOCK_BYTES)
 
     async def check(self, blob: Blob) -> Finding | None:
         """Read *blob* back, and serve it no more if it is damaged; None if it is gone.

@@ -1,0 +1,128 @@
+"""How many streams one host is worth: up while that brings bytes, down when it costs them; pure.
+
+Whoever calls says what time it is and what came, in bytes per second. A level is tried for some
+samples and kept if it brought more than the one below. A host that brings much less although
+nothing failed is asked by half as many, and half of these, until that helps: it never gets more
+again. If nothing helps it was not the streams, and they come back.
+"""
+
+from __future__ import annotations
+
+from math import ceil, inf
+
+SAMPLE_S = 0.25
+SETTLE_SAMPLES = 1  # after a change: connections are being made, or wind down
+TRIAL_SAMPLES = 2
+COLLAPSE_SAMPLES = 6
+GAIN = 1.05  # a level that does not bring so much more is not worth its connections
+STEP = 1.5
+COLLAPSED = 0.5
+FADE = 0.99  # how fast less becomes usual, per sample
+RELIEF = 1.5
+HARM = 0.7
+PROBE_FIRST_S = 15.0  # doubled at each try in vain
+PROBE_MAX_S = 600.0
+THROTTLE_DEAF_S = 1.0  # refusals of one moment count once
+
+
+class Climb:
+    """The level of one host, which is remembered as long as this lives."""
+
+    def __init__(self, start: int, streams_max: int) -> None:
+        self.level = min(start, streams_max)
+        self.ceiling = streams_max
+        """More have been too many."""
+        self._samples: list[float] = []  # at this level, while all its streams were busy
+        self._trial: tuple[int, float] | None = None  # the level below, and what that brought
+        self._collapse: tuple[int, float] | None = None  # the level before, and what it fell to
+        self._usual = 0.0  # what this level brings
+        self._probe_at = -inf
+        self._probe_s = PROBE_FIRST_S
+        self._deaf_until = -inf
+
+    def __repr__(self) -> str:
+        return f"<Climb [{self.level} of {self.ceiling}]>"
+
+    def throttled(self, now: float) -> None:
+        """Be refused for having asked too much."""
+        if now < self._deaf_until:
+            return
+        self._deaf_until = now + THROTTLE_DEAF_S
+        self._collapse = None
+        self._wait(now)
+        self._change(max(1, self.level // 2))
+
+    def sample(self, now: float, bytes_per_s: float, *, is_full: bool) -> None:
+        """Take note of what came lately; *is_full*: from as many streams as the level allows."""
+        if not is_full:
+            self._samples.clear()  # they say nothing about the level
+            return
+        self._samples.append(bytes_per_s)
+        if self._has_collapsed():
+            self._fall(bytes_per_s)
+        elif len(self._samples) >= SETTLE_SAMPLES + TRIAL_SAMPLES:
+            self._judge(now, sum(self._samples[-TRIAL_SAMPLES:]) / TRIAL_SAMPLES)
+            del self._samples[:-COLLAPSE_SAMPLES]
+
+    def _has_collapsed(self) -> bool:
+        last = self._samples[-COLLAPSE_SAMPLES:]
+        is_settled = len(last) == COLLAPSE_SAMPLES
+        return is_settled and self.level > 1 and max(last) < self._usual * COLLAPSED
+
+    def _fall(self, bytes_per_s: float) -> None:
+        """Halve the level; `_relieve` will tell whether that was the reason."""
+        before = self._trial[0] if self._trial is not None else self.level
+        self._collapse = before, bytes_per_s
+        self._change(max(1, min(before, self.level // 2)))
+
+    def _judge(self, now: float, found: float) -> None:
+        """Decide what becomes of a level that was just reached."""
+        if self._collapse is not None:
+            self._relieve(now, found, *self._collapse)
+        elif self._trial is None:
+            if found > self._usual * COLLAPSED:
+                self._probe(now, max(found, self._usual * FADE))
+        else:
+            level, before = self._trial
+            if found < before * COLLAPSED:
+                return  # too bad to be true, or a collapse: the next samples tell
+            self._trial = None
+            if found < before * GAIN:
+                self._wait(now)
+                self._change(level, usual=before)
+            else:
+                self._probe_s = PROBE_FIRST_S
+                self._probe(now, found)
+
+    def _relieve(self, now: float, found: float, level: int, before: float) -> None:
+        """Decide whether fewer streams are the cure for what *level* of them brought."""
+        if found > before * RELIEF:
+            self.ceiling = self.level
+        elif self.level > 1 and found >= before * HARM:
+            self._change(self.level // 2)
+            return
+        else:
+            self._change(level)
+        self._collapse = None
+        self._usual = found
+        self._wait(now)
+
+    def _probe(self, now: float, found: float) -> None:
+        """Try a higher level if there is one, and it is time to."""
+        self._usual = found
+        if now >= self._probe_at and self.level < self.ceiling:
+            self._trial = self.level, found
+            self._samples.clear()
+            higher = ceil(self.level * STEP)
+            self.level = self.ceiling if higher * GAIN >= self.ceiling else higher
+
+    def _change(self, level: int, *, usual: float = 0.0) -> None:
+        self.level = level
+        self._usual = usual
+        self._trial = None
+        self._samples.clear()
+
+    def _wait(self, now: float) -> None:
+        """Try no higher level for a while."""
+        self._probe_at = now + self._probe_s
+        self._probe_s = min(2 * self._probe_s, PROBE_MAX_S)

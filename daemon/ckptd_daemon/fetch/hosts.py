@@ -1,0 +1,196 @@
+"""Whose turn it is to open another stream: one budget for the daemon, a level for each host.
+
+Shares are max-min fair: a seat goes to whoever waits with the fewest streams, and among these to
+who has the least left to bring. Who has more than a fair share gives a seat back at its next
+range; at once if somebody else has none at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+
+from ckptd_daemon.fetch.climb import SAMPLE_S, Climb
+from ckptd_daemon.sources.brakes import host_of
+
+HOSTS_MAX = 4096
+
+
+class Host:
+    """The streams to one host, of all flights."""
+
+    def __init__(self, climb: Climb) -> None:
+        self.climb = climb
+        self.seats = 0
+        self.lowest_seats = 0  # since the last sample
+        self.received_bytes = 0
+        self._sampled: tuple[float, int] | None = None
+
+    def sample(self, now: float) -> bool:
+        """Tell the climb, every so often, what came since; returns whether it was time to."""
+        if self._sampled is None:
+            self._sampled = now, self.received_bytes
+        at, received = self._sampled
+        if now - at < SAMPLE_S:
+            return False
+        if now - at < 2 * SAMPLE_S:
+            rate = (self.received_bytes - received) / (now - at)
+            self.climb.sample(now, rate, is_full=self.lowest_seats >= self.climb.level)
+        self._sampled = now, self.received_bytes
+        self.lowest_seats = self.seats
+        return True
+
+
+class Share:
+    """One flight's streams."""
+
+    def __init__(
+        self, hosts: Hosts, host: Host, left_bytes: Callable[[], int], recall: Callable[[], object]
+    ) -> None:
+        self._hosts = hosts
+        self.host = host
+        self.left_bytes = left_bytes
+        self.recall = recall
+        """Called when one seat is to be given back as soon as possible."""
+        self.seats = 0
+        self.is_recalled = False
+        self.granted: anyio.Event | None = None  # while it waits
+
+    @property
+    def must_give(self) -> bool:
+        """Whether a stream of this flight, having brought its range, is to make place."""
+        return self._hosts.is_above(self)
+
+    def take_nowait(self) -> bool:
+        """Take a seat if there is one; tells whether there was."""
+        self.granted = anyio.Event()
+        self._hosts.settle()
+        is_granted, self.granted = self.granted.is_set(), None
+        return is_granted
+
+    async def take(self) -> None:
+        """Wait for a seat."""
+        granted = self.granted = anyio.Event()
+        self._hosts.settle()
+        try:
+            await granted.wait()
+        except BaseException:
+            if granted.is_set():
+                self.give()
+            raise
+        finally:
+            self.granted = None
+
+    def give(self) -> None:
+        """Give a seat back."""
+        self.seats -= 1
+        self.host.seats -= 1
+        self.host.lowest_seats = min(self.host.lowest_seats, self.host.seats)
+        self.is_recalled = False
+        self._hosts.settle()
+
+    def received(self, n_bytes: int) -> None:
+        """Tell that *n_bytes* more came, and let the host's level follow what comes."""
+        self.host.received_bytes += n_bytes
+        if self.host.sample(anyio.current_time()):
+            self._hosts.settle()
+
+    def throttled(self) -> None:
+        """Tell that the host refused for having been asked too much."""
+        self.host.climb.throttled(anyio.current_time())
+
+
+class Hosts:
+    """The streams of the daemon; of the event loop."""
+
+    def __init__(self, *, start: int, streams_max: int) -> None:
+        self._start = start
+        self._streams_max = streams_max
+        self._hosts: dict[str, Host] = {}
+        self._shares: list[Share] = []  # first come first
+
+    def __repr__(self) -> str:
+        waiting = sum(share.granted is not None for share in self._shares)
+        return f"<Hosts [{self.seats} of {self._streams_max} streams, {waiting} flights wait]>"
+
+    @property
+    def seats(self) -> int:
+        """How many streams there are."""
+        return sum(share.seats for share in self._shares)
+
+    @contextmanager
+    def share(
+        self, url: str, left_bytes: Callable[[], int], recall: Callable[[], object]
+    ) -> Iterator[Share]:
+        """Have a flight from the host of *url* take part inside the block."""
+        share = Share(self, self._host(url), left_bytes, recall)
+        self._shares.append(share)
+        try:
+            yield share
+        finally:
+            self._shares.remove(share)
+            self.settle()
+
+    def _host(self, url: str) -> Host:
+        name = host_of(url)
+        if name not in self._hosts:
+            idle = (known for known, host in self._hosts.items() if not host.seats)
+            if len(self._hosts) >= HOSTS_MAX and (oldest := next(idle, None)) is not None:
+                del self._hosts[oldest]
+            self._hosts[name] = Host(Climb(self._start, self._streams_max))
+        return self._hosts[name]
+
+    def settle(self) -> None:
+        """Grant what there is to those who wait, and have the richest make place for the rest."""
+        while True:
+            waiting = [share for share in self._shares if _waits(share)]
+            if self.seats >= self._streams_max:
+                ready = []
+            else:
+                ready = [share for share in waiting if _has_room(share.host)]
+            if not ready:
+                break
+            chosen = min(ready, key=lambda share: (share.seats, share.left_bytes()))
+            chosen.seats += 1
+            chosen.host.seats += 1
+            assert chosen.granted is not None
+            chosen.granted.set()
+        for poor in waiting:
+            if poor.seats == 0:
+                self._recall_for(poor)
+
+    def _recall_for(self, poor: Share) -> None:
+        rich = [share for share in self._rivals(poor) if share.seats > 1]
+        if not rich or any(share.is_recalled for share in rich):
+            return  # nobody has more than one; or it is on its way
+        richest = max(rich, key=lambda share: share.seats)
+        richest.is_recalled = True
+        richest.recall()
+
+    def is_above(self, share: Share) -> bool:
+        """Tell whether *share* has more than is fair, now that others wait."""
+        peers = [other for other in self._shares if other.host is share.host]
+        is_over = share.host.seats > share.host.climb.level
+        if is_over and share.seats == max(peer.seats for peer in peers) and share.host.seats > 1:
+            return True
+        return any(
+            other.seats + 1 < share.seats and share in self._rivals(other)
+            for other in self._shares
+            if _waits(other)
+        )
+
+    def _rivals(self, poor: Share) -> list[Share]:
+        """Return the shares whose seats *poor* could have."""
+        if self.seats >= self._streams_max and _has_room(poor.host):
+            return self._shares
+        return [share for share in self._shares if share.host is poor.host]
+
+
+def _waits(share: Share) -> bool:
+    return share.granted is not None and not share.granted.is_set()
+
+
+def _has_room(host: Host) -> bool:
+    return host.seats < host.climb.level

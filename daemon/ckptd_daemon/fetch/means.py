@@ -1,0 +1,36 @@
+"""What the flights of the daemon share on their way to the bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from anyio import CapacityLimiter
+
+from ckptd_daemon.config import Config
+from ckptd_daemon.fetch.abilities import Abilities
+from ckptd_daemon.fetch.hosts import Hosts
+from ckptd_daemon.fetch.pace import Pacer
+from ckptd_daemon.sources.brakes import Brakes
+from ckptd_daemon.sources.source import Source
+from ckptd_daemon.store.buffers import Buffers
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """One budget of each: memory, streams, bandwidth, and the patience of hosts."""
+
+    config: Config
+    source: Source
+    buffers: Buffers
+    pacer: Pacer
+    hosts: Hosts
+    brakes: Brakes
+    abilities: Abilities
+    fetching: CapacityLimiter = field(init=False)
+    connecting: CapacityLimiter = field(init=False)
+    """An abandoned one keeps its place until it ends."""
+
+    def __post_init__(self) -> None:
+        streams_max = self.config.streams_max
+        object.__setattr__(self, "fetching", CapacityLimiter(streams_max))
+        object.__setattr__(self, "connecting", CapacityLimiter(streams_max))

@@ -1,0 +1,152 @@
+"""Parallel streams: what they bring first, what a slow or odd one costs, whom they leave alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from ckptd import errors
+from ckptd_daemon.fetch.progress import Cause
+from fakes.node import fetching
+from fakes.origin import Fault, Origin
+from fakes.waiting import eventually
+
+
+def ranges(origin: Origin, name: str) -> list[tuple[int, int]]:
+    """What was asked of *name* as ranges with both ends: by streams."""
+    asked = [body.removeprefix("bytes=").split("-") for body in origin.bodies(name) if body]
+    return [(int(start), int(end) + 1) for start, end in asked if end]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    await to_thread.run_sync(eventually, condition)
+
+
+async def test_one_connection_that_dribbles_does_not_hold_up_the_end(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data).faults = [Fault.NONE, Fault.DRIBBLE]
+    async with fetching(short_path, stall_s=600) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+    assert origin.sent_bytes <= len(data) * 1.05
+    assert len(ranges(origin, "model")) > 3
+
+
+async def test_one_connection_that_says_nothing_does_not_hold_up_the_end(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data).faults = [Fault.NONE, Fault.MUTE]
+    async with fetching(short_path, stall_s=600, first_byte_s=600) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+
+
+async def test_a_stall_costs_only_what_did_not_come_and_no_retry(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data).faults = [Fault.STALL] * 3
+    async with fetching(short_path, retries=0) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+    assert origin.sent_bytes <= len(data) + (3 << 20)
+
+
+async def test_an_odd_reply_now_and_then_does_not_cost_the_streams(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data).faults = [Fault.LABELLED_200, Fault.NONE, Fault.NO_RANGES]
+    async with fetching(short_path) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+    assert len(ranges(origin, "model")) == len(origin.bodies("model"))
+
+
+async def test_an_origin_that_is_odd_by_habit_is_not_probed_again(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data).faults = [Fault.LABELLED_200] * 1000
+    async with fetching(short_path) as node:
+        for version, expected in (("v1", True), ("v2", False)):
+            origin.put("model", data, etag=f'"{version}"').faults = [Fault.LABELLED_200] * 1000
+            origin.requests.clear()
+            with anyio.fail_after(20):
+                await node.fetch(origin.url("model"))
+            assert bool(ranges(origin, "model")) is expected
+
+
+async def test_a_link_that_expires_midway_is_asked_for_once_and_all_streams_go_on(
+    short_path: Path, origin: Origin, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    signed = origin.put("model?sig=1", data)
+    origin.put("model?sig=2", data)
+    origin.redirect("go", origin.url("model?sig=1"))
+    origin.hold(after_bytes=1 << 20)
+    async with fetching(short_path, streams=2, streams_max=2, stall_s=600) as node:
+        with node.calling(origin.url("go")) as call:
+            await until(lambda: len(ranges(origin, "model")) == 2)
+            signed.lasting = Fault.FORBID
+            origin.redirect("go", origin.url("model?sig=2"))
+            origin.release()
+            assert await call.wait(20)
+            assert call.result().path.read_bytes() == data
+    assert "general path" not in caplog.text
+    assert len([name for name, _ in origin.requests if name == "go"]) == 2
+    assert len(ranges(origin, "model")) == len(origin.bodies("model"))
+
+
+async def test_a_refusal_that_a_fresh_link_does_not_mend_is_a_typed_error(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data).faults = [Fault.FORBID] * 100
+    async with fetching(short_path) as node:
+        with pytest.raises(errors.PermissionDenied):
+            await node.fetch(origin.url("model"))
+    assert len(origin.bodies("model")) <= 2 * 8
+
+
+async def test_a_fresh_link_to_another_version_is_a_change(
+    short_path: Path, origin: Origin, data: bytes, other_data: bytes
+) -> None:
+    file = origin.put("model", data)
+    file.faults = [Fault.FORBID]
+    async with fetching(short_path) as node:
+        with node.calling(origin.url("model")) as call:
+            await until(lambda: origin.bodies("model"))
+            origin.put("model", other_data, etag='"v2"')
+            assert await call.wait(20)
+            assert call.result().path.read_bytes() == other_data
+
+
+async def test_while_a_host_wants_a_pause_nobody_asks_it(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    file = origin.put("model", data)
+    file.faults, file.retry_after_s = [Fault.THROTTLE], 2
+    origin.put("other", b"small")
+    async with fetching(short_path) as node:
+        with node.calling(origin.url("model")) as call:
+            await until(lambda: call.progress().cause is Cause.THROTTLED)
+            assert "left alone for" in call.progress().reason
+            with node.calling(origin.url("other")) as other:
+                await until(lambda: other.progress().cause is Cause.THROTTLED)
+                asked = len(origin.requests)
+                await until(lambda: other.progress().cause is not Cause.THROTTLED)
+                assert await other.wait(20)
+                assert await call.wait(20)
+    assert all(name == "model" for name, _ in origin.requests[:asked])
+
+
+async def test_a_small_fetch_gets_going_while_big_ones_have_all_streams(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    big = origin.put("big", data)
+    big.faults, big.dribble_s = [Fault.DRIBBLE] * 100, 0.05
+    origin.put("small", b"small")
+    async with fetching(short_path, streams=2, streams_max=2, stall_s=600) as node:
+        with node.calling(origin.url("big")) as call:
+            await until(lambda: call.progress().streams == 2)
+            assert (await node.fetch(origin.url("small"))).read_bytes() == b"small"
+            assert call.progress().done_bytes < len(data)

@@ -1,0 +1,78 @@
+"""Hosts are left alone for as long as they ask, in whatever words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptd_daemon.sources.brakes import PAUSE_MAX_S, Brakes, pause_s
+
+
+def asked(status: int, **headers: str) -> float | None:
+    named = {name.replace("_", "-").lower(): value for name, value in headers.items()}
+    return pause_s(status, lambda name: named.get(name.lower()))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (429, {"Retry_After": "7"}, 7),
+        (503, {"Retry_After": " 7 "}, 7),
+        (429, {"Retry_After": "soon"}, None),
+        (429, {}, None),
+        (206, {"Retry_After": "7"}, None),
+        (429, {"RateLimit": '"default";r=0;t=30'}, 30),
+        (206, {"RateLimit": '"default";r=0;t=30'}, 30),
+        (206, {"RateLimit": '"default";r=5;t=30'}, None),
+        (206, {"RateLimit": '"burst";r=5;t=3, "daily";r=0;t=60'}, 60),
+        (200, {"RateLimit": "limit=100, remaining=0, reset=12"}, 12),
+        (200, {"RateLimit_Remaining": "0", "RateLimit_Reset": "12"}, 12),
+        (200, {"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "12"}, 12),
+        (200, {"X_RateLimit_Remaining": "9", "X_RateLimit_Reset": "12"}, None),
+        (429, {"X_RateLimit_Remaining": "9", "X_RateLimit_Reset": "12"}, 12),
+        (429, {"Retry_After": "3", "X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "12"}, 3),
+    ],
+)
+def test_what_a_reply_asks_for(
+    status: int, headers: dict[str, str], expected: float | None
+) -> None:
+    assert asked(status, **headers) == expected
+
+
+def test_dates_are_understood_as_well_as_seconds() -> None:
+    at = datetime.now(UTC) + timedelta(seconds=60)
+    header = asked(429, Retry_After=format_datetime(at, usegmt=True))
+    epoch = asked(200, X_RateLimit_Remaining="0", X_RateLimit_Reset=str(int(at.timestamp())))
+    for found in (header, epoch):
+        assert found is not None
+        assert 50 < found <= 60
+
+
+@given(st.integers(200, 599), st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
+def test_no_header_breaks_it(status: int, after: str, limit: str, reset: str) -> None:
+    found = asked(
+        status, Retry_After=after, RateLimit=limit, RateLimit_Reset=reset, RateLimit_Remaining="0"
+    )
+    assert found is None or found >= 0
+
+
+def test_a_pause_is_for_all_of_a_host_and_for_no_other() -> None:
+    now = 100.0
+    brakes = Brakes(lambda: now)
+    brakes.hold("https://user:secret@one/a?sig=x", 10)
+    brakes.hold("https://one:443/b", 5)
+    assert brakes.left_s("https://one/c") == 10
+    assert brakes.left_s("http://one/c", "https://other/c") == 0
+    assert brakes.left_s("https://other/c", "https://one/c") == 10
+    now = 111.0
+    assert brakes.left_s("https://one/c") == 0
+
+
+def test_no_host_stops_us_for_ever() -> None:
+    brakes = Brakes(lambda: 0.0)
+    brakes.hold("http://one/", 1e12)
+    assert brakes.left_s("http://one/") == PAUSE_MAX_S

@@ -1,0 +1,139 @@
+"""Seats are shared max-min fair, and nobody starves."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import anyio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptd_daemon.fetch.hosts import Hosts, Share
+
+ONE, OTHER = "http://one/model", "http://other/model"
+
+
+class Flight:
+    """Takes what it gets, and gives back what it must."""
+
+    def __init__(self, hosts: Hosts, stack: ExitStack, url: str, left_bytes: int = 1) -> None:
+        self.recalls = 0
+        self.left_bytes = left_bytes
+        self.share: Share = stack.enter_context(
+            hosts.share(url, lambda: self.left_bytes, self._recall)
+        )
+
+    def _recall(self) -> None:
+        self.recalls += 1
+
+    def fill(self) -> int:
+        while self.share.take_nowait():
+            pass
+        return self.share.seats
+
+    def reach_a_border(self) -> None:
+        if self.share.seats and self.share.must_give:
+            self.share.give()
+
+
+def test_a_flight_alone_gets_what_its_host_bears() -> None:
+    hosts = Hosts(start=8, streams_max=64)
+    with ExitStack() as stack:
+        assert Flight(hosts, stack, ONE).fill() == 8
+        assert Flight(hosts, stack, ONE).fill() == 0
+        assert Flight(hosts, stack, OTHER).fill() == 8
+
+
+def test_all_flights_together_keep_to_the_budget() -> None:
+    hosts = Hosts(start=8, streams_max=12)
+    with ExitStack() as stack:
+        assert Flight(hosts, stack, ONE).fill() == 8
+        assert Flight(hosts, stack, OTHER).fill() == 4
+    assert hosts.seats == 0
+
+
+async def test_a_flight_that_comes_later_ends_with_its_half() -> None:
+    hosts = Hosts(start=8, streams_max=64)
+    with ExitStack() as stack:
+        rich, poor = Flight(hosts, stack, ONE), Flight(hosts, stack, ONE)
+        rich.fill()
+        async with anyio.create_task_group() as tasks:
+
+            async def want() -> None:
+                while True:
+                    await poor.share.take()
+
+            tasks.start_soon(want)
+            for _ in range(20):
+                await anyio.wait_all_tasks_blocked()
+                rich.reach_a_border()
+                poor.reach_a_border()
+            assert (rich.share.seats, poor.share.seats) == (4, 4)
+            assert rich.recalls == 1
+            tasks.cancel_scope.cancel()
+
+
+async def test_of_those_who_wait_the_one_with_least_to_bring_is_first() -> None:
+    hosts = Hosts(start=1, streams_max=64)
+    order = []
+    with ExitStack() as stack:
+        first = Flight(hosts, stack, ONE)
+        first.fill()
+        async with anyio.create_task_group() as tasks:
+
+            async def want(name: str, flight: Flight) -> None:
+                await flight.share.take()
+                order.append(name)
+                flight.share.give()
+
+            for name, left_bytes in (("big", 1000), ("small", 10), ("middle", 100)):
+                tasks.start_soon(want, name, Flight(hosts, stack, ONE, left_bytes))
+            await anyio.wait_all_tasks_blocked()
+            first.share.give()
+    assert order == ["small", "middle", "big"]
+
+
+async def test_who_leaves_the_queue_takes_no_seat_along() -> None:
+    hosts = Hosts(start=1, streams_max=64)
+    with ExitStack() as stack:
+        first, second = Flight(hosts, stack, ONE), Flight(hosts, stack, ONE)
+        first.fill()
+        async with anyio.create_task_group() as tasks:
+
+            async def want() -> None:
+                await second.share.take()
+                second.share.give()
+
+            tasks.start_soon(want)
+            await anyio.wait_all_tasks_blocked()
+            first.share.give()
+            tasks.cancel_scope.cancel()
+        assert hosts.seats == second.share.seats == 0
+        assert first.fill() == 1
+
+
+async def test_a_level_that_falls_is_reached_at_the_next_borders() -> None:
+    hosts = Hosts(start=8, streams_max=64)
+    with ExitStack() as stack:
+        flight = Flight(hosts, stack, ONE)
+        flight.fill()
+        flight.share.throttled()
+        for _ in range(10):
+            flight.reach_a_border()
+        assert flight.share.seats == 4
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60))
+def test_no_budget_is_ever_exceeded(steps: list[tuple[int, bool]]) -> None:
+    hosts = Hosts(start=3, streams_max=5)
+    with ExitStack() as stack:
+        flights = [Flight(hosts, stack, ONE if n % 2 else OTHER, n) for n in range(6)]
+        for which, takes in steps:
+            flight = flights[which]
+            if takes:
+                flight.share.take_nowait()
+            elif flight.share.seats:
+                flight.share.give()
+            assert hosts.seats == sum(one.share.seats for one in flights) <= 5
+            for one in flights:
+                assert one.share.host.seats <= 3
