@@ -8,6 +8,7 @@ import pytest
 
 import ckptd
 from ckptd import errors
+from ckptd_daemon.sources.http import HttpSource
 from fakes.daemon import Daemon
 from fakes.origin import Origin
 from fakes.running import ckptd as run
@@ -77,3 +78,10 @@ def test_a_daemon_that_an_offline_process_starts_serves_others_online(
         assert client.fetch(origin.url("model")).read_bytes() == b"data"
     finally:
         client.stop()
+
+
+@pytest.mark.parametrize("only_public", [True, False])
+async def test_what_fails_to_notice_that_it_is_offline_is_refused(only_public: bool) -> None:
+    async with HttpSource.open(connect_s=1, stall_s=1, is_offline=True) as source:
+        with pytest.raises(errors.FailedPrecondition, match="offline by its setting"):
+            await source.stat("http://models.example/model", only_public=only_public)

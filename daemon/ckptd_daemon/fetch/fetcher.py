@@ -119,6 +119,7 @@ class Fetcher:
                     stall_s=config.stall_s,
                     proxy=config.proxy.get_secret_value() if config.proxy else None,
                     ca_file=config.ca_file,
+                    is_offline=config.offline,
                 )
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())

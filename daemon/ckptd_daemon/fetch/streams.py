@@ -194,6 +194,7 @@ class Streams:
                 total = self._received_bytes + sum(one.received_bytes for one in self._open)
                 share.received(total - received)
                 received = total
+                self._gauge.read()  # a sample for its rate, also when nobody asks
                 self._interrupt_silent()
                 self._look()
         finally:

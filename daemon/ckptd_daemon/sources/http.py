@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import unquote
 
 import aiohttp
@@ -127,6 +127,15 @@ def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
             )
 
 
+class Unplugged(aiohttp.TCPConnector):
+    """Connects to nobody, and asks nobody for an address: whatever else failed to notice."""
+
+    async def connect(self, *args: Any, **more: Any) -> NoReturn:
+        """Refuse."""
+        text = "this daemon is offline by its setting, and asks nobody; restart it without it"
+        raise errors.FailedPrecondition(text)
+
+
 class HttpSource:
     """Files of HTTP servers.
 
@@ -149,8 +158,9 @@ class HttpSource:
         stall_s: float,
         proxy: str | None = None,
         ca_file: Path | None = None,
+        is_offline: bool = False,
     ) -> AsyncIterator[Self]:
-        """Keep one pool of connections until the block ends.
+        """Keep one pool of connections until the block ends; if *is_offline*, no connections.
 
         *proxy* is asked for everything, and *ca_file* trusted besides the system's certificates.
         """
@@ -169,10 +179,11 @@ class HttpSource:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
 
-        guarded = aiohttp.TCPConnector(ssl=tls, socket_factory=public_socket)
+        plugged = Unplugged if is_offline else aiohttp.TCPConnector
+        guarded = plugged(ssl=tls, socket_factory=public_socket)
         async with (
             session(guarded) as public,
-            session(aiohttp.TCPConnector(ssl=tls)) as anywhere,
+            session(plugged(ssl=tls)) as anywhere,
         ):
             brakes = Brakes()
             yield cls(Way(public, tls, brakes), Way(anywhere, tls, brakes, Proxies(proxy)), brakes)
