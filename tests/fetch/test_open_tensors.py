@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import anyio
+import grpc
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -16,6 +20,7 @@ from safetensors.torch import load, save
 import ckptd
 from ckptd import aio, errors
 from ckptd.values import Progress
+from ckptd_proto.v1 import blobs_pb2
 from fakes.daemon import Daemon
 from fakes.origin import Fault, Origin
 from fakes.waiting import eventually
@@ -120,7 +125,7 @@ def test_where_a_hash_is_known_tensors_wait_for_it_unless_they_are_asked_for_ear
     with client.open_tensors(url, verify="transport", timeout=30) as early:
         assert torch.equal(early[NAMES[0]], expected[NAMES[0]])
         with pytest.raises(errors.DeadlineExceeded), client.open_tensors(url, timeout=0.3):
-            pass
+            pytest.fail("it was opened")
         origin.release()
     with client.open_tensors(url, offline=True) as late:
         assert torch.equal(late[NAMES[0]], expected[NAMES[0]])
@@ -144,6 +149,41 @@ def test_early_tensors_of_a_file_that_fails_in_the_end_do_not_count(
         with pytest.raises(errors.DataLoss, match="checksum"):
             access()
     assert client.blobs() == []
+
+
+def test_early_tensors_of_bytes_that_were_damaged_once_do_not_count_though_the_file_is_right(
+    one_stream: Daemon, origin: Origin, model: bytes, expected: dict[str, torch.Tensor]
+) -> None:
+    origin.put("model", model, faults=[Fault.CORRUPT])
+    origin.hold(after_bytes=2 * CHUNK_BYTES)
+    client, url = one_stream.client(), f"{origin.url('model')}#sha256={sha256(model)}"
+    with (
+        pytest.raises(errors.DataLoss, match="damaged on its way"),
+        client.open_tensors(url, verify="transport", timeout=30) as tensors,
+    ):
+        assert tensors.names == tuple(NAMES)
+        origin.release()
+    with client.open_tensors(url, timeout=30) as tensors:
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors)
+
+
+@pytest.mark.parametrize("wrong", [b"", b"another"], ids=["right", "wrong"])
+def test_where_the_store_states_a_checksum_early_tensors_must_be_asked_for(
+    one_stream: Daemon, origin: Origin, model: bytes, wrong: bytes
+) -> None:
+    digest = base64.b64encode(hashlib.sha256(wrong or model).digest()).decode()
+    origin.put("model", model, headers={"Repr-Digest": f"sha-256=:{digest}:"})
+    origin.hold(after_bytes=2 * CHUNK_BYTES)
+    client, url = one_stream.client(), origin.url("model")
+    verdict = pytest.raises(errors.DataLoss) if wrong else nullcontext()
+    with verdict, client.open_tensors(url, verify="transport", timeout=30) as early:
+        early[NAMES[0]]
+        with pytest.raises(errors.DeadlineExceeded), client.open_tensors(url, timeout=0.3):
+            pytest.fail("it was opened")
+        origin.release()
+    verdict = pytest.raises(errors.DataLoss) if wrong else nullcontext()
+    with verdict, client.open_tensors(url) as late:
+        late[NAMES[0]]
 
 
 def test_an_object_that_changes_under_way_is_aborted_for_everyone(
@@ -175,7 +215,11 @@ def test_an_object_that_changes_under_way_is_aborted_for_everyone(
 
 @pytest.mark.parametrize(
     "file",
-    [{"etag": 'W/"v1"'}, {"lasting": Fault.NO_RANGES}, {"lasting": Fault.NO_LENGTH}],
+    [
+        {"etag": 'W/"v1"', "last_modified": None},
+        {"lasting": Fault.NO_RANGES},
+        {"lasting": Fault.NO_LENGTH},
+    ],
     ids=["weak version", "no ranges", "no length"],
 )
 def test_what_cannot_be_joined_from_ranges_is_read_once_it_is_whole(
@@ -188,6 +232,38 @@ def test_what_cannot_be_joined_from_ranges_is_read_once_it_is_whole(
     origin.put("model", model, **file)
     with daemon.client().open_tensors(origin.url("model"), timeout=30) as tensors:
         assert torch.equal(tensors["layer.11"], expected["layer.11"])
+
+
+def test_of_a_version_that_promises_nothing_no_byte_is_read_before_all_are_here(
+    daemon: Daemon, origin: Origin, model: bytes
+) -> None:
+    origin.put("model", model, etag='W/"v1"', last_modified=None)
+    origin.hold(after_bytes=2 * CHUNK_BYTES)
+    client, url = daemon.client(), origin.url("model")
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(client.fetch, url, timeout=30)
+        eventually(lambda: any(f.done_bytes > CHUNK_BYTES for f in client.status().flights))
+        with pytest.raises(errors.DeadlineExceeded), client.open_tensors(url, timeout=0.3):
+            pytest.fail("it was opened")
+        origin.release()
+        assert fetching.result().read_bytes() == model
+
+
+def test_a_daemon_tells_nothing_of_the_next_version_to_who_has_read_of_the_last(
+    one_stream: Daemon, origin: Origin, model: bytes
+) -> None:
+    origin.put("model", model)
+    origin.hold(after_bytes=2 * CHUNK_BYTES)
+    opening = blobs_pb2.ReadOpen(ref=origin.url("model"), whole=True)
+    requests = iter([blobs_pb2.ReadRequest(open=opening)])
+    events = one_stream.client().connection.call(lambda stubs: stubs.blobs.Read(requests))
+    kinds = (event.WhichOneof("event") for event in events)
+    assert "landed" in kinds  # read as far as that
+    origin.put("model", model[::-1], etag='"v2"')
+    origin.release()
+    with pytest.raises(grpc.RpcError, match="changed while it was read"):
+        assert set(kinds) <= {"landed", "progress"}
+    assert events.code() is grpc.StatusCode.ABORTED
 
 
 def test_a_killed_daemon_goes_on_and_its_readers_do_not_notice(
@@ -203,6 +279,7 @@ def test_a_killed_daemon_goes_on_and_its_readers_do_not_notice(
             origin.release()
             daemon.start()
             read = dict(tensors)
+            tensors.wait()
         eventually(lambda: daemon.client().blobs()[0].leases == 0)
     assert all(torch.equal(read[name], expected[name]) for name in NAMES)
     assert origin.sent_bytes <= len(model) + CHUNK_BYTES + 2
@@ -214,6 +291,7 @@ with ckptd.open_tensors(sys.argv[1]) as tensors:
     tensors[tensors.names[0]]
     print("reading", flush=True)
     sums = {name: int(tensor.sum()) for name, tensor in tensors}
+    tensors.wait()
 print(sorted(sums.items()), flush=True)
 """
 
@@ -267,6 +345,8 @@ def test_what_is_not_there_is_said(daemon: Daemon, origin: Origin) -> None:
         pass
     with pytest.raises(errors.NotFound), client.open_tensors(origin.url("none")):
         pass
+    with pytest.raises(errors.InvalidArgument, match="name one file of it"):
+        client.open_tensors(origin.url("directory/")).__enter__()
     with (
         pytest.raises(errors.InvalidArgument, match='give "transport"'),
         client.open_tensors(url, verify="sha256"),
@@ -286,6 +366,35 @@ def test_nothing_is_read_outside_the_block(daemon: Daemon, origin: Origin) -> No
         pass
     with pytest.raises(errors.FailedPrecondition, match="inside the block"):
         tensors["a"]
+
+
+FORK = """
+import os, sys, ckptd
+with ckptd.open_tensors(sys.argv[1]) as tensors:
+    first, *_, last = tensors.names
+    if os.fork() == 0:
+        print(tensors[first].numel(), flush=True)
+        try:
+            tensors[last]
+        except ckptd.errors.FailedPrecondition as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_a_forked_child_reads_what_is_here_and_does_not_wait_for_more(
+    one_stream: Daemon, origin: Origin, model: bytes
+) -> None:
+    origin.put("model", model)
+    origin.hold(after_bytes=2 * CHUNK_BYTES)
+    command = [sys.executable, "-W", "ignore", "-c", FORK, origin.url("model")]
+    process = subprocess.run(
+        command, stdout=subprocess.PIPE, env=one_stream.env, text=True, timeout=50, check=True
+    )
+    size, words = process.stdout.splitlines()
+    assert int(size) == ROWS << 20
+    assert "start it with multiprocessing's `spawn`" in words
 
 
 async def test_tensors_can_be_awaited(

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from ckptd.link import forks
 from ckptd.reading.spans import Span, Spans
 from ckptd_proto import errors
 
@@ -158,6 +159,7 @@ class Arrival:
                 if left_s is not None and left_s <= 0:
                     text = f"what was asked of {self.title} has not arrived in the given time"
                     raise errors.DeadlineExceeded(f"{text}; ask again, or give it more")
+                forks.check_usable()  # nobody brings news to a forked child
                 self._changed.wait(left_s)
 
     def _raise_failure(self) -> None:

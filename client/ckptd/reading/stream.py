@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ckptd.fetching import OnProgress, progress_of
-from ckptd.link import calls
+from ckptd.link import calls, forks
 from ckptd.reading.arrival import Arrival, Data
 from ckptd.reading.spans import Span, Spans
 from ckptd_proto import errors
@@ -59,6 +59,7 @@ class Stream:
 
     def want(self, spans: Iterable[Span]) -> None:
         """Have these bytes brought before all others."""
+        forks.check_usable()
         spans = list(spans)
         with self._lock:
             for start, end in spans:

@@ -24,7 +24,7 @@ Span = tuple[int, int]
 """Bytes of an object: the first, and the one behind the last."""
 
 SPANS_MAX = 1 << 16
-"""That one reader may want, since it can name them before anybody knows the object's size."""
+"""That one reader may want before the size of the object is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class _Flight:
     demand: Demand
     is_unverified: bool
 
+    @property
+    def chunk_count(self) -> int:
+        return -(-self.size_bytes // CHUNK_BYTES)
+
 
 class Reading(Call):
     """A fetch whose caller reads what has landed.
@@ -68,7 +72,8 @@ class Reading(Call):
     def __init__(self, request: Request, holder: Process, terms: Terms) -> None:
         super().__init__(request, holder)
         self._terms = terms
-        self._wanted: list[Span] = []
+        self._wanted: list[Span] = []  # since no flight knows
+        self._chunks: dict[int, None] = {}  # that were wanted of a flight
         self._flight: _Flight | None = None  # while aboard
         self._boarded = anyio.Event()
         self._key = ""  # of what was opened
@@ -123,9 +128,10 @@ class Reading(Call):
             if self._terms.is_whole or not is_readable:
                 stack.enter_context(demand.whole())
             if is_readable:
-                size_bytes = obj.size_bytes or 0
-                self._flight = _Flight(key, size_bytes, demand, is_unverified=is_judged)
-                demand.want(_chunks(self._wanted, size_bytes))
+                self._flight = _Flight(key, obj.size_bytes or 0, demand, is_unverified=is_judged)
+                self._chunks |= dict.fromkeys(_chunks(self._wanted, self._flight.size_bytes))
+                self._wanted.clear()
+                demand.want(index for index in self._chunks if index < self._flight.chunk_count)
                 self._boarded.set()
             try:
                 yield
@@ -213,12 +219,15 @@ class Reading(Call):
 
     def _want(self, span: Span) -> None:
         start, end = span
-        if not 0 <= start < end or len(self._wanted) == SPANS_MAX:
-            text = f"{span} cannot be wanted: at most {SPANS_MAX} spans can, and no empty ones"
+        if start >= end or len(self._wanted) == SPANS_MAX:
+            text = f"{span} cannot be wanted: it is empty, or one of more than {SPANS_MAX}"
             raise errors.InvalidArgument(text)
-        self._wanted.append(span)
-        if self._flight is not None:
-            self._flight.demand.want(_chunks([span], self._flight.size_bytes))
+        if self._flight is None:
+            self._wanted.append(span)
+        else:
+            chunks = dict.fromkeys(_chunks([span], self._flight.size_bytes))
+            self._chunks |= chunks
+            self._flight.demand.want(chunks)
 
     def _check_whole(self, demand: Demand, title: str) -> None:
         """Raise if chunks that were told of were thrown away."""

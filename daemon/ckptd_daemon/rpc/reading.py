@@ -8,7 +8,9 @@ import grpc.aio
 
 from ckptd_daemon.fetch.call import Request
 from ckptd_daemon.fetch.reading import Opened, Span, Terms
+from ckptd_daemon.sources.directories import is_directory
 from ckptd_proto import errors, refs
+from ckptd_proto.urls import display
 from ckptd_proto.v1 import blobs_pb2 as pb
 
 SPANS_PER_MESSAGE = 4096
@@ -20,8 +22,11 @@ async def asked(requests: AsyncIterator[pb.ReadRequest]) -> tuple[Request, Terms
     if not first.HasField("open"):
         raise errors.InvalidArgument("the first request says what to open; say that")
     ask = first.open
-    if refs.parse(ask.ref).path is not None:
+    url = refs.parse(ask.ref).url
+    if url is None:
         raise errors.InvalidArgument(f"{ask.ref} is a local path; open it yourself")
+    if is_directory(url):
+        raise errors.InvalidArgument(f"{display(url)} is a directory; name one file of it")
     request = Request(ask.ref, ask.sha256 or None, offline=ask.offline, hold=ask.hold)
     return request, Terms(is_whole=ask.whole, is_early=ask.transport)
 
