@@ -49,7 +49,7 @@ def expected(model: bytes) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def one_stream(short_path: Path) -> Iterator[Daemon]:
     """A daemon that fetches one range after the other."""
-    with Daemon(short_path, streams=1, linger_s=0) as daemon:
+    with Daemon(short_path, streams=1, streams_max=1, linger_s=0) as daemon:
         yield daemon
 
 
@@ -271,7 +271,7 @@ def test_a_killed_daemon_goes_on_and_its_readers_do_not_notice(
 ) -> None:
     origin.put("model", model)
     origin.hold(after_bytes=2 * CHUNK_BYTES)
-    with Daemon(short_path, streams=1) as daemon:
+    with Daemon(short_path, streams=1, streams_max=1) as daemon:
         with daemon.client().open_tensors(origin.url("model"), timeout=30) as tensors:
             assert torch.equal(tensors[NAMES[0]], expected[NAMES[0]])
             assert origin.held.wait(30)
@@ -280,7 +280,7 @@ def test_a_killed_daemon_goes_on_and_its_readers_do_not_notice(
             daemon.start()
             read = dict(tensors)
             tensors.wait()
-        eventually(lambda: daemon.client().blobs()[0].leases == 0)
+        eventually(lambda: [blob.leases for blob in daemon.client().blobs()] == [0])
     assert all(torch.equal(read[name], expected[name]) for name in NAMES)
     assert origin.sent_bytes <= len(model) + CHUNK_BYTES + 2
 

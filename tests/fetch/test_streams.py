@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -11,7 +15,11 @@ import pytest
 from anyio import to_thread
 
 from ckptd import errors
+from ckptd_daemon.config import Config
+from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.progress import Cause
+from ckptd_daemon.fetch.stream import Stream
+from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Validator
 from fakes.node import fetching
 from fakes.origin import Fault, Origin
 from fakes.waiting import eventually
@@ -150,3 +158,37 @@ async def test_a_small_fetch_gets_going_while_big_ones_have_all_streams(
             await until(lambda: call.progress().streams == 2)
             assert (await node.fetch(origin.url("small"))).read_bytes() == b"small"
             assert call.progress().done_bytes < len(data)
+
+
+async def test_who_leaves_while_it_connects_keeps_no_thread(short_path: Path) -> None:
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(2):  # its queue is full: who comes now gets no answer
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        endpoint = Endpoint(
+            f"http://127.0.0.1:{listener.getsockname()[1]}/model", {}, ssl.create_default_context()
+        )
+        obj = Object("o", "t", "v", "n", 1, True, Validator('"v"', None, True), endpoint.url, False)
+        config = Config(socket=short_path / "s", state_dir=short_path, connect_s=600)
+        stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print), config)
+        failures: list[Exception] = []
+
+        def connect() -> None:
+            try:
+                stream.connect()
+            except TransientError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+
+        def is_over() -> bool:
+            stream.interrupt()
+            return not thread.is_alive()
+
+        await until(is_over)
+        stream.close()
+    assert len(failures) == 1

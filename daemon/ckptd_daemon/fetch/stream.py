@@ -95,8 +95,12 @@ class Stream:
             if isinstance(self._connection, http.client.HTTPSConnection):
                 if proxy is not None:
                     tunnel(sock, host, port, proxy)
-                sock = self._endpoint.tls.wrap_socket(sock, server_hostname=host)
+                tls = self._endpoint.tls
+                sock = secure = tls.wrap_socket(
+                    sock, server_hostname=host, do_handshake_on_connect=False
+                )
                 self._adopt(sock)
+                secure.do_handshake()
         except PrivateAddressError as error:
             raise ChangedError("the origin is at a private address by now") from error
         except OSError as error:
