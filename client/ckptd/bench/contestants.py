@@ -150,7 +150,7 @@ class Ckptd:
             }
             reading["peak_bytes"] += daemon.peak_bytes
             yield Run(reading, {name: Path(path) for name, path in report.paths.items()})
-        self._node.forget()
+        self._node.clear()
 
 
 def _reading(wall_s: float, cpu_s: float, peak_bytes: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 It loads its library, says `{}`, and then answers one line of JSON with one: a library is
 measured as it is used, in a process that runs already. What it fetched by ckptd it holds until
-the next line.
+the next line, or until it ends.
 """
 
 from __future__ import annotations
@@ -123,11 +123,13 @@ def _ckptd(stack: ExitStack) -> Work:
 
 
 def _fetch_all(client: Client, job: Job, held: ExitStack) -> Answer:
-    def fetch(name: str) -> Path:
-        opened = client.open(job.ref(name), sha256=job.sha256 or None)
-        return held.enter_context(opened)
-
-    return Answer(dict(zip(job.names, map(str, _at_once(fetch, job.names)), strict=True)))
+    """Fetch one object and hold it, or several until the process ends."""
+    refs = [job.ref(name) for name in job.names]
+    if len(refs) > 1:
+        paths = client.fetch_many(refs)
+    else:
+        paths = [held.enter_context(client.open(refs[0], sha256=job.sha256 or None))]
+    return Answer(dict(zip(job.names, map(str, paths), strict=True)))
 
 
 def _again(client: Client, job: Job) -> Answer:
