@@ -142,11 +142,15 @@ class Gauge:
         """Be held up by *limit* for *wait_s*; from any thread."""
         self._held = (limit, self._clock() + wait_s + HELD_S)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a limit holds the bytes up."""
+        return self._clock() < self._held[1]
+
     def _slowed(self, now: float) -> tuple[Cause, str]:
         """Say what holds the bytes up that should come."""
-        limit, until = self._held
-        if now < until:
-            return Cause.LIMIT, f"held to {limit}"
+        if self.is_held:
+            return Cause.LIMIT, f"held to {self._held[0]}"
         if (silent_s := self._rate.silent_s(now)) >= SILENT_S:
             return Cause.ORIGIN, f"nothing has come for {silent_s:.0f} s"
         return Cause.NONE, ""

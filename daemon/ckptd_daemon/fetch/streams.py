@@ -209,6 +209,8 @@ class Streams:
     def _look(self) -> None:
         claims = self._plan.claims
         self._end_game.look(time.monotonic(), claims)
+        if self._gauge.is_held:
+            return  # by a limit of ours, which another connection would share
         if self._unclaimed() is None and (help_ := self._end_game.help(claims)) is not None:
             self._late = claims[help_.which], help_.keep_bytes
             self._turned.set()
