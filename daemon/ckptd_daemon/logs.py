@@ -52,3 +52,9 @@ def set_up(level: str, file: Path | None) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # what a library tells of its own doings is not our event
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(is_of_ours)
+
+
+def is_of_ours(record: logging.LogRecord) -> bool:
+    """Tell whether gRPC reports more than that a caller was gone before it was answered."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core")

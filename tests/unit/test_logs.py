@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from ckptd_daemon.logs import Formatter
+from ckptd_daemon.logs import Formatter, is_of_ours
 
 
 def line(message: str, *arguments: object, **extra: object) -> str:
@@ -33,3 +33,10 @@ def test_secrets_of_urls_are_cut_out() -> None:
     text = line("GET https://me:secret@host/a?token=secret", url="s3://b/k?sig=secret")
     assert "secret" not in text
     assert "https://…@host/a?…" in text
+
+
+def test_a_caller_that_is_gone_before_it_is_answered_is_no_error() -> None:
+    gone = "ExecuteBatchError raised in core by servicer method [/ckptd.v1.Blobs/Fetch]"
+    for message, is_logged in ((gone, False), ("Unexpected [ValueError] raised", True)):
+        record = logging.LogRecord("grpc", logging.ERROR, "f", 1, message, (), None)
+        assert is_of_ours(record) is is_logged

@@ -47,6 +47,7 @@ class Origin:
         self._gate: asyncio.Event
         self._tasks: asyncio.TaskGroup
         self._listening: asyncio.Task[None] | None = None
+        self._open: set[socket.socket] = set()
         self._hold_after_bytes: int | None = None
 
     def url(self, name: str) -> str:
@@ -116,6 +117,13 @@ class Origin:
         self._loop = asyncio.get_running_loop()
         self._stop, self._gate = asyncio.Event(), asyncio.Event()
         self._gate.set()
+        try:
+            await self._converse_with_all()
+        finally:
+            for connection in self._open:  # of a task that was cancelled before it began
+                connection.close()
+
+    async def _converse_with_all(self) -> None:
         async with asyncio.TaskGroup() as self._tasks:
             await self._listen()
             self._is_serving.set()
@@ -138,6 +146,7 @@ class Origin:
         with listener:
             while True:
                 connection, _ = await self._loop.sock_accept(listener)
+                self._open.add(connection)
                 self._tasks.create_task(self._converse(connection))
 
     async def _converse(self, connection: socket.socket) -> None:
@@ -155,6 +164,7 @@ class Origin:
                 return  # the reader is gone
             finally:
                 self.connections -= 1
+                self._open.discard(connection)
 
     async def _heard(self, connection: socket.socket) -> Request | None:
         head = b""
