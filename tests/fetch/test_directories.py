@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from fakes.daemon import Daemon
 from fakes.nginx import Nginx
 from fakes.origin import Fault, Origin
 from fakes.running import ckptd
+from fakes.tracing import tampered
 
 FILES = {
     "config.json": b"{}",
@@ -291,3 +293,36 @@ def test_the_command_chooses_and_copies_the_tree(
     third = ckptd(*arguments, "-o", str(copy), env=daemon.env)
     assert third.returncode == 4
     assert "exists already" in third.stderr
+
+
+def test_a_daemon_killed_while_it_makes_the_tree_sweeps_up_and_makes_it_again(
+    daemon: Daemon, origin: Origin
+) -> None:
+    manifest(origin, "m/", FILES)
+    found: list[Path] = []
+    caller = threading.Thread(target=lambda: found.append(daemon.client().fetch(origin.url("m/"))))
+    with tampered(daemon.pid, "symlink:signal=KILL:when=3"):
+        caller.start()
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == -signal.SIGKILL
+    daemon.kill()
+    (torn,) = snapshots(daemon)
+    assert torn.name.endswith(".tmp")
+    daemon.start()
+    assert torn not in snapshots(daemon)
+    caller.join(40)
+    assert content(found[0]) == FILES
+    assert {len(origin.bodies(f"m/{name}")) for name in ("config.json", "sub/part-2.bin")} == {1}
+
+
+def test_a_tree_that_lost_a_link_while_the_daemon_was_away_is_made_again(
+    daemon: Daemon, origin: Origin
+) -> None:
+    manifest(origin, "m/", FILES)
+    tree = daemon.client().fetch(origin.url("m/"))
+    daemon.kill()
+    tree.chmod(0o755)
+    (tree / "config.json").unlink()
+    daemon.start()
+    assert snapshots(daemon) == []
+    assert content(daemon.client().fetch(origin.url("m/"))) == FILES

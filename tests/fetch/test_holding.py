@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckptd.fetching import Ask, opened
 from fakes.daemon import Daemon
 from fakes.origin import Origin
 from fakes.waiting import eventually
@@ -47,12 +48,13 @@ def test_a_fetch_that_was_repeated_holds_one_lease_and_gives_it_back(
     entered, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with client.open(origin.url("model")):
+        ask = Ask(origin.url("model"), keep_s=600)  # such a lease is synced
+        with opened(lambda: client.connection, ask):
             entered.set()
             leave.wait(30)
 
     thread = threading.Thread(target=hold)
-    with killed_at(daemon, "fsync", 11):  # the lease has its name; nobody was told of it
+    with killed_at(daemon, "fsync", 8):  # the lease has its name; nobody was told of it
         thread.start()
     assert daemon.process is not None
     assert daemon.process.wait(10) == -signal.SIGKILL

@@ -26,11 +26,11 @@ STEPS = [
     ("fsync", 2, "the note is not durable"),
     ("rename", 1, "the note has no name"),
     ("rename", 2, "the data has no name"),
-    ("fsync", 4, "the name is not durable"),
+    ("fsync", 3, "the names are not durable"),
     ("rename", 3, "the directory is no blob"),
-    ("fsync", 6, "the blob's place is not durable"),
-    ("fsync", 7, "the partial's end is not durable"),
-    ("rename", 4, "the lease is not written"),
+    ("fsync", 5, "the blob's place is not durable"),
+    ("fsync", 6, "the partial's end is not durable"),
+    ("utimensat", 1, "it is in place and nobody has it"),
 ]
 """Counted from when the bytes come: by then, what publishes is one thread."""
 

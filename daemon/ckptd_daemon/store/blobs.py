@@ -173,7 +173,10 @@ class BlobStore:
             "crc32c": [crc for _, crc in sorted(partial.landed.items())],
             "published_at": now,
         }
-        durable.write_file(partial.path / NOTE, json.dumps(note).encode(), mode=0o600)
+        # `_finish` syncs the names; if a power cut takes that of the note and leaves that of the
+        # data, the object is fetched again
+        text = json.dumps(note).encode()
+        durable.write_file(partial.path / NOTE, text, mode=0o600, names_later=True)
         blob = self._finish(partial.path)
         self._blobs[blob.key] = blob
         return blob
@@ -182,9 +185,10 @@ class BlobStore:
         """Move a directory that holds a note among the blobs; goes on where a crash stopped it."""
         name = _note(path)["name"]
         if (path / DATA).exists():
-            durable.publish(path / DATA, path / name)
+            durable.rename(path / DATA, path / name)
         (path / JOURNAL).unlink(missing_ok=True)
         _sweep(path)
+        durable.sync_dir(path)
         home = self._blobs_dir / path.name[:2] / path.name
         durable.make_dirs(home.parent)
         if home.exists():  # something that could not be read at the start

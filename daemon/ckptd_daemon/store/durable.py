@@ -110,17 +110,29 @@ def make_dirs(path: Path, *, mode: int = 0o777) -> None:
     sync_dir(path.parent)
 
 
-def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Replace *path* by a file that holds *data*: at any instant the old, or the new, whole."""
+def write_file(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o666,
+    survives: bool = True,
+    names_later: bool = False,
+) -> None:
+    """Replace *path* by a file that holds *data*: at any instant the old, or the new, whole.
+
+    What need not survive a power cut, after which it may be empty, costs no sync. With
+    *names_later* the caller syncs the directory.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explained(path, need_bytes=len(data)):
         try:
-            _write_new(temporary, data, mode)
+            _write_new(temporary, data, mode, survives=survives)
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    sync_dir(path.parent)
+    if survives and not names_later:
+        sync_dir(path.parent)
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o666) -> None:
@@ -129,13 +141,20 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         _write_new(path, data, mode)
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int, *, survives: bool = True) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         pwrite_all(fd, memoryview(data), 0)
-        os.fsync(fd)
+        if survives:
+            os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def rename(src: Path, dst: Path) -> None:
+    """Give *src* the name *dst* in the same directory, which the caller syncs later."""
+    with explained(dst):
+        src.rename(dst)
 
 
 def publish(src: Path, dst: Path) -> None:

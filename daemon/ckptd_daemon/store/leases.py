@@ -126,7 +126,9 @@ class Leases:
             elif not _says_as_much(self._written.get(name), lease):
                 self._written.pop(name, None)
                 data = json.dumps({"format": FORMAT, **asdict(lease)}).encode()
-                await anyio.to_thread.run_sync(durable.write_file, path, data)
+                survives = lease.keep_s > 0  # else a power cut ends its process, too
+                write = partial(durable.write_file, path, data, survives=survives)
+                await anyio.to_thread.run_sync(write)
                 self._written[name] = lease
 
     async def release(self, name: str, uid: int, *, wholly: bool) -> None:

@@ -72,7 +72,8 @@ class Partial:
         if earlier is None:
             if self.header.size_bytes is not None:
                 durable.preallocate(self._data_fd, _page_up(self.header.size_bytes))
-            durable.write_file(self.path / JOURNAL, journal.encode_header(self.header), mode=0o600)
+            header = journal.encode_header(self.header)  # a claim, like what follows it: no sync
+            durable.write_file(self.path / JOURNAL, header, mode=0o600, survives=False)
         with durable.explained(self.path):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
             self._journal_fd = os.open(self.path / JOURNAL, flags)
