@@ -24,6 +24,7 @@ from ckptd.bench.worker import Job
 
 FILES_AT_ONCE = "16"
 CONNECTIONS = "16"
+CUTOFF = "--multi-thread-cutoff=16M"  # by default, a stream for each 250 MB only
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +177,9 @@ def _aria2c(job: Job, sha256: str = "") -> list[str]:
 
 
 def _rclone(job: Job) -> list[str]:
-    """One file by several streams, as it does from 250 MB on, or several files at once."""
+    """One file by several streams, or several files at once."""
     trust = [f"--ca-cert={job.ca_file}"] if job.ca_file else []
-    how = [f"--http-url={job.url}", f"--multi-thread-streams={CONNECTIONS}"]
+    how = [f"--http-url={job.url}", f"--multi-thread-streams={CONNECTIONS}", CUTOFF]
     if len(job.names) == 1:
         name = job.names[0]
         return ["rclone", "copyto", f":http:{name}", str(job.path(name)), *how, *trust]
