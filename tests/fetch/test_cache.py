@@ -195,7 +195,7 @@ def test_bytes_that_are_known_by_their_hash_are_not_fetched_again(
     assert origin.sent_bytes == sent
 
 
-def test_a_cached_blob_is_hashed_late_and_a_wrong_statement_refused(
+def test_a_cached_blob_is_hashed_late_and_a_wrong_statement_costs_one_fetch_more(
     daemon: Daemon, origin: Origin, data: bytes
 ) -> None:
     origin.put("a", data)
@@ -203,9 +203,19 @@ def test_a_cached_blob_is_hashed_late_and_a_wrong_statement_refused(
     path = client.fetch(origin.url("a"))
     sent = origin.sent_bytes
     assert client.fetch(origin.url("a"), sha256=sha256(data)) == path
+    assert origin.sent_bytes == sent
     with pytest.raises(errors.DataLoss, match="not the stated"):
         client.fetch(origin.url("a"), sha256="0" * 64)
-    assert origin.sent_bytes == sent
+    assert origin.sent_bytes == sent  # it is known what it is
+    origin.put("b", data)
+    path = client.fetch(origin.url("b"))
+    for stated in "0", "1":
+        with path.open("rb") as held:
+            with pytest.raises(errors.DataLoss, match=r"not the stated .* fetched twice") as caught:
+                client.fetch(origin.url("b"), sha256=stated * 64)
+            assert held.read() == path.read_bytes() == data
+        assert caught.value.id
+        assert origin.sent_bytes - sent < 2.5 * len(data)
 
 
 def test_offline_answers_from_the_cache_or_not_at_all(

@@ -96,6 +96,60 @@ def test_a_wrong_late_statement_does_not_pass_for_a_check(
     assert (blob.verification, blob.sha256) == ("transport", hashlib.sha256(data).hexdigest())
 
 
+def test_what_came_while_its_origin_was_wrong_comes_again_for_whoever_knows_better(
+    daemon: Daemon, origin: Origin, data: bytes, other_data: bytes
+) -> None:
+    origin.put("model", other_data)
+    client = daemon.client()
+    path = client.fetch(origin.url("model"), keep_s=600)
+    with path.open("rb") as reader:
+        origin.put("model", data)  # under the same version
+        stated = hashlib.sha256(data).hexdigest()
+        again = client.fetch(origin.url("model"), sha256=stated)
+        assert again.read_bytes() == data
+        assert reader.read() == other_data
+    (blob,) = client.blobs()
+    assert (blob.verification, blob.sha256) == ("sha256", stated)
+    assert list((daemon.state_dir / "cache" / "quarantine").iterdir()) == []
+
+
+def test_of_what_its_manifest_knows_better_only_the_wrong_chunk_comes_again(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    wrong = bytearray(data)
+    wrong[CHUNK_BYTES] ^= 1
+    origin.put("m/model", bytes(wrong))
+    daemon.client().fetch(origin.url("m/model"))
+    origin.put("m/model", data)
+    chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+    entry = {"path": "model", "size_bytes": len(data), "crc32c": [crc32c(one) for one in chunks]}
+    manifest = {"format": 1, "chunk_bytes": CHUNK_BYTES, "files": [entry]}
+    origin.put("m/ckptd-manifest.json", json.dumps(manifest).encode(), etag=None)
+    sent = origin.sent_bytes
+    tree = daemon.client().fetch(origin.url("m/"))
+    assert (tree / "model").read_bytes() == data
+    assert origin.sent_bytes - sent < 1.5 * CHUNK_BYTES
+
+
+def test_a_wrong_manifest_costs_its_chunk_once(short_path: Path, origin: Origin) -> None:
+    data = b"right"
+    origin.put("m/model", data)
+    entry = {"path": "model", "size_bytes": len(data), "crc32c": [1]}
+    manifest = {"format": 1, "chunk_bytes": CHUNK_BYTES, "files": [entry]}
+    origin.put("m/ckptd-manifest.json", json.dumps(manifest).encode(), etag=None)
+    with Daemon(short_path, failure_s=0) as daemon:
+        path = daemon.client().fetch(origin.url("m/model"))
+        with pytest.raises(errors.DataLoss, match="another checksum"):
+            daemon.client().fetch(origin.url("m/"))
+        asked = len(origin.bodies("m/model"))
+        daemon.kill()
+        daemon.start()
+        with pytest.raises(errors.DataLoss, match="CRC32C that the manifest states"):
+            daemon.client().fetch(origin.url("m/"))
+        assert len(origin.bodies("m/model")) == asked
+        assert path.read_bytes() == data
+
+
 def test_a_file_that_its_origin_has_in_part_only_is_not_published(
     daemon: Daemon, origin: Origin
 ) -> None:

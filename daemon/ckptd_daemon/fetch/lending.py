@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import secrets
 from functools import partial
 
 import anyio
@@ -14,9 +16,12 @@ from ckptd_daemon.fetch.flights import Flight, Flights
 from ckptd_daemon.fetch.transfer import Transfer
 from ckptd_daemon.fetch.verdict import MismatchError
 from ckptd_daemon.sources.source import Object
-from ckptd_daemon.store.blobs import Blob, BlobStore
+from ckptd_daemon.store.blobs import Blob, BlobStore, Verification, key_of
 from ckptd_daemon.store.leases import Leases
+from ckptd_daemon.store.partials import CHUNK_BYTES
 from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
 
 
 class GoneError(Exception):
@@ -72,14 +77,20 @@ class Lender:
         """
         while True:
             blob = self._store.find(key)
+            work = None if obj is None else partial(self._bring, obj, sha256)
             if blob is not None and await to_thread.run_sync(self._store.check, blob):
-                return await self._vouched(blob, sha256)
-            if obj is None:
+                blob = await self._hashed(blob, sha256)
+                if _is_as_stated(blob, obj, sha256):
+                    return blob
+                if obj is None or blob.verification is not Verification.TRANSPORT or blob.is_second:
+                    return _require_sha256(blob, sha256)
+                logger.warning("%s is unlike what is stated, and fetched once more", blob.title)
+                work = partial(self._bring_second, obj)
+            if obj is None or work is None:
                 raise GoneError
             asker = _asker(obj)
             flown_by = asker
             try:
-                work = partial(self._bring, obj, sha256)
                 async with self._flights.board(key, work, asker=asker) as flight:
                     flown_by = flight.asker
                     call.board(flight.gauge)
@@ -97,8 +108,20 @@ class Lender:
     async def _bring(self, obj: Object, sha256: str | None, flight: Flight[Blob]) -> Blob:
         return await self._transfer.bring(obj, sha256, flight.gauge, flight.demand)
 
-    async def _vouched(self, blob: Blob, sha256: str | None) -> Blob:
-        """Return *blob* if it has the SHA-256 that the caller states; raises `DataLoss`."""
+    async def _bring_second(self, obj: Object, flight: Flight[Blob]) -> Blob:
+        """Bring what the cache has once more, beside it: its origin may have been wrong then.
+
+        Whatever it is, there is no third time for a statement that it does not match.
+        """
+        try:
+            return await self._transfer.bring(obj, None, flight.gauge, flight.demand)
+        except errors.DataLoss:
+            if (first := self._store.find(key_of(obj.id, obj.version))) is not None:
+                await to_thread.run_sync(self._store.settle_for, first)
+            raise
+
+    async def _hashed(self, blob: Blob, sha256: str | None) -> Blob:
+        """Return *blob* with its SHA-256, if the caller states one."""
         if sha256 is None:
             return blob
         async with self._hashing:
@@ -106,9 +129,28 @@ class Lender:
             if blob.sha256 is None:
                 work = partial(self._store.learn_sha256, blob, sha256)
                 blob = await to_thread.run_sync(work, limiter=self._hash_threads)
-        if blob.sha256 != sha256:
-            raise errors.DataLoss(_mismatch(blob.title, blob.sha256 or "", sha256))
         return blob
+
+
+def _is_as_stated(blob: Blob, obj: Object | None, sha256: str | None) -> bool:
+    """Tell whether *blob* has the SHA-256 that is stated, and the sums of its chunks."""
+    if sha256 is not None and blob.sha256 != sha256:
+        return False
+    sums = () if obj is None else obj.chunk_crc32c
+    return not sums or blob.chunk_bytes != CHUNK_BYTES or blob.crc32c == sums
+
+
+def _require_sha256(blob: Blob, sha256: str | None) -> Blob:
+    """Raise `DataLoss` unless *blob* has the SHA-256 that is stated, if one is."""
+    if sha256 is None or blob.sha256 == sha256:
+        return blob
+    text = _mismatch(blob.title, blob.sha256 or "", sha256)
+    if blob.is_second:
+        text += f"; it was fetched twice: `ckptd cache rm {blob.key}` has it fetched anew"
+    error = errors.DataLoss(text)
+    error.shared_as(secrets.token_hex(4))
+    logger.warning("the cache has another file than is stated: %s", error)
+    raise error
 
 
 def _asker(obj: Object) -> str:

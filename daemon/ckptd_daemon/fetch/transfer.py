@@ -132,7 +132,10 @@ class Transfer:
         Into a new file: somebody may still read the damaged one.
         """
         header = partial.header
-        for blob in await to_thread.run_sync(self._store.remains, partial.path.name):
+        remains = await to_thread.run_sync(self._store.remains, partial.path.name)
+        if partial.expected and (doubted := self._store.find(partial.path.name)) is not None:
+            remains.append(doubted)  # some of it is unlike what is known
+        for blob in remains:
             cut = blob.size_bytes, blob.chunk_bytes, len(blob.crc32c)
             if cut != (header.size_bytes, header.chunk_bytes, header.chunk_count):
                 continue

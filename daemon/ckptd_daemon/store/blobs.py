@@ -60,6 +60,8 @@ class Blob:
     chunk_bytes: int
     published_at: float
     used_at: float
+    is_second: bool = False
+    """It was fetched again because somebody stated other bytes than the copy before had."""
 
 
 def key_of(object_id: str, version: str) -> str:
@@ -160,6 +162,7 @@ class BlobStore:
         partial.seal(size_bytes)
         partial.close()
         now = time.time()
+        earlier = self._blobs.pop(partial.path.name, None)  # gives way; nobody may find half of it
         note = {
             "format": FORMAT,
             "object": header.object_id,
@@ -172,6 +175,7 @@ class BlobStore:
             "chunk_bytes": header.chunk_bytes,
             "crc32c": [crc for _, crc in sorted(partial.landed.items())],
             "published_at": now,
+            "is_second": earlier is not None,
         }
         # `_finish` syncs the names; if a power cut takes that of the note and leaves that of the
         # data, the object is fetched again
@@ -254,12 +258,19 @@ class BlobStore:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         verification = Verification.SHA256 if sha256 == stated else blob.verification
         known = replace(blob, sha256=sha256, verification=verification)
+        return self._noted(known, {"sha256": sha256, "verification": verification})
+
+    def settle_for(self, blob: Blob) -> None:
+        """Write down that the blob is not to be fetched again for what somebody states."""
+        self._noted(replace(blob, is_second=True), {"is_second": True})
+
+    def _noted(self, blob: Blob, learned: dict[str, str | bool]) -> Blob:
+        """Write down what was *learned* of *blob*, which says so already."""
         note_path = blob.path.parent / NOTE
-        note = json.loads(note_path.read_bytes())
-        note |= {"sha256": sha256, "verification": known.verification}
+        note = json.loads(note_path.read_bytes()) | learned
         durable.write_file(note_path, json.dumps(note).encode(), mode=0o600)
-        self._blobs[blob.key] = known
-        return known
+        self._blobs[blob.key] = blob
+        return blob
 
     def remove(self, path: Path) -> None:
         """Drop a blob's or partial's directory. Readers that hold its file open keep the bytes."""
@@ -328,6 +339,7 @@ def _read_note(path: Path) -> Blob | None:
             chunk_bytes=note["chunk_bytes"],
             published_at=note["published_at"],
             used_at=used_at,
+            is_second=note.get("is_second", False),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
