@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -34,6 +33,7 @@ from ckptd_daemon.sources.source import (
     TransientError,
     Validator,
 )
+from ckptd_daemon.sources.tls import context
 from ckptd_daemon.sources.ways import Way, words
 from ckptd_proto import errors
 from ckptd_proto.urls import display, identity
@@ -165,9 +165,7 @@ class HttpSource:
         *proxy* is asked for everything, and *ca_file* trusted besides the system's certificates.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
-        tls = ssl.create_default_context()
-        if ca_file is not None:
-            tls.load_verify_locations(ca_file)
+        tls = context(ca_file)
 
         def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
