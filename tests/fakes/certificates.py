@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,12 @@ class Authority:
     def for_nginx(self) -> str:
         """What nginx needs in its server block."""
         return f"ssl_certificate {self._certificate}; ssl_certificate_key {self._key};"
+
+    def server_context(self) -> ssl.SSLContext:
+        """What a server in Python needs."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._certificate, self._key)
+        return context
 
 
 def _openssl(*arguments: str) -> None:

@@ -18,6 +18,7 @@ from ckptd_daemon.fetch.call import Call, Request
 from ckptd_daemon.fetch.fetcher import Fetcher
 from ckptd_daemon.sessions import Process, Sessions
 from fakes.origin import Origin
+from fakes.tls import TlsFront
 
 FETCH_S = 30.0  # none may take so long, whatever the origin does
 
@@ -63,7 +64,7 @@ async def fetching(root: Path, **settings: object) -> AsyncIterator[Node]:
 
 
 @asynccontextmanager
-async def clean(root: Path, *origins: Origin, **settings: object) -> AsyncIterator[Node]:
+async def clean(root: Path, *origins: Origin | TlsFront, **settings: object) -> AsyncIterator[Node]:
     """A node that, whatever happened to it, leaves no thread, file, connection or lease."""
     async with fetching(root, **settings) as node:
         yield node

@@ -20,8 +20,10 @@ from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.progress import Cause
 from ckptd_daemon.fetch.stream import Stream
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Validator
-from fakes.node import fetching
+from fakes.certificates import Authority
+from fakes.node import clean, fetching
 from fakes.origin import Fault, Origin
+from fakes.tls import TlsFront
 from fakes.waiting import eventually
 
 
@@ -60,6 +62,32 @@ async def test_a_stall_costs_only_what_did_not_come_and_no_retry(
     async with fetching(short_path, retries=0) as node:
         assert (await node.fetch(origin.url("model"))).read_bytes() == data
     assert origin.sent_bytes <= len(data) + (3 << 20)
+
+
+@pytest.mark.parametrize("fault", [Fault.STALL, Fault.RESET, Fault.TRUNCATE, Fault.MUTE])
+async def test_what_happens_to_a_connection_may_happen_below_tls(
+    short_path: Path, origin: Origin, data: bytes, fault: Fault
+) -> None:
+    authority = Authority(short_path / "authority")
+    file = origin.put("model", data)
+    file.faults = [fault] * 3
+    with TlsFront(origin, authority) as front:
+        async with clean(short_path, front, ca_file=authority.file) as node:
+            assert (await node.fetch(front.url("model"))).read_bytes() == data
+    assert file.faults == []
+    assert len(ranges(origin, "model")) > 3, "streams brought it"
+
+
+async def test_who_leaves_a_silent_tls_connection_keeps_no_thread(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    authority = Authority(short_path / "authority")
+    origin.put("model", data).faults = [Fault.STALL] * 100
+    patient = {"stall_s": 600, "first_byte_s": 600, "ca_file": authority.file}
+    with TlsFront(origin, authority) as front:
+        async with clean(short_path, front, **patient) as node:
+            with node.calling(front.url("model")) as call:
+                await until(lambda: call.progress().done_bytes > len(data) // 4)
 
 
 async def test_an_odd_reply_now_and_then_does_not_cost_the_streams(
