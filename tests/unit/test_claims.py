@@ -23,6 +23,7 @@ class Disk:
         self.plan = Plan(HEADER, range(HEADER.chunk_count))
         self.written = bytearray(SIZE)
         self.landed: dict[int, int] = {}
+        self.ended: list[Claim] = []
 
     def land(self, claim: Claim) -> None:
         length = claim.settle()
@@ -60,10 +61,15 @@ class Disk:
                 claim.asks()
             case "end":
                 self.plan.end(claim)
+                self.ended.append(claim)
             case "split":
                 self.plan.split(claim, amount)
             case "race":
                 self.plan.race(claim)
+            case "help late" if self.ended:
+                late = self.ended[which % len(self.ended)]
+                assert self.plan.split(late, amount) is None
+                assert self.plan.race(late) is None
 
     def finish(self) -> None:
         while not self.plan.is_done:
@@ -77,7 +83,9 @@ class Disk:
                 self.plan.end(claim)
 
 
-ACTS = st.sampled_from(["claim", "receive", "receive", "break", "end", "split", "race"])
+ACTS = st.sampled_from(
+    ["claim", "receive", "receive", "break", "end", "split", "race", "help late"]
+)
 
 
 @given(st.lists(st.tuples(ACTS, st.integers(0, 20), st.integers(0, 2 * CHUNK)), max_size=60))
@@ -106,6 +114,16 @@ def test_what_is_urgent_is_claimed_first_then_the_rest_in_order() -> None:
     plan.claim(*found)
     assert plan.next([4, 5, 1], is_whole=False) is None
     assert plan.next([4, 5, 1], is_whole=True) == (0, CHUNK)
+
+
+def test_a_chunk_is_whole_only_if_every_byte_of_it_was_written() -> None:
+    plan = Plan(HEADER, range(HEADER.chunk_count))
+    assert plan.joined(0, 2 * PAGE, 1) is None
+    assert plan.joined(0, 2 * PAGE, 1) is None  # the same again: no more than half of it
+    plan = Plan(HEADER, range(HEADER.chunk_count))
+    assert plan.joined(0, 2 * PAGE, 1) is None
+    assert plan.joined(3 * PAGE, PAGE, 1) is None
+    assert plan.joined(2 * PAGE, PAGE, 1) is not None
 
 
 def test_a_racer_and_what_it_races_never_both_write() -> None:

@@ -169,6 +169,8 @@ class Plan:
     def split(self, claim: Claim, keep_bytes: int) -> Claim | None:
         """Claim the end of *claim*, but what is on its way and *keep_bytes* more."""
         with self.lock:
+            if claim not in self._claims:  # it has ended, and what it left is others' by now
+                return None
             border = _page_up(claim.promised + keep_bytes)
             if claim.rival is not None or border >= claim.end:
                 return None
@@ -179,6 +181,8 @@ class Plan:
     def race(self, claim: Claim) -> Claim | None:
         """Claim what has not come of *claim*, too, if that is a part of one block."""
         with self.lock:
+            if claim not in self._claims:
+                return None
             if claim.rival is not None or not claim.got < claim.end <= claim.block_end:
                 return None
             racer = self._claimed(_page_down(claim.got), claim.end)
@@ -194,7 +198,14 @@ class Plan:
         pieces.append((offset, length, checksum))
         if sum(piece[1] for piece in pieces) < end - start:
             return None
-        pieces = sorted(self._pieces.pop(index))
+        pieces.sort()
+        for at, size, _ in pieces:
+            if at != start:
+                return None  # a hole, or twice the same: then it is not whole, whatever the sum
+            start += size
+        if start != end:
+            return None
+        del self._pieces[index]
         return index, crc.whole((found, size) for _, size, found in pieces)
 
     def redo(self, index: int) -> None:

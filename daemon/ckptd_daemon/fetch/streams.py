@@ -235,8 +235,7 @@ class Streams:
             for other in self._lanes:
                 other.interrupt()
         finally:
-            if lane.claim is not None:
-                self._plan.end(lane.claim)
+            self._end(lane)
             self._lanes.remove(lane)
             share.give()
             self._turned.set()
@@ -291,12 +290,19 @@ class Streams:
 
     def _advance(self, lane: Lane, share: Share) -> None:
         """Be done with a claim, and take the next unless somebody else is to have the seat."""
-        if lane.claim is not None:
-            self._plan.end(lane.claim)
+        self._end(lane)
         lane.claim = None if lane.is_recalled or share.must_give else self._next()
         lane.failed_at = lane.claim.at if lane.claim is not None else 0
         self._relieve()
         self._turned.set()
+
+    def _end(self, lane: Lane) -> None:
+        """Be done with what *lane* brings; nobody is to help with it any more."""
+        if lane.claim is None:
+            return
+        self._plan.end(lane.claim)
+        if self._late is not None and self._late[0] is lane.claim:
+            self._late = None
 
     async def _rest(self, lane: Lane, error: TransientError, share: Share) -> None:
         """Wait before what broke off is asked for again, unless another lane brings it."""
