@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.pace import BURST_S, Bucket, Limits, Pace, Pacer
+from ckptd_daemon.fetch.pace import BURST_S, Bucket, Limits, Pace, Pacer, Ticket
 from fakes.waiting import eventually
 
 URL = "https://models.example/a"
@@ -22,7 +22,7 @@ class Taker:
 
     def __init__(self, bucket: Bucket, n_bytes: int) -> None:
         self.bucket, self.n_bytes = bucket, n_bytes
-        self.ticket: float | None = None
+        self.ticket: Ticket | None = None
         self.taken_bytes = 0
 
     def step(self, now: float) -> bool:
@@ -91,9 +91,39 @@ def test_what_is_given_back_serves_others_and_no_more_than_that(kept: list[bool]
         if is_kept:
             tickets.append(ticket)
         else:
-            bucket.give_back(100)
+            bucket.give_back(ticket)
     for at, ticket in enumerate(tickets, start=1):
         assert bucket.wait_s(ticket, 0.0) == pytest.approx(at * 100 / 1000)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.booleans()), min_size=1, max_size=20),
+    st.data(),
+)
+def test_whoever_leaves_the_queue_holds_up_nobody_and_lets_nobody_pass(
+    claims: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    rate = 1000
+    bucket = Bucket("limit", rate, 0.0)
+    tickets = [(bucket.claim(size, 0.0), size, leaves) for size, leaves in claims]
+    leaving = [ticket for ticket, _, leaves in tickets if leaves]
+    for ticket in data.draw(st.permutations(leaving)):
+        bucket.give_back(ticket)
+    before = 0
+    for ticket, size, leaves in tickets:
+        before += 0 if leaves else size
+        if not leaves:
+            assert bucket.wait_s(ticket, 0.0) == pytest.approx(before / rate)
+    end_s = before / rate + 0.001
+    assert all(bucket.wait_s(ticket, end_s) == 0 for ticket, _, leaves in tickets if not leaves)
+
+
+def test_what_was_granted_and_is_given_back_late_holds_up_nobody() -> None:
+    bucket = Bucket("limit", 1000, 0.0)
+    granted, asleep = bucket.claim(500, 0.0), bucket.claim(500, 0.0)
+    assert bucket.wait_s(granted, 1.0) == 0
+    bucket.give_back(granted)  # another limit held it, until it was interrupted
+    assert bucket.wait_s(asleep, 1.0) == 0
 
 
 @pytest.fixture

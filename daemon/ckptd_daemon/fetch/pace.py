@@ -29,6 +29,15 @@ class Limits:
     sources: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A place in the queue of one limit."""
+
+    n_bytes: float
+    at: float
+    """How many bytes have to be served before it may go; falls when those before it leave."""
+
+
 class Bucket:
     """One limit; pure: whoever calls says what time it is, in seconds.
 
@@ -41,6 +50,7 @@ class Bucket:
         self.rate: float | None = rate
         self._served = 0.0
         self._claimed = 0.0
+        self._waiting: dict[Ticket, None] = {}  # first come first
         self._at = now
 
     def __str__(self) -> str:
@@ -51,22 +61,30 @@ class Bucket:
         self._serve(now)
         self.rate = rate
 
-    def claim(self, n_bytes: float, now: float) -> float:
+    def claim(self, n_bytes: float, now: float) -> Ticket:
         """Ask for *n_bytes*; returns the ticket to wait with."""
         self._serve(now)
         self._claimed += n_bytes
-        return self._claimed
+        ticket = Ticket(n_bytes, self._claimed)
+        self._waiting[ticket] = None
+        return ticket
 
-    def give_back(self, n_bytes: float) -> None:
-        """Have claimed *n_bytes* less."""
-        self._claimed -= n_bytes
+    def give_back(self, ticket: Ticket) -> None:
+        """Have never claimed what *ticket* is for; those behind it move up, those before do not."""
+        self._claimed -= ticket.n_bytes
+        for other in reversed(self._waiting):
+            if other is ticket:
+                del self._waiting[ticket]
+                return
+            other.at -= ticket.n_bytes
 
-    def wait_s(self, ticket: float, now: float) -> float:
+    def wait_s(self, ticket: Ticket, now: float) -> float:
         """Return how long *ticket* has to wait still if the rate stays; 0: no longer."""
         self._serve(now)
-        if self.rate is None:
+        if self.rate is None or ticket.at <= self._served:
+            self._waiting.pop(ticket, None)
             return 0.0
-        return max(0.0, (ticket - self._served) / self.rate)
+        return (ticket.at - self._served) / self.rate
 
     def _serve(self, now: float) -> None:
         if self.rate is None:
@@ -126,18 +144,18 @@ class Pacer:
             found = [bucket for name, bucket in self._sources.items() if name in sources]
             return found if self._total is None else [*found, self._total]
 
-    def claim(self, bucket: Bucket, n_bytes: int) -> float:
+    def claim(self, bucket: Bucket, n_bytes: int) -> Ticket:
         """Claim *n_bytes* of *bucket*; returns the ticket."""
         with self._lock:
             return bucket.claim(n_bytes, self._clock())
 
-    def give_back(self, buckets: Iterable[Bucket], n_bytes: int) -> None:
-        """Have claimed *n_bytes* less of each of *buckets*."""
+    def give_back(self, claimed: Iterable[tuple[Bucket, Ticket]]) -> None:
+        """Have claimed nothing of what *claimed* says."""
         with self._lock:
-            for bucket in buckets:
-                bucket.give_back(n_bytes)
+            for bucket, ticket in claimed:
+                bucket.give_back(ticket)
 
-    def wait_s(self, bucket: Bucket, ticket: float) -> float:
+    def wait_s(self, bucket: Bucket, ticket: Ticket) -> float:
         """Return how long *ticket* has to wait still."""
         with self._lock:
             return bucket.wait_s(ticket, self._clock())
@@ -202,19 +220,19 @@ class Pace:
 
     def _waits(self, n_bytes: int) -> Generator[float, None, None]:
         """Yield how long to wait, again and again, until *n_bytes* are granted by every limit."""
-        claimed: list[Bucket] = []
+        claimed: list[tuple[Bucket, Ticket]] = []
         is_granted = False
         try:
             for bucket in self._pacer.buckets(self._sources):
                 ticket = self._pacer.claim(bucket, n_bytes)
-                claimed.append(bucket)
+                claimed.append((bucket, ticket))
                 while (wait_s := self._pacer.wait_s(bucket, ticket)) > 0:
                     self._held(str(bucket), wait_s)
                     yield wait_s
             is_granted = True
         finally:
             if not is_granted:
-                self._pacer.give_back(claimed, n_bytes)
+                self._pacer.give_back(claimed)
 
 
 def _changed(bucket: Bucket | None, name: str, rate: int | None, now: float) -> Bucket | None:
