@@ -37,6 +37,7 @@ OUTCOMES: dict[Fault, tuple[Outcome, Outcome]] = {
     Fault.LONGER: (RIGHT, RIGHT),
     Fault.SHORTER: (RIGHT, RIGHT),
     Fault.SURPLUS: (RIGHT, RIGHT),
+    Fault.OVERLONG: (GIVEN_UP, GIVEN_UP),
     Fault.UNSATISFIABLE: (NO_WAY, NO_WAY),
     Fault.CHURN: (CHANGES, CHANGES),
     Fault.GZIP: (ENCODED, ENCODED),

@@ -10,7 +10,7 @@ from crc32c import crc32c
 from ckptd_daemon.fetch.demand import Wishes
 from ckptd_daemon.fetch.pace import Pace
 from ckptd_daemon.fetch.progress import Gauge
-from ckptd_daemon.sources.source import Object, Source
+from ckptd_daemon.sources.source import Object, Source, TransientError
 from ckptd_daemon.store.partials import Partial
 
 
@@ -61,6 +61,8 @@ class Reply:
             if self._object.size_bytes is None and self._at + self._filled == self._start():
                 await self._make_room(self._partial.path.name, self._end())
             left = min(len(self._buffer), self._end() - self._at) - self._filled
+            if left <= 0:
+                raise TransientError(f"the reply has more than {self._at} bytes")
             part, block = block[:left], block[left:]
             self._buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)

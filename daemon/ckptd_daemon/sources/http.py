@@ -293,6 +293,8 @@ class HttpSource:
         try:
             async for block in reply.content.iter_chunked(BLOCK_BYTES):
                 seen += len(block)
+                if expected_bytes is not None and seen > expected_bytes:
+                    raise TransientError(f"the reply has more than {expected_bytes} bytes")
                 yield block
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TransientError(f"the reply broke off: {words(error)}") from error

@@ -19,6 +19,7 @@ class Fault(StrEnum):
     LONGER = "sends, and announces, more bytes than its Content-Range says"
     SHORTER = "sends, and announces, fewer bytes than its Content-Range says"
     SURPLUS = "sends more bytes than it announced"
+    OVERLONG = "answers 200, chunked, with a byte more than the object has"
     UNSATISFIABLE = "answers 416"
 
     # the content

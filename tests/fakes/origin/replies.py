@@ -12,6 +12,8 @@ from fakes.origin.files import File, just_now
 
 HEADERS_TOO_LONG = "x" * 300_000
 BOUNDARY = "part"
+FIRST_BYTE = "bytes=0-0"
+WHOLE = {Fault.NO_RANGES, Fault.NO_LENGTH, Fault.OVERLONG, Fault.UNFRAMED}
 
 
 class Ending(Enum):
@@ -77,7 +79,9 @@ def reply_to(request: Request, file: File, fault: Fault | None) -> Reply:
     expected = request.header("If-Match")
     if expected is not None and expected != file.etag and not file.ignores_match:
         return Reply(412)
-    if request.asked is None or fault in {Fault.NO_RANGES, Fault.NO_LENGTH, Fault.UNFRAMED}:
+    if fault is Fault.OVERLONG and request.asked == FIRST_BYTE:
+        fault = None  # the question for the size is answered as it should be
+    if request.asked is None or fault in WHOLE:
         reply = _whole(file)
     else:
         reply = _part(file, request.asked, fault)
@@ -169,6 +173,10 @@ def _spoilt(reply: Reply, file: File, fault: Fault | None) -> Reply:
         case Fault.NO_LENGTH:
             reply.headers["Transfer-Encoding"] = "chunked"
             reply.is_chunked = True
+        case Fault.OVERLONG:
+            reply.headers["Transfer-Encoding"] = "chunked"
+            reply.is_chunked = True
+            reply.body = bytes(reply.body) + b"!"
         case Fault.UNFRAMED:
             reply.http, reply.ending = "HTTP/1.0", Ending.CLOSE
         case Fault.ONE_SHOT:
