@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import threading
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptd_daemon.config import Config
+from ckptd_daemon.fetch.pace import Limits, Pacer
+from ckptd_daemon.fetch.stream import Stream
 from ckptd_daemon.sources.proxies import Proxies, parsed
+from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Validator
 from ckptd_proto.errors import FailedPrecondition
 
 URL = "https://models.example/a"
@@ -23,6 +30,41 @@ def no_proxies_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_any_the_way_is_direct() -> None:
     assert Proxies(None).of(URL) is None
+
+
+@pytest.mark.parametrize(
+    "said", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 Connected\r\n" + b"a: b\r\n" * 200 + b"\r\n"]
+)
+def test_a_proxy_that_speaks_no_http_is_a_failure_that_may_pass(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as taken:
+                while not taken.recv(1 << 16).endswith(b"\r\n\r\n"):
+                    pass
+                taken.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        proxy = parsed(f"127.0.0.1:{server.getsockname()[1]}", "the setting proxy")
+        endpoint = Endpoint(URL, {}, ssl.create_default_context(), proxy)
+        obj = Object(
+            id="o",
+            title="o",
+            version="v",
+            name="o",
+            size_bytes=1,
+            accepts_ranges=True,
+            validator=Validator(None, None, is_strong=False),
+            url=URL,
+            is_public=False,
+        )
+        pace = Pacer(Limits()).pace([URL], lambda name, wait_s: None)
+        stream = Stream(obj, endpoint, pace, Config())
+        with pytest.raises(TransientError, match="the answer is not valid HTTP"):
+            stream.connect()
+        stream.close()
+        thread.join(10)
 
 
 def test_the_setting_beats_the_environment_and_no_proxy_beats_both(

@@ -103,7 +103,9 @@ class Stream:
                 secure.do_handshake()
         except PrivateAddressError as error:
             raise ChangedError("the origin is at a private address by now") from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:  # the latter of a proxy
+            if self._socket is not None:
+                self._socket.close()
             raise TransientError(f"cannot connect: {_words(error)}") from error
         self._connection.sock = sock
         if self._interrupted:
