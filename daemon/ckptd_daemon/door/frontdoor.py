@@ -19,13 +19,13 @@ from typing import Self
 
 import anyio
 
+from ckptd_daemon.door.relay import relay
 from ckptd_daemon.sessions import Process, Sessions
 
 logger = logging.getLogger(__name__)
 
 SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it yet
 _UCRED = struct.Struct("3i")
-_RELAY_BYTES = 64 << 10
 _OUT_OF_DESCRIPTORS_S = 0.1
 CONNECTIONS_MAX = 4096
 REFUSED_MAX = 32  # told in words; more at a time are just closed
@@ -152,7 +152,7 @@ class FrontDoor:
             self._sessions.connect(name, process)
             self._inside += 1
             try:
-                await _relay(connection, inner)
+                await relay(connection, inner)
             finally:
                 self._inside -= 1
                 self._sessions.disconnect(name)
@@ -166,43 +166,6 @@ class FrontDoor:
         self._refused += 1
         try:
             with inner, anyio.move_on_after(REFUSED_S):
-                await _relay(connection, inner)
+                await relay(connection, inner)
         finally:
             self._refused -= 1
-
-
-async def _relay(one: socket.socket, other: socket.socket) -> None:
-    """Copy bytes both ways until either side closes.
-
-    Not by anyio's streams: ending one while bytes arrive makes their callback set a result that
-    nobody may set any more, and the event loop logs a traceback.
-    """
-
-    async def copy(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := await _received(source):
-                await _send_all(sink, memoryview(data))
-        except ConnectionError:
-            pass  # closed in the middle, which is as good as the end
-        tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(copy, one, other)
-        tasks.start_soon(copy, other, one)
-
-
-async def _received(source: socket.socket) -> bytes:
-    while True:
-        await anyio.wait_readable(source)
-        try:
-            return source.recv(_RELAY_BYTES)
-        except BlockingIOError:
-            continue
-
-
-async def _send_all(sink: socket.socket, data: memoryview) -> None:
-    while data:
-        try:
-            data = data[sink.send(data) :]
-        except BlockingIOError:
-            await anyio.wait_writable(sink)
