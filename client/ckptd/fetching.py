@@ -125,7 +125,7 @@ def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
     connection = connect()
     with forgotten_unless_seen(connection, ask):
         message = connection.call(
-            lambda stubs: _stream(stubs, ask, deadline), timeout_s=left_s(deadline)
+            lambda stubs: _answer(stubs, ask, deadline), timeout_s=left_s(deadline)
         )
         require_same_file(message)
     return Path(message.path)
@@ -212,27 +212,31 @@ def request_of(ask: Ask) -> blobs_pb2.FetchRequest:
     )
 
 
-def _stream(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
-    """Take in progress until the file comes."""
+def _answer(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
+    """Ask for what is here already, which is cheap; else take in progress until the file comes."""
     import grpc
 
     from ckptd.link import wire
 
-    events = stubs.blobs.Fetch(request_of(ask), timeout=left_s(deadline))
-    progress = None
+    request, progress = request_of(ask), None
     try:
-        for event in events:
-            if event.HasField("blob"):
-                return event.blob
-            progress = progress_of(event.progress)
-            if ask.on_progress is not None:
-                ask.on_progress(progress)
+        found = stubs.blobs.Find(request, timeout=left_s(deadline))
+        if found.HasField("blob"):
+            return found.blob
+        events = stubs.blobs.Fetch(request, timeout=left_s(deadline))
+        try:
+            for event in events:
+                if event.HasField("blob"):
+                    return event.blob
+                progress = progress_of(event.progress)
+                if ask.on_progress is not None:
+                    ask.on_progress(progress)
+        finally:
+            events.cancel()  # no harm once it has ended
     except grpc.RpcError as error:
         if isinstance(wire.typed(error), errors.DeadlineExceeded):
             raise errors.DeadlineExceeded(_late(ask, progress)) from error
         raise
-    finally:
-        events.cancel()  # no harm once it has ended
     raise errors.Unavailable("the daemon ended the fetch without an answer; ask again")
 
 

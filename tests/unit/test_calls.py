@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -14,6 +16,7 @@ from ckptd import errors
 from ckptd.link import calls
 
 HANG_S = 30.0
+UNARY = ("/unary", *calls.PROMPT)
 
 
 class Hanging(grpc.GenericRpcHandler):
@@ -24,7 +27,7 @@ class Hanging(grpc.GenericRpcHandler):
         self.left = threading.Semaphore(0)
 
     def service(self, handler_call_details: Any) -> Any:
-        if handler_call_details.method == "/unary":
+        if handler_call_details.method in UNARY:
             return grpc.unary_unary_rpc_method_handler(self._hang)
         return grpc.unary_stream_rpc_method_handler(self._stream)
 
@@ -54,13 +57,13 @@ def hanging(path: Path) -> Iterator[tuple[Hanging, calls.Channel]]:
         server.stop(None).wait()
 
 
-@pytest.mark.parametrize("method", ["/unary", "/stream"])
+@pytest.mark.parametrize("method", [*UNARY, "/stream"])
 def test_another_thread_can_end_the_calls_of_a_piece_of_work(method: str, short_path: Path) -> None:
     tracked = calls.Calls()
 
     def work(channel: calls.Channel) -> None:
         calls.current.set(tracked)
-        if method == "/unary":
+        if method in UNARY:
             channel.unary_unary(method)(b"")
         else:
             list(channel.unary_stream(method)(b""))
@@ -74,3 +77,17 @@ def test_another_thread_can_end_the_calls_of_a_piece_of_work(method: str, short_
         assert handler.left.acquire(timeout=HANG_S), "the server learns of it"
         with pytest.raises((errors.Aborted, grpc.RpcError)):  # cancelled is cancelled
             pool.submit(work, channel).result(HANG_S)
+
+
+@pytest.mark.parametrize("method", UNARY)
+def test_ctrl_c_ends_the_wait_for_an_answer(method: str, short_path: Path) -> None:
+    with hanging(short_path / "s") as (handler, channel), futures.ThreadPoolExecutor(1) as pool:
+
+        def interrupt() -> None:
+            assert handler.entered.acquire(timeout=HANG_S)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupting = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            channel.unary_unary(method)(b"", timeout=2 * HANG_S)
+        interrupting.result(HANG_S)

@@ -50,13 +50,20 @@ class Answers(Generic[V]):
 
         If the origin is asked, *on_board* gets to know how that goes.
         """
+        known = self.known(url, only_public=only_public)
+        if known is not None:
+            return known
         key = _key(url, only_public)
-        known = self._known.get(key)
-        if known is not None and anyio.current_time() - known[0] < self._revalidate_s:
-            return known[1]
         async with self._flights.board(key, partial(self._ask, key, url, only_public)) as flight:
             on_board(flight.gauge)
             return await flight.outcome()
+
+    def known(self, url: str, *, only_public: bool) -> V | None:
+        """Return what is believed of *url* without asking."""
+        known = self._known.get(_key(url, only_public))
+        if known is None or anyio.current_time() - known[0] >= self._revalidate_s:
+            return None
+        return known[1]
 
     def forget(self, url: str, *, only_public: bool) -> None:
         """Ask again next time."""

@@ -32,6 +32,8 @@ class Request:
     exclude: tuple[str, ...] = ()
     is_detached: bool = False
     """Nobody waits for it; `keep_s` counts from when it is here."""
+    is_here: bool = False
+    """It is wanted only if nothing has to be asked or fetched for it."""
     call: str = ""
     """The caller's name for this very fetch, by which it gives back what it never saw."""
 
@@ -88,6 +90,10 @@ class Call:
         with anyio.move_on_after(timeout_s):
             await self._ended.wait()
         return self.has_ended
+
+    async def wait_ended(self) -> None:
+        """Wait until there is a `result`."""
+        await self._ended.wait()
 
     def leave(self) -> None:
         """Stop caring; nothing happens after the end."""

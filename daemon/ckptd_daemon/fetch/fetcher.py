@@ -23,7 +23,7 @@ from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.gathering import Gathering
 from ckptd_daemon.fetch.hosts import Hosts
-from ckptd_daemon.fetch.lending import Lender
+from ckptd_daemon.fetch.lending import GoneError, Lender
 from ckptd_daemon.fetch.means import Means
 from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.reading import Reading, Span, Terms
@@ -305,6 +305,8 @@ class Fetcher:
     async def _handed(self, call: Call) -> Handed:
         request = call.request
         url = refs.parse(request.ref, request.sha256).url
+        if request.is_here and (url is None or is_directory(url)):
+            raise GoneError  # it takes a while to tell
         if url is not None and is_directory(url):
             return await self._directories.handed(call, url)
         if url is not None and (request.include or request.exclude):

@@ -53,12 +53,7 @@ class Lender:
         """
         lease = self._leases.take(key, call.holder, call.request.keep_s, call.request.hold)
         try:
-            for_others = call.holder.uid != os.geteuid()
-            found = None
-            while found is None:  # it may be found damaged, and set aside, at any time
-                blob = await self.ready(call, key, obj, sha256)
-                touch = partial(self._store.touch, blob, for_others=for_others)
-                found = await to_thread.run_sync(touch)
+            blob, found = await self._used(call, key, obj, sha256)
             if call.request.is_detached:  # its time counts from here on
                 lease = self._leases.take(key, call.holder, call.request.keep_s)
             await self._leases.write(lease.id)
@@ -69,6 +64,19 @@ class Lender:
         return Handed(
             blob.path, blob.size_bytes, found.st_dev, found.st_ino, blob.sha256, blob, lease.id
         )
+
+    async def _used(
+        self, call: Call, key: str, obj: Object | None, sha256: str | None
+    ) -> tuple[Blob, os.stat_result]:
+        for_others = call.holder.uid != os.geteuid()
+        while True:  # it may be found damaged, and set aside, at any time
+            blob = self._store.find(key)
+            if blob is None or sha256 not in {None, blob.sha256}:
+                blob = await self.ready(call, key, obj, sha256)
+            use = partial(self._store.use, blob, for_others=for_others)
+            found = await to_thread.run_sync(use)
+            if found is not None:
+                return blob, found
 
     async def ready(self, call: Call, key: str, obj: Object | None, sha256: str | None) -> Blob:
         """Return the blob called *key*, checked, from the cache or else from its origin.

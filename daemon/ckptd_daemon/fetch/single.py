@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.answers import Answers
-from ckptd_daemon.fetch.call import Call, Handed
+from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.lending import GoneError, Lender
 from ckptd_daemon.sources import files
 from ckptd_daemon.sources.source import ChangedError, Object
@@ -49,7 +49,8 @@ class Files:
         ref = refs.parse(call.request.ref, call.request.sha256)
         if ref.path is not None:
             return await self._local(call, ref.path, ref.sha256)
-        return await self.found(call, ref.url or "", ref.sha256, partial(self._lender.held, call))
+        find = self.found_here if call.request.is_here else self.found
+        return await find(call, ref.url or "", ref.sha256, partial(self._lender.held, call))
 
     async def found(self, call: Call, url: str, sha256: str | None, take: Take[T]) -> T:
         """Have *take* take what *url* names, whose bytes hash to *sha256* if that is stated.
@@ -72,6 +73,21 @@ class Files:
             f"{display(url)} changed {CHANGES_MAX} times while it was fetched; "
             "ask again when it is settled"
         )
+
+    async def found_here(self, call: Call, url: str, sha256: str | None, take: Take[T]) -> T:
+        """Do as `found` does if nothing has to be asked or fetched; else raises `GoneError`."""
+        blob = self._here(url, sha256, call.request, is_own=call.holder.uid == os.geteuid())
+        if blob is not None and sha256 not in {None, blob.sha256}:
+            raise GoneError  # it has another one, or it takes a while to tell
+        return await _cached(blob, sha256, take)
+
+    def _here(self, url: str, sha256: str | None, request: Request, *, is_own: bool) -> Blob | None:
+        if sha256 is not None and is_own and (blob := self._store.with_sha256(sha256)) is not None:
+            return blob
+        if request.offline:
+            return self._store.newest_of(identity(url)) if is_own else None
+        obj = self._versions.known(url, only_public=not is_own)
+        return None if obj is None else self._store.find(key_of(obj.id, obj.version))
 
     async def _local(self, call: Call, path: Path, sha256: str | None) -> Handed:
         below = None if call.holder.uid == os.geteuid() else self._config.read_roots

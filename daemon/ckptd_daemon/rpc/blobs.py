@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -10,6 +11,7 @@ import anyio
 from ckptd_daemon.fetch.batch import Batch
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.fetcher import Fetcher
+from ckptd_daemon.fetch.lending import GoneError
 from ckptd_daemon.fetch.progress import Phase, Progress
 from ckptd_daemon.rpc import reading as translated
 from ckptd_daemon.rpc.status import Context
@@ -69,6 +71,17 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             finally:
                 self._listeners -= 1
             yield blobs_pb2.FetchEvent(blob=_handed(call.result()))
+
+    async def Find(self, request: blobs_pb2.FetchRequest, context: Context) -> blobs_pb2.FindReply:
+        """Hand it over if it is here."""
+        holder = self._sessions.of(context.peer()).process
+        asked = replace(_request(request), is_here=True)
+        with self._fetcher.calling(asked, holder) as call:
+            await call.wait_ended()
+            try:
+                return blobs_pb2.FindReply(blob=_handed(call.result()))
+            except GoneError:
+                return blobs_pb2.FindReply()
 
     async def FetchMany(
         self, request: blobs_pb2.FetchManyRequest, context: Context

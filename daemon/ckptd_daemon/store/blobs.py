@@ -234,6 +234,10 @@ class BlobStore:
         notes = (_remains(path) for path in paths)
         return [blob for blob in notes if blob is not None]
 
+    def use(self, blob: Blob, *, for_others: bool = False) -> os.stat_result | None:
+        """Check the blob, and then touch it; None if it cannot be used."""
+        return self.touch(blob, for_others=for_others) if self.check(blob) else None
+
     def touch(self, blob: Blob, *, for_others: bool = False) -> os.stat_result | None:
         """Note that the blob is used now, for eviction; returns what its file is.
 

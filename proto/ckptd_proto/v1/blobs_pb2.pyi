@@ -144,6 +144,25 @@ class FetchEvent(google.protobuf.message.Message):
 Global___FetchEvent: typing_extensions.TypeAlias = FetchEvent
 
 @typing.final
+class FindReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BLOB_FIELD_NUMBER: builtins.int
+    @property
+    def blob(self) -> Global___Blob:
+        """Absent if Fetch has to be asked."""
+
+    def __init__(
+        self,
+        *,
+        blob: Global___Blob | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["blob", b"blob"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blob", b"blob"]) -> None: ...
+
+Global___FindReply: typing_extensions.TypeAlias = FindReply
+
+@typing.final
 class FetchManyRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

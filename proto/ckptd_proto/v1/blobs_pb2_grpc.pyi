@@ -41,6 +41,22 @@ _BlobsFetchType = typing_extensions.TypeVar(
     ],
 )
 
+_BlobsFindType = typing_extensions.TypeVar(
+    '_BlobsFindType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.FindReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.FindReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.FindReply,
+    ],
+)
+
 _BlobsReadType = typing_extensions.TypeVar(
     '_BlobsReadType',
     grpc.StreamStreamMultiCallable[
@@ -153,12 +169,16 @@ _BlobsRemoveType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyType, _BlobsPrefetchType, _BlobsReleaseType, _BlobsListType, _BlobsVerifyType, _BlobsRemoveType]):
+class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsFindType, _BlobsReadType, _BlobsFetchManyType, _BlobsPrefetchType, _BlobsReleaseType, _BlobsListType, _BlobsVerifyType, _BlobsRemoveType]):
     @typing.overload
     def __init__(self: BlobsStub[
         grpc.UnaryStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.FetchRequest,
             ckptd_proto.v1.blobs_pb2.FetchEvent,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.blobs_pb2.FetchRequest,
+            ckptd_proto.v1.blobs_pb2.FindReply,
         ],
         grpc.StreamStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReadRequest,
@@ -196,6 +216,10 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyT
             ckptd_proto.v1.blobs_pb2.FetchRequest,
             ckptd_proto.v1.blobs_pb2.FetchEvent,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.blobs_pb2.FetchRequest,
+            ckptd_proto.v1.blobs_pb2.FindReply,
+        ],
         grpc.aio.StreamStreamMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReadRequest,
             ckptd_proto.v1.blobs_pb2.ReadEvent,
@@ -230,6 +254,11 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsReadType, _BlobsFetchManyT
     """Progress while the object is on its way (coalesced, newest wins), then exactly one `blob`.
     Callers that ask for the same object version share one transfer; a caller that goes away
     disturbs nobody. The blob is leased before it is announced.
+    """
+
+    Find: _BlobsFindType
+    """The same, if nothing has to be asked or fetched for it: a file of the cache whose version is known.
+    Otherwise an empty answer, and nothing has begun. It is much cheaper than a stream.
     """
 
     Read: _BlobsReadType
@@ -269,6 +298,10 @@ BlobsAsyncStub: typing_extensions.TypeAlias = BlobsStub[
     grpc.aio.UnaryStreamMultiCallable[
         ckptd_proto.v1.blobs_pb2.FetchRequest,
         ckptd_proto.v1.blobs_pb2.FetchEvent,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.FetchRequest,
+        ckptd_proto.v1.blobs_pb2.FindReply,
     ],
     grpc.aio.StreamStreamMultiCallable[
         ckptd_proto.v1.blobs_pb2.ReadRequest,
@@ -310,6 +343,16 @@ class BlobsServicer(metaclass=abc.ABCMeta):
         """Progress while the object is on its way (coalesced, newest wins), then exactly one `blob`.
         Callers that ask for the same object version share one transfer; a caller that goes away
         disturbs nobody. The blob is leased before it is announced.
+        """
+
+    @abc.abstractmethod
+    def Find(
+        self,
+        request: ckptd_proto.v1.blobs_pb2.FetchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.blobs_pb2.FindReply, collections.abc.Awaitable[ckptd_proto.v1.blobs_pb2.FindReply]]:
+        """The same, if nothing has to be asked or fetched for it: a file of the cache whose version is known.
+        Otherwise an empty answer, and nothing has begun. It is much cheaper than a stream.
         """
 
     @abc.abstractmethod
