@@ -20,6 +20,7 @@ from ckptd.link import calls
 from ckptd.many import KEEP_S, Refs, fetched_many, prefetched
 from ckptd.reading.awaited import Tensors
 from ckptd.reading.opening import TensorsAsk, Verify, opened_tensors
+from ckptd.reading.tensors import settle
 from ckptd.values import Blob, DaemonStatus, Progress, Setting, Verdict
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Client:
 
     async def prefetch(
         self,
-        *refs: str | os.PathLike[str],
+        refs: Refs,
+        *,
         keep_s: float = KEEP_S,
         include: Patterns = (),
         exclude: Patterns = (),
@@ -153,9 +155,8 @@ class Client:
             reading = await self._run(
                 lambda client: stack.enter_context(opened_tensors(lambda: client.connection, ask))
             )
-            found = Tensors(reading, self._limiter)
-            yield found
-            await found.settle()
+            yield Tensors(reading, self._limiter)
+            await self._run(lambda _: settle(reading))
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(stack.close)

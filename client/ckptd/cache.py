@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptd.fetching import verification_of
 from ckptd.values import Blob, Verdict
 from ckptd_proto.v1 import blobs_pb2
 
@@ -56,7 +57,6 @@ def _verdict(message: blobs_pb2.BlobVerdict) -> Verdict:
 
 
 def _blob(message: blobs_pb2.Blob) -> Blob:
-    verification = blobs_pb2.Verification.Name(message.verification)
     return Blob(
         key=message.key,
         object=message.object,
@@ -64,7 +64,7 @@ def _blob(message: blobs_pb2.Blob) -> Blob:
         path=Path(message.path),
         size_bytes=message.size_bytes,
         sha256=message.sha256 or None,
-        verification=verification.removeprefix("VERIFICATION_").lower(),
+        verification=verification_of(message) or "",
         leases=message.leases,
         used_at=message.used_at,
     )

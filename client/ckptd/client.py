@@ -80,7 +80,8 @@ class Client:
 
     def prefetch(
         self,
-        *refs: str | os.PathLike[str],
+        refs: Refs,
+        *,
         keep_s: float = KEEP_S,
         include: Patterns = (),
         exclude: Patterns = (),

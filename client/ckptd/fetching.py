@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ckptd.values import Progress
 from ckptd_proto import errors, refs
@@ -116,19 +116,44 @@ class Ask:
     """Names this very fetch, for `forget` to give back what it took and nobody saw."""
 
 
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What a fetch came to."""
+
+    path: Path
+    sha256: str | None
+    verification: str | None
+    """None where there is nothing to verify: a directory, or a file that was here already."""
+
+    @classmethod
+    def local(cls, named: Path, sha256: str | None) -> Self:
+        """Return what is *named* on this node; raises `NotFound` or `DataLoss`."""
+        return cls(local(named, sha256), sha256, None if sha256 is None else "sha256")
+
+    @classmethod
+    def of(cls, message: blobs_pb2.Blob) -> Self:
+        """Return what the daemon hands over, if it is the same file here."""
+        require_same_file(message)
+        return cls(Path(message.path), message.sha256 or None, verification_of(message))
+
+
 def fetched(connect: Callable[[], Connection], ask: Ask) -> Path:
     """Fetch by the daemon that *connect* gives; a local path needs none."""
+    return handed(connect, ask).path
+
+
+def handed(connect: Callable[[], Connection], ask: Ask) -> Handed:
+    """Do as `fetched`, and tell what speaks for the bytes."""
     ref = refs.parse(ask.ref, ask.sha256)
     if ref.path is not None:
-        return local(ref.path, ref.sha256)
+        return Handed.local(ref.path, ref.sha256)
     deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
     connection = connect()
     with forgotten_unless_seen(connection, ask):
         message = connection.call(
             lambda stubs: _answer(stubs, ask, deadline), timeout_s=left_s(deadline)
         )
-        require_same_file(message)
-    return Path(message.path)
+        return Handed.of(message)
 
 
 @contextmanager
@@ -273,6 +298,15 @@ def progress_of(message: blobs_pb2.FetchProgress) -> Progress:
         message.rate_bytes_per_s,
         message.eta_s if message.HasField("eta_s") else None,
     )
+
+
+def verification_of(message: blobs_pb2.Blob) -> str | None:
+    """Return what a blob was checked against, as users see it."""
+    from ckptd_proto.v1 import blobs_pb2
+
+    name = blobs_pb2.Verification.Name(message.verification)
+    word = name.removeprefix("VERIFICATION_").lower()
+    return None if word == "unspecified" else word
 
 
 def require_same_file(message: blobs_pb2.Blob) -> None:

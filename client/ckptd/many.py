@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from ckptd.fetching import (
     Ask,
+    Handed,
     OnProgress,
     Patterns,
     forgotten_unless_seen,
     left_s,
-    local,
     progress_of,
     request_of,
-    require_same_file,
     usual_connection,
 )
 from ckptd_proto import errors, refs
@@ -64,7 +63,8 @@ def fetch_many(
 
 
 def prefetch(
-    *refs: str | os.PathLike[str],
+    refs: Refs,
+    *,
     keep_s: float = KEEP_S,
     include: Patterns = (),
     exclude: Patterns = (),
@@ -76,7 +76,7 @@ def prefetch(
     what has come, and does not go on by itself.
 
     Args:
-        refs: URLs; one that ends with `/` is a directory.
+        refs: URLs, as for `fetch_many`; one that ends with `/` is a directory.
         keep_s: How many seconds each stays at least once it is here.
         include: Which files of a directory, as for `fetch`.
         exclude: Which of these not.
@@ -86,6 +86,7 @@ def prefetch(
 
 def prefetched(connect: Callable[[], Connection], refs: Refs, ask: Ask) -> None:
     """Have the daemon that *connect* gives take on *refs*, as *ask* says."""
+    _require_several(refs)
     for ref in refs:
         request = request_of(replace(ask, ref=os.fspath(ref)))
         connect().call(lambda stubs: stubs.blobs.Prefetch(request, timeout=ANSWER_S))  # noqa: B023  called at once
@@ -95,17 +96,25 @@ def fetched_many(
     connect: Callable[[], Connection], names: Refs, sha256: Sequence[str | None] | None, ask: Ask
 ) -> list[Path]:
     """Fetch by the daemon that *connect* gives; local paths need none."""
+    return [each.path for each in handed_many(connect, names, sha256, ask)]
+
+
+def handed_many(
+    connect: Callable[[], Connection], names: Refs, sha256: Sequence[str | None] | None, ask: Ask
+) -> list[Handed]:
+    """Do as `fetched_many`, and tell what speaks for the bytes of each."""
+    _require_several(names)
     stated = [None] * len(names) if sha256 is None else sha256
     if len(stated) != len(names):
         text = f"{len(names)} references and {len(stated)} SHA-256s; state one, or None, for each"
         raise errors.InvalidArgument(text)
     deadline = None if ask.timeout is None else time.monotonic() + ask.timeout
-    found: dict[int, Path] = {}
+    found: dict[int, Handed] = {}
     remote: dict[int, Ask] = {}
     for index, (name, hash_) in enumerate(zip(names, stated, strict=True)):
         ref = refs.parse(os.fspath(name), hash_)
         if ref.path is not None:
-            found[index] = local(ref.path, ref.sha256)
+            found[index] = Handed.local(ref.path, ref.sha256)
         else:
             remote[index] = replace(ask, ref=os.fspath(name), sha256=hash_)
     if remote:
@@ -114,6 +123,12 @@ def fetched_many(
             for group in _groups(remote):
                 found |= _fetched(connection, group, ask, deadline)
     return [found[index] for index in range(len(names))]
+
+
+def _require_several(names: Refs) -> None:
+    if isinstance(names, (str, os.PathLike)):
+        text = f"refs is the single {os.fspath(names)!r}; give a sequence of refs, such as a list"
+        raise errors.InvalidArgument(text)
 
 
 def _groups(asks: dict[int, Ask]) -> Iterator[dict[int, blobs_pb2.FetchRequest]]:
@@ -135,15 +150,13 @@ def _fetched(
     group: dict[int, blobs_pb2.FetchRequest],
     ask: Ask,
     deadline: float | None,
-) -> dict[int, Path]:
+) -> dict[int, Handed]:
     places = list(group)
     messages = connection.call(
         lambda stubs: _stream(stubs, list(group.values()), ask, deadline),
         timeout_s=left_s(deadline),
     )
-    for message in messages.values():
-        require_same_file(message)
-    return {places[at]: Path(message.path) for at, message in messages.items()}
+    return {places[at]: Handed.of(message) for at, message in messages.items()}
 
 
 def _stream(

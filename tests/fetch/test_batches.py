@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -85,6 +87,59 @@ def test_progress_is_of_all_of_them(daemon: Daemon, origin: Origin) -> None:
     assert (seen[-1].done_bytes, seen[-1].total_bytes) == (total, total)
 
 
+def test_progress_says_how_fast_it_goes_and_what_holds_it_up(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("a", data[: 6 << 20])
+    origin.put("b", data[: 6 << 20])
+    client = daemon.client()
+    client.configure({"max_bytes_per_s": 8 << 20})
+    seen: list[Progress] = []
+    client.fetch_many([origin.url("a"), origin.url("b")], on_progress=seen.append)
+    limited = [progress for progress in seen if progress.cause == "limit"]
+    assert limited
+    assert limited[-1].rate_bytes_per_s > 0
+    assert limited[-1].eta_s is not None
+    assert "max_bytes_per_s" in limited[-1].reason
+
+
+def test_many_that_must_all_wait_say_for_what(daemon: Daemon, origin: Origin) -> None:
+    for name in ("a", "b"):
+        origin.put(name, b"data").faults = [Fault.THROTTLE]
+    seen: list[Progress] = []
+    daemon.client().fetch_many([origin.url("a"), origin.url("b")], on_progress=seen.append)
+    assert {"throttled"} <= {progress.cause for progress in seen}
+
+
+def test_one_reference_where_several_belong_is_refused_in_words(daemon: Daemon) -> None:
+    asks: list[Any] = [daemon.client().fetch_many, daemon.client().prefetch]
+    for ask in asks:
+        for ref in ("http://origin/model", Path("/model")):
+            with pytest.raises(errors.InvalidArgument, match="give a sequence"):
+                ask(ref)
+
+
+def test_the_command_fetches_several_side_by_side_and_tells_what_speaks_for_each(
+    daemon: Daemon, origin: Origin, tmp_path: Path, data: bytes
+) -> None:
+    here = tmp_path / "here"
+    here.write_bytes(b"local")
+    for name in ("a", "b"):
+        origin.put(name, data)
+    origin.hold(after_bytes=len(data) // 2)
+    stated = hashlib.sha256(data).hexdigest()
+    refs = [f"{origin.url('a')}#sha256={stated}", origin.url("b"), str(here)]
+    with ThreadPoolExecutor(1) as caller:
+        done = caller.submit(ckptd, "fetch", "--json", *refs, env=daemon.env)
+        eventually(lambda: len(daemon.client().status().flights) == 2)
+        origin.release()
+    said = [json.loads(line) for line in done.result().stdout.splitlines()]
+    assert [one["ref"] for one in said] == [origin.url("a"), *refs[1:]]
+    found = [(one["verification"], one["sha256"]) for one in said]
+    assert found == [("sha256", stated), ("transport", None), (None, None)]
+    assert [one["size_bytes"] for one in said] == [len(data), len(data), 5]
+
+
 async def test_a_cancelled_batch_holds_nothing(daemon: Daemon, origin: Origin, data: bytes) -> None:
     files = put(origin, 5)
     origin.put("model", data)
@@ -113,7 +168,7 @@ def test_a_prefetch_outlives_its_caller_and_is_kept(
 ) -> None:
     origin.put("model", data)
     origin.hold(after_bytes=len(data) // 2)
-    code = f"import ckptd; ckptd.prefetch({origin.url('model')!r}, keep_s=600)"
+    code = f"import ckptd; ckptd.prefetch([{origin.url('model')!r}], keep_s=600)"
     assert python(code, env=daemon.env) == ""
     assert origin.held.wait(30)
     client = daemon.client()
@@ -143,11 +198,11 @@ def test_the_command_prefetches_a_directory(daemon: Daemon, origin: Origin) -> N
 
 
 def test_a_prefetch_that_fails_is_in_the_log(daemon: Daemon, origin: Origin) -> None:
-    daemon.client().prefetch(origin.url("gone"))
+    daemon.client().prefetch([origin.url("gone")])
     eventually(lambda: "prefetching" in daemon.log_text() and "404" in daemon.log_text())
 
 
 def test_what_is_no_reference_or_is_here_is_refused_at_once(daemon: Daemon, tmp_path: Path) -> None:
     for ref in ("gopher://host/model", str(tmp_path)):
         with pytest.raises(errors.InvalidArgument):
-            daemon.client().prefetch(ref)
+            daemon.client().prefetch([ref])

@@ -18,6 +18,7 @@ import pytest
 from crc32c import crc32c
 
 from ckptd import errors
+from ckptd.values import Progress
 from fakes.daemon import Daemon
 from fakes.nginx import Nginx
 from fakes.origin import Fault, Origin
@@ -95,6 +96,22 @@ def test_nginx_index_pages_are_walked(listing: str, daemon: Daemon, short_path: 
         tree = daemon.client().fetch(nginx.url("model/"))
     assert content(tree) == FILES
     assert tree.name == "model"
+
+
+def test_the_size_of_a_directory_is_known_once_each_file_has_said_its_own(
+    daemon: Daemon, origin: Origin
+) -> None:
+    body = bytes(1 << 20)
+    links = "".join(f'<a href="{name}">{name}</a>' for name in ("a.bin", "b.bin"))
+    origin.put("m/", f"<h1>Index of /m/</h1>{links}".encode(), etag=None)
+    for name in ("a.bin", "b.bin"):
+        origin.put(f"m/{name}", body)
+    client = daemon.client()
+    client.configure({"max_bytes_per_s": 2 << 20})
+    seen: list[Progress] = []
+    client.fetch(origin.url("m/"), on_progress=seen.append)
+    assert {progress.total_bytes for progress in seen} - {None} == {2 << 20}
+    assert any(progress.eta_s for progress in seen)
 
 
 def test_pythons_own_server_is_walked(daemon: Daemon, tmp_path: Path) -> None:

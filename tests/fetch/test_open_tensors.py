@@ -82,7 +82,7 @@ def test_the_header_and_the_first_tensors_are_here_while_the_rest_is_not(
         assert torch.equal(tensors[NAMES[2]], expected[NAMES[2]])
         assert origin.held.wait(30)
         origin.release()
-        read = dict(tensors)
+        read = dict(tensors.items())
     assert read.keys() == expected.keys()
     assert all(torch.equal(read[name], expected[name]) for name in NAMES)
 
@@ -106,7 +106,7 @@ def test_a_local_file_needs_no_daemon(
     path = short_path / "model.safetensors"
     path.write_bytes(model)
     with ckptd.open_tensors(path, tensors=["layer.03"], sha256=sha256(model)) as tensors:
-        ((name, tensor),) = tensors
+        ((name, tensor),) = tensors.items()
         assert name == "layer.03"
         assert torch.equal(tensor, expected["layer.03"])
     with (
@@ -145,7 +145,7 @@ def test_early_tensors_of_a_file_that_fails_in_the_end_do_not_count(
     ):
         tensors[NAMES[0]]
         origin.release()
-    for access in (tensors.wait, tensors.settle, lambda: tensors[NAMES[0]], lambda: [*tensors]):
+    for access in (tensors.wait, lambda: tensors[NAMES[0]], lambda: [*tensors.items()]):
         with pytest.raises(errors.DataLoss, match="checksum"):
             access()
     assert client.blobs() == []
@@ -164,7 +164,7 @@ def test_early_tensors_of_bytes_that_were_damaged_once_do_not_count_though_the_f
         assert tensors.names == tuple(NAMES)
         origin.release()
     with client.open_tensors(url, timeout=30) as tensors:
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("wrong", [b"", b"another"], ids=["right", "wrong"])
@@ -204,7 +204,7 @@ def test_an_object_that_changes_under_way_is_aborted_for_everyone(
         origin.release()
         for tensors in (one, other):
             with pytest.raises(errors.Aborted, match="changed while it was read"):
-                list(tensors)
+                list(tensors.items())
             with pytest.raises(errors.Aborted, match="changed while it was read"):
                 tensors[NAMES[0]]
     with client.open_tensors(url) as tensors:
@@ -278,7 +278,7 @@ def test_a_killed_daemon_goes_on_and_its_readers_do_not_notice(
             daemon.kill()
             origin.release()
             daemon.start()
-            read = dict(tensors)
+            read = dict(tensors.items())
             tensors.wait()
         eventually(lambda: [blob.leases for blob in daemon.client().blobs()] == [0])
     assert all(torch.equal(read[name], expected[name]) for name in NAMES)
@@ -290,7 +290,7 @@ import sys, ckptd
 with ckptd.open_tensors(sys.argv[1]) as tensors:
     tensors[tensors.names[0]]
     print("reading", flush=True)
-    sums = {name: int(tensor.sum()) for name, tensor in tensors}
+    sums = {name: int(tensor.sum()) for name, tensor in tensors.items()}
     tensors.wait()
 print(sorted(sums.items()), flush=True)
 """
@@ -332,6 +332,22 @@ def test_a_file_that_is_cut_off_or_lies_is_refused(daemon: Daemon, origin: Origi
     for name in ("empty", "short", "cut", "huge"):
         with pytest.raises(errors.DataLoss), daemon.client().open_tensors(origin.url(name)):
             pass
+
+
+def test_tensors_are_like_a_mapping_of_what_was_asked_for(daemon: Daemon, origin: Origin) -> None:
+    origin.put("model", save({"a": torch.arange(4), "b": torch.tensor(7)}))
+    client, url = daemon.client(), origin.url("model")
+    with client.open_tensors(url) as tensors:
+        assert (list(tensors), len(tensors)) == (["a", "b"], 2)
+        assert {name: int(one.sum()) for name, one in dict(tensors).items()} == {"a": 6, "b": 7}
+    with client.open_tensors(url, tensors=["b"]) as tensors:
+        assert (list(tensors), len(tensors), dict(tensors)) == (["b"], 1, {"b": torch.tensor(7)})
+        assert ("a" in tensors, tensors.names) == (True, ("a", "b"))
+    with (
+        pytest.raises(errors.InvalidArgument, match="single name 'b'; give a sequence"),
+        client.open_tensors(url, tensors="b"),
+    ):
+        pass
 
 
 def test_what_is_not_there_is_said(daemon: Daemon, origin: Origin) -> None:
@@ -406,7 +422,7 @@ async def test_tensors_can_be_awaited(
     async with client.open_tensors(url, on_progress=told.append) as tensors:
         assert torch.equal(await tensors.get("layer.11"), expected["layer.11"])
         assert torch.equal(await tensors.slice("layer.11", 1, 2), expected["layer.11"][1:2])
-        read = {name: tensor async for name, tensor in tensors}
+        read = {name: tensor async for name, tensor in tensors.items()}
         await tensors.wait()
     assert all(torch.equal(read[name], expected[name]) for name in NAMES)
     assert told

@@ -101,7 +101,7 @@ def test_only_what_is_asked_for_is_fetched_and_the_rest_when_somebody_wants_it(
     origin.put("model", model)
     client, url = one_stream.client(), origin.url("model")
     with client.open_tensors(url, tensors=["layer.09"], timeout=30) as tensors:
-        ((name, tensor),) = tensors
+        ((name, tensor),) = tensors.items()
         tensors.wait()
         assert (name, tensors.names) == ("layer.09", tuple(sorted(expected)))
         assert torch.equal(tensor, expected["layer.09"])
@@ -111,7 +111,7 @@ def test_only_what_is_asked_for_is_fetched_and_the_rest_when_somebody_wants_it(
             assert torch.equal(others["odd"], expected["odd"])
         assert chunks(origin) == [0, 2, 4]
     with client.open_tensors(url, tensors=["odd", "layer.09"], timeout=30) as tensors:
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
         assert chunks(origin) == [0, 2, 4]
         assert client.blobs() == []
         path = client.fetch(url)  # one flight; the reader sees it through
@@ -162,7 +162,7 @@ def test_no_byte_is_torn_while_eight_streams_write_and_four_readers_read(
         names = random.Random(seed).sample(sorted(expected), len(expected))
         with daemon.client().open_tensors(origin.url("model"), timeout=30) as tensors:
             start.wait(30)
-            found = iter(tensors) if seed == 0 else ((name, tensors[name]) for name in names)
+            found = tensors.items() if seed == 0 else ((name, tensors[name]) for name in names)
             return [name for name, tensor in found if not torch.equal(tensor, expected[name])]
 
     with ThreadPoolExecutor(4) as readers:

@@ -21,9 +21,8 @@ LINE_S = 10.0  # often enough for a CI that ends what is silent, and rarely enou
 
 
 @contextmanager
-def showing(ref: str, *, is_quiet: bool) -> Iterator[OnProgress | None]:
-    """Show on stderr how far *ref* is; it gets readings inside the block."""
-    name = short(ref)
+def showing(name: str, *, is_quiet: bool) -> Iterator[OnProgress | None]:
+    """Show on stderr how far what is called *name* is; it gets readings inside the block."""
     if is_quiet:
         yield None
     elif sys.stderr.isatty():

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptd.cli import json_option
-from ckptd.cli.bar import showing
+from ckptd.cli.bar import short, showing
 from ckptd.cli.copying import copied, size_bytes
+from ckptd.cli.report import counted
 from ckptd_proto import errors
+from ckptd_proto.urls import redacted
 
 if TYPE_CHECKING:
     from ckptd.values import Verdict
@@ -67,7 +69,7 @@ def fetch(
     as_json: bool,
 ) -> None:
     """Fetch each REF once for this node; print its local path."""
-    from ckptd.fetching import fetch as fetch_ref
+    from ckptd import fetching, many
 
     if sha256 is not None and len(refs) > 1:
         raise errors.InvalidArgument("--sha256 states one hash; use #sha256=… for several refs")
@@ -76,21 +78,27 @@ def fetch(
     if output is not None and not output.parent.is_dir():  # before, not after, the long way
         text = f"there is no directory {output.parent} to put {output.name} in; create it first"
         raise errors.FailedPrecondition(text)
-    for ref in refs:
-        with showing(ref, is_quiet=quiet) as on_progress:
-            path = fetch_ref(
-                ref,
-                sha256=sha256,
-                keep_s=keep,
-                offline=offline,
-                on_progress=on_progress,
-                include=include,
-                exclude=exclude,
-            )
+    name = short(refs[0]) if len(refs) == 1 else counted(len(refs), "reference")
+    with showing(name, is_quiet=quiet) as on_progress:
+        ask = fetching.Ask(
+            refs[0], sha256, on_progress, keep, offline, include=include, exclude=exclude
+        )
+        if len(refs) == 1:
+            found = [fetching.handed(fetching.usual_connection, ask)]
+        else:
+            found = many.handed_many(fetching.usual_connection, refs, None, ask)
+    for ref, handed in zip(refs, found, strict=True):
+        path = handed.path
         if output is not None:
             path = copied(path, output / path.name if output.is_dir() else output)
-        found = {"path": str(path), "size_bytes": size_bytes(path)}
-        click.echo(json.dumps(found) if as_json else str(path))
+        said = {
+            "ref": redacted(ref.partition("#")[0]),
+            "path": str(path),
+            "size_bytes": size_bytes(path),
+            "sha256": handed.sha256,
+            "verification": handed.verification,
+        }
+        click.echo(json.dumps(said) if as_json else str(path))
 
 
 @click.command()
@@ -116,10 +124,9 @@ def prefetch(
 ) -> None:
     """Have this node fetch each REF ahead of need; `ckptd status` shows how far it is."""
     from ckptd.many import prefetch as prefetch_refs
-    from ckptd_proto.urls import redacted
 
     for ref in refs:
-        prefetch_refs(ref, keep_s=keep, include=include, exclude=exclude)
+        prefetch_refs([ref], keep_s=keep, include=include, exclude=exclude)
         shown = redacted(ref)
         click.echo(json.dumps({"prefetching": shown}) if as_json else f"prefetching {shown}")
 

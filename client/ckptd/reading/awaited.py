@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Tensors:
-    """The tensors of one file; what waits is awaited, and is done in threads."""
+    """As `ckptd.Tensors`; what waits is awaited, and is done in threads."""
 
     def __init__(self, tensors: BlockingTensors, limiter: anyio.CapacityLimiter) -> None:
         self._tensors = tensors
@@ -44,6 +44,12 @@ class Tensors:
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
     async def get(self, name: str) -> torch.Tensor:
         """Return a tensor once its bytes are here; see `ckptd.Tensors.get`."""
         return await self._run(lambda: self._tensors.get(name))
@@ -52,19 +58,15 @@ class Tensors:
         """Return some rows of a tensor; see `ckptd.Tensors.slice`."""
         return await self._run(lambda: self._tensors.slice(name, start, stop))
 
-    async def __aiter__(self) -> AsyncIterator[tuple[str, torch.Tensor]]:
+    async def items(self) -> AsyncIterator[tuple[str, torch.Tensor]]:
         """Yield every tensor that was asked for, with its name, as they arrive."""
-        tensors = iter(self._tensors)
+        tensors = self._tensors.items()
         while found := await self._run(lambda: _next(tensors)):
             yield found
 
     async def wait(self) -> None:
         """Wait until all that was asked for is here; see `ckptd.Tensors.wait`."""
         await self._run(self._tensors.wait)
-
-    async def settle(self) -> None:
-        """Wait for the verdict on what was handed out, if there is to be one."""
-        await self._run(self._tensors.settle)
 
     async def _run(self, method: Callable[[], T]) -> T:
         """Run *method* in a thread; one that was cancelled ends with the block at the latest."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from ckptd import fetching
 from ckptd.fetching import Ask, OnProgress
 from ckptd.reading.arrival import Arrival, Data
-from ckptd.reading.tensors import Tensors, Want, read_header
+from ckptd.reading.tensors import Tensors, Want, read_header, settle
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display
 
@@ -94,6 +94,11 @@ class TensorsAsk:
         on_progress: OnProgress | None,
     ) -> Self:
         """Return the arguments as users give them."""
+        if isinstance(tensors, str):
+            text = (
+                f"tensors is the single name {tensors!r}; give a sequence of names: [{tensors!r}]"
+            )
+            raise errors.InvalidArgument(text)
         hold = secrets.token_hex(16)
         fetch = Ask(os.fspath(ref), sha256, on_progress, 0.0, offline, timeout, hold)
         return cls(fetch, None if tensors is None else tuple(tensors), verify, str(device))
@@ -104,14 +109,14 @@ def read_tensors(connect: Callable[[], Connection], ask: TensorsAsk) -> Iterator
     """Open as `opened_tensors` does; leaving the block waits for the verdict on what was read."""
     with opened_tensors(connect, ask) as tensors:
         yield tensors
-        tensors.settle()
+        settle(tensors)
 
 
 @contextmanager
 def opened_tensors(connect: Callable[[], Connection], ask: TensorsAsk) -> Iterator[Tensors]:
     """Open by the daemon that *connect* gives; a local file needs none.
 
-    What was read counts once `Tensors.settle` has returned.
+    What was read counts once `settle` has returned.
     """
     if ask.verify not in (None, "transport"):
         text = f'verify is {ask.verify!r}; give "transport", or nothing to wait for the whole'

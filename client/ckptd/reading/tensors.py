@@ -22,7 +22,11 @@ Want = Callable[[Iterable[Span]], object]
 
 
 class Tensors:
-    """A safetensors object that may still be on its way; see `ckptd.open_tensors`."""
+    """A safetensors object that may still be on its way; see `ckptd.open_tensors`.
+
+    Like a mapping of what was asked for, by name: without `tensors=[…]`, of all the file. `in`, `[]`
+    and `names` know what else the file has, too.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,16 @@ class Tensors:
     def __contains__(self, name: object) -> bool:
         return name in self._header.tensors
 
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of what was asked for; waits for nothing."""
+        return tuple(self._asked)
+
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return a tensor; see `get`."""
         return self.get(name)
@@ -99,7 +113,7 @@ class Tensors:
         at = entry.start + start * row_bytes
         return self._read(name, Entry(info, at, at + size_bytes))
 
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every tensor that was asked for, with its name, as they arrive."""
         pending = list(self._asked.items())
         while pending:
@@ -118,8 +132,7 @@ class Tensors:
             spans = [(entry.start, entry.end) for entry in self._asked.values()]
             self._arrival.wait_all(spans, self._deadline())
 
-    def settle(self) -> None:
-        """Wait for the verdict on what was handed out, if there is to be one."""
+    def _settle(self) -> None:
         if self._is_whole and self._arrival.is_unverified:
             self.wait()
         self._arrival.check()
@@ -140,6 +153,11 @@ class Tensors:
 
     def _deadline(self) -> float | None:
         return None if self._timeout is None else time.monotonic() + self._timeout
+
+
+def settle(tensors: Tensors) -> None:
+    """Wait for the verdict on what *tensors* handed out, if there is to be one; raises as `get`."""
+    tensors._settle()
 
 
 def read_header(arrival: Arrival, want: Want, deadline: float | None) -> Header:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import anyio
 
 from ckptd_daemon.fetch.call import Call, Handed, Request
-from ckptd_daemon.fetch.progress import Phase, Progress
+from ckptd_daemon.fetch.progress import Gauge, Phase, Progress
 from ckptd_proto import errors
 
 SIDE_BY_SIDE = 64
@@ -24,6 +24,12 @@ class Batch:
         self._going: dict[int, Call] = {}
         self._done_bytes = 0
         self._moved = anyio.Event()
+        self._readings: list[Progress] = []
+        self._gauge = Gauge()
+        self._gauge.done_bytes = self._count_bytes
+        self._gauge.parts = lambda: self._readings
+        self._gauge.sizes = self._sizes
+        self._gauge.enter(Phase.DOWNLOADING)
 
     @property
     def is_done(self) -> bool:
@@ -46,20 +52,21 @@ class Batch:
 
     def progress(self) -> Progress:
         """Return how far all of it is; the total is known when the last has begun."""
-        readings = [call.progress() for call in self._going.values()]
-        done = self._done_bytes + sum(reading.done_bytes for reading in readings)
-        sizes = [reading.total_bytes for reading in readings]
-        total = None
-        if not self._ahead and None not in sizes:
-            total = self._done_bytes + sum(size or 0 for size in sizes)
-        streams = sum(reading.streams for reading in readings)
-        return Progress(Phase.DOWNLOADING, done, total, streams)
+        self._readings = [call.progress() for call in self._going.values()]
+        return self._gauge.read()
 
     def leave(self) -> None:
         """Stop caring about what is going on; harmless after the end."""
         self._ahead.clear()
         for call in self._going.values():
             call.leave()
+
+    def _count_bytes(self) -> int:
+        return self._done_bytes + sum(reading.done_bytes for reading in self._readings)
+
+    def _sizes(self) -> list[int | None]:
+        coming = [None] if self._ahead else [reading.total_bytes for reading in self._readings]
+        return [self._done_bytes, *coming]
 
     def _fill(self) -> None:
         while self._ahead and len(self._going) < SIDE_BY_SIDE:

@@ -124,15 +124,22 @@ def _measure(
     calls: Mapping[str, Call],
 ) -> None:
     """Have *gauge* show all files as one."""
-    sizes = [entry.size_bytes for entry in entries]
-    gauge.title = f"{listing.title} ({len(entries)} files)"
-    gauge.total_bytes = sum(size or 0 for size in sizes) if None not in sizes else None
+    gauge.title = f"{listing.title} ({len(entries)} file{'s' * (len(entries) != 1)})"
+
+    def size_bytes(entry: Entry) -> int | None:
+        if entry.size_bytes is not None:
+            return entry.size_bytes
+        if (blob := blobs.get(entry.path)) is not None:
+            return blob.size_bytes
+        call = calls.get(entry.path)
+        return None if call is None else call.progress().total_bytes
 
     def done_bytes() -> int:
         coming = sum(call.progress().done_bytes for call in calls.values())
         return coming + sum(blob.size_bytes for blob in blobs.values())
 
     gauge.done_bytes = done_bytes
+    gauge.sizes = lambda: map(size_bytes, entries)
     gauge.parts = lambda: [call.progress() for call in calls.values()]
     gauge.enter(Phase.DOWNLOADING)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -110,6 +110,8 @@ class Gauge:
         self._held = ("", 0.0)  # by which limit, and until when
         self.parts: Callable[[], list[Progress]] = list
         """Readings of what this consists of, if it has streams by its parts only."""
+        self.sizes: Callable[[], Iterable[int | None]] = lambda: [None]
+        """Of what this consists of, as far as they are known; for where `total_bytes` is not."""
         self.title = ""
         self.phase = Phase.RESOLVING
         self.total_bytes: int | None = None
@@ -167,7 +169,18 @@ class Gauge:
             elif cause is Cause.NONE:
                 cause, reason = self._slowed(now)
         streams = self.streams + sum(part.streams for part in parts)
-        return Progress(phase, done_bytes, self.total_bytes, streams, reason, cause, rate)
+        total_bytes = _sum(self.sizes()) if self.total_bytes is None else self.total_bytes
+        return Progress(phase, done_bytes, total_bytes, streams, reason, cause, rate)
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    """Return the sum of *sizes* once all of them are known."""
+    total = 0
+    for size_bytes in sizes:
+        if size_bytes is None:
+            return None
+        total += size_bytes
+    return total
 
 
 def _all(parts: list[Progress]) -> tuple[Phase, Cause, str]:
