@@ -138,8 +138,10 @@ class Sessions:
 
     def connect(self, connection: str, process: Process) -> Session:
         """Note that *process* came in by the connection named *connection*."""
-        # processes that we cannot tell apart are one session per connection
-        session = self.attend(process) if process.pid else Session(process)
+        if process.pid:
+            session = self.attend(process)
+        else:  # one that we cannot watch is a session per connection
+            session = self._by_process[process] = Session(process)
         session.connections += 1
         self._by_connection[connection] = session
         return session
@@ -149,6 +151,8 @@ class Sessions:
         session = self._by_connection.pop(connection)
         session.connections -= 1
         if session.process.pid == 0:
+            if self._by_process.get(session.process) is session:
+                del self._by_process[session.process]
             session._end()
 
     def of(self, connection: str) -> Session:

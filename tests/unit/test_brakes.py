@@ -60,6 +60,23 @@ def test_no_header_breaks_it(status: int, after: str, limit: str, reset: str) ->
     assert found is None or found >= 0
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry_After": "9" * 5000},
+        {"Retry_After": "\u0663" * 3},  # digits, of another script
+        {"Retry_After": "Fri, 31 Dec 9999 23:59:59 -2359"},
+        {"Retry_After": "Sun, 06 Nov 1994 08:49:37 +99999999999999999"},
+        {"RateLimit": f'"a";r={"0" * 5000};t=1'},
+        {"RateLimit": f'"a";r=0;t={"9" * 5000}'},
+        {"RateLimit_Remaining": "0" * 5000, "RateLimit_Reset": "1"},
+        {"RateLimit_Remaining": "0", "RateLimit_Reset": "9" * 5000},
+    ],
+)
+def test_numbers_and_dates_that_nobody_means_ask_for_nothing(headers: dict[str, str]) -> None:
+    assert (asked(429, **headers) or 0) >= 0
+
+
 def test_a_pause_is_for_all_of_a_host_and_for_no_other() -> None:
     now = 100.0
     brakes = Brakes(lambda: now)

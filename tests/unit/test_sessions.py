@@ -96,3 +96,14 @@ async def test_a_connection_that_did_not_pass_the_front_door_has_no_rights() -> 
     async with Sessions.open() as sessions:
         with pytest.raises(PermissionDenied, match="front door"):
             sessions.of("unix:")
+
+
+async def test_a_process_that_cannot_be_watched_is_known_until_its_connection_closes() -> None:
+    unseen = Process(pid=0, started=-7, uid=0)
+    async with Sessions.open() as sessions:
+        session = sessions.connect("c-1", unseen)
+        assert sessions.attend(unseen) is session
+        sessions.disconnect("c-1")
+        assert session.ended.is_set()
+        assert sessions.attend(unseen).ended.is_set()
+        assert len(sessions) == 0

@@ -82,7 +82,7 @@ class Reading(Call):
         self._told = 0  # of its chunks
         self._fds: list[int] = []
         self._listening = anyio.CancelScope()
-        self._refusal: errors.CkptdError | None = None
+        self._refusal: Exception | None = None
 
     @contextmanager
     def descriptors(self) -> Iterator[None]:
@@ -99,7 +99,7 @@ class Reading(Call):
             with self._listening:
                 async for span in wants:
                     self._want(span)
-        except errors.CkptdError as error:
+        except Exception as error:  # noqa: BLE001  re-raised to the caller
             self._refusal = error
             self.leave()
 

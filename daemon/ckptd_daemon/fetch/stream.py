@@ -194,7 +194,7 @@ class Stream:
             raise ChangedError("the origin has another version by now")
         said = reply.getheader("Content-Range", "")
         if said != f"bytes {start}-{end - 1}/{size}":
-            if (total := re.fullmatch(r"bytes \d+-\d+/(\d+)", said)) and int(total[1]) != size:
+            if (total := re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", said)) and int(total[1]) != size:
                 raise ChangedError(f"the origin now has {total[1]} bytes instead of {size}")
             raise NotFastError("another range than was asked for")
         if reply.length != end - start:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from ckptd_daemon.fetch.call import Request
 from ckptd_daemon.fetch.reading import Opened, Span, Terms
@@ -18,7 +19,10 @@ SPANS_PER_MESSAGE = 4096
 
 async def asked(requests: AsyncIterator[pb.ReadRequest]) -> tuple[Request, Terms]:
     """Take in the first request; raises `InvalidArgument`."""
-    first = await anext(requests, pb.ReadRequest())
+    try:
+        first = await anext(requests, pb.ReadRequest())
+    except DecodeError as error:
+        raise _unreadable() from error
     if not first.HasField("open"):
         raise errors.InvalidArgument("the first request says what to open; say that")
     ask = first.open
@@ -32,13 +36,22 @@ async def asked(requests: AsyncIterator[pb.ReadRequest]) -> tuple[Request, Terms
 
 
 async def wants(requests: AsyncIterator[pb.ReadRequest]) -> AsyncIterator[Span]:
-    """Return what is wanted, as the other requests say it; ends with the call."""
+    """Return what is wanted, as the other requests say it; ends with the call.
+
+    Raises `InvalidArgument`.
+    """
     try:
         async for request in requests:
             for span in request.want.spans:
                 yield span.start, span.end
     except (grpc.aio.AbortError, grpc.aio.UsageError):
         return  # the call ended while we waited for more
+    except DecodeError as error:
+        raise _unreadable() from error
+
+
+def _unreadable() -> errors.InvalidArgument:
+    return errors.InvalidArgument("a request of this call is no ReadRequest; send those only")
 
 
 def opened_event(opened: Opened, token: str) -> pb.ReadEvent:

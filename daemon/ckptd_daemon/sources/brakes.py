@@ -14,6 +14,8 @@ THROTTLED_STATUS = frozenset({429, 503})
 PAUSE_MAX_S = 900.0  # no reply may stop us for longer; who wants more says so again
 EPOCH_S = 10**9  # a number of seconds that is a date, in some origins' headers
 HOSTS_MAX = 4096
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number that anybody means
+_DECIMAL = re.compile(r"\d{1,18}(\.\d{1,18})?", re.ASCII)
 
 Get = Callable[[str], str | None]
 """Returns a header of a reply by its name, in whatever case."""
@@ -70,12 +72,12 @@ def _quotas(get: Get) -> list[tuple[int, float]]:
     found = [
         (int(remaining[1]), float(reset[1]))
         for item in re.split(r',\s*(?=")', get("RateLimit") or "")
-        if (remaining := re.search(r"\b(?:r|remaining)=(\d+)", item))
-        and (reset := re.search(r"\b(?:t|reset)=(\d+)", item))
+        if (remaining := re.search(r"\b(?:r|remaining)=(\d{1,18})\b", item, re.ASCII))
+        and (reset := re.search(r"\b(?:t|reset)=(\d{1,18})\b", item, re.ASCII))
     ]
     for prefix in ("RateLimit", "X-RateLimit"):
         left, reset_at = get(f"{prefix}-Remaining") or "", get(f"{prefix}-Reset") or ""
-        if left.strip().isdecimal() and re.fullmatch(r"\d+(\.\d+)?", reset_at.strip()):
+        if _NUMBER.fullmatch(left.strip()) and _DECIMAL.fullmatch(reset_at.strip()):
             reset_s = float(reset_at)
             now_s = datetime.now(UTC).timestamp() if reset_s > EPOCH_S else 0.0
             found.append((int(left), max(0.0, reset_s - now_s)))
@@ -86,10 +88,10 @@ def retry_after_s(value: str | None) -> float | None:
     """Return how long a Retry-After header asks to wait, given in seconds or as a date."""
     if value is None:
         return None
-    if value.strip().isdecimal():
+    if _NUMBER.fullmatch(value.strip()):
         return float(value)
     try:
         wait = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):  # not a date, or one without a zone
+    except (TypeError, ValueError, OverflowError):  # not a date, or one without a zone
         return None
     return max(0.0, wait)

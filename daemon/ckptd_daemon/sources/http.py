@@ -66,17 +66,17 @@ def file_name(url: str) -> str:
 def validator_of(headers: Mapping[str, str]) -> Validator:
     """Return the version that a reply claims, and how far to believe it."""
     etag, modified = headers.get("ETag"), headers.get("Last-Modified")
-    if etag is not None and not etag.startswith("W/"):
-        return Validator(etag, modified, is_strong=True)
+    if etag is not None:  # a weak one says itself that bytes may differ, whatever the date
+        return Validator(etag, modified, is_strong=not etag.startswith("W/"))
     is_old = modified is not None and _is_settled(modified, headers.get("Date"))
-    return Validator(etag, modified, is_strong=is_old)
+    return Validator(None, modified, is_strong=is_old)
 
 
 def _is_settled(modified: str, date: str | None) -> bool:
     try:
         now = parsedate_to_datetime(date) if date is not None else datetime.now(UTC)
         return (now - parsedate_to_datetime(modified)).total_seconds() >= MODIFIED_STRONG_S
-    except (TypeError, ValueError):  # not a date, or one without a zone
+    except (TypeError, ValueError, OverflowError):  # not a date, or one without a zone
         return False
 
 
@@ -84,7 +84,9 @@ def version_of(validator: Validator, size_bytes: int | None) -> str:
     """Return the words that name the version; new at each call if the origin has none."""
     length = "" if size_bytes is None else f" {size_bytes} bytes"
     if validator.etag is not None:
-        return f"etag {validator.etag}{length}"
+        is_alone = validator.is_strong or validator.last_modified is None
+        date = "" if is_alone else f" modified {validator.last_modified}"
+        return f"etag {validator.etag}{date}{length}"
     if validator.is_strong:
         return f"modified {validator.last_modified}{length}"
     return f"unversioned {uuid.uuid4().hex}"
@@ -328,7 +330,7 @@ class HttpSource:
 
 
 def _total(headers: Mapping[str, str], name: str) -> int:
-    found = re.fullmatch(r"bytes 0-0/(\d+)", headers.get("Content-Range", ""))
+    found = re.fullmatch(r"bytes 0-0/(\d{1,18})", headers.get("Content-Range", ""), re.ASCII)
     if found is None:
         raise errors.FailedPrecondition(
             f"{name}: the origin answers 206 with a Content-Range that was not asked for"

@@ -66,8 +66,8 @@ class Way:
             sent = {**(credentials or await self._known(at)), **headers}
             await anyio.sleep(self._brakes.left_s(str(at)))  # also where we are sent
             reply = await self._asked(at, sent, name)
-            self._brakes.hold(str(at), pause_s(reply.status, reply.headers.get))
             async with reply:
+                self._brakes.hold(str(at), pause_s(reply.status, reply.headers.get))
                 if (target := _redirect(reply, name)) is None:
                     try:
                         yield reply

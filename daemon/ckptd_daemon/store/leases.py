@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup
 
 from ckptd_daemon.sessions import Process, Sessions
 from ckptd_daemon.store import durable
+from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
@@ -181,13 +182,23 @@ class Leases:
         self._tasks.start_soon(self._expire, lease)
 
     async def _expire(self, lease: Lease) -> None:
-        await self.write(lease.id)
+        await self._write_or_log(lease.id)
         if lease.id not in self._leases:
             return
         await anyio.sleep((lease.until or 0.0) - time.time())
         if self._leases.get(lease.id) == lease:  # not released, nor taken anew
             self._drop(lease)
-            await self.write(lease.id)
+            await self._write_or_log(lease.id)
+
+    async def _write_or_log(self, name: str) -> None:
+        """Write where nobody waits who could be told: the table is right, whatever the disk does.
+
+        A file that says too much is of a holder that has ended, as the next life finds out.
+        """
+        try:
+            await self.write(name)
+        except (errors.CkptdError, OSError) as error:
+            logger.error("the file of lease %s is not up to date: %s", name, error)
 
 
 def _says_as_much(written: Lease | None, lease: Lease) -> bool:
