@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptd_daemon.store.partials import Partial
 from ckptd_proto import errors
 from fakes.node import clean
 from fakes.origin import Fault, Origin
@@ -60,3 +61,22 @@ async def test_bytes_that_are_always_damaged_are_never_handed_out(
         with pytest.raises(errors.DataLoss, match=f"not the stated {sha256}"):
             await node.fetch(origin.url("model"), sha256)
         assert node.entries("partials") == node.entries("blobs") == []
+
+
+async def test_a_disk_that_cannot_read_back_what_it_took_is_told_and_may_get_well(
+    sha256: str,
+    short_path: Path,
+    origin: Origin,
+    data: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreadable(*_: object) -> None:
+        raise errors.Unavailable("the disk failed")
+
+    origin.put("model", data)
+    async with clean(short_path, origin, failure_s=0) as node:
+        with monkeypatch.context() as patched:
+            patched.setattr(Partial, "blocks", unreadable)
+            with pytest.raises(errors.Unavailable, match="the disk failed"):
+                await node.fetch(origin.url("model"), sha256)
+        assert (await node.fetch(origin.url("model"), sha256)).read_bytes() == data

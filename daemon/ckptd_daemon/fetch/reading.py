@@ -137,10 +137,13 @@ class Reading(Call):
                 yield
                 self._check_whole(demand, obj.title)
             except (ChangedError, MismatchError) as error:
+                self._partial = None
                 if isinstance(error, ChangedError) or error.expected != sha256:
                     self._require_untold(obj)
                 raise
             finally:
+                if demand.partial is not self._partial:  # thrown away: the next one is opened anew
+                    self._partial = None
                 self._flight = None
                 self._boarded = anyio.Event()
 

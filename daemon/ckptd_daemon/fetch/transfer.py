@@ -187,7 +187,11 @@ class Transfer:
         size_bytes = 0
 
         async def trail() -> None:
-            digests.append(await self._hasher.trail(partial))
+            try:
+                digests.append(await self._hasher.trail(partial))
+            except errors.CkptdError as error:  # re-raised outside the group
+                failures.append(error)
+                tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(trail)

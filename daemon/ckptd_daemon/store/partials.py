@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from crc32c import crc32c
@@ -68,6 +69,8 @@ class Partial:
             shutil.rmtree(self.path, ignore_errors=True)
             with durable.explained(self.path):
                 self.path.mkdir(mode=0o700)
+        else:
+            _unseal(self.path / DATA)
         self._data_fd, _ = durable.open_direct(self.path / DATA, os.O_RDWR | os.O_CREAT, mode=0o600)
         if earlier is None:
             if self.header.size_bytes is not None:
@@ -105,8 +108,13 @@ class Partial:
             return os.open(f"/proc/self/fd/{self._data_fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def write(self, block: memoryview, length: int, offset: int) -> None:
-        """Write the first *length* bytes of a page-aligned *block*, padded to whole pages."""
-        durable.pwrite_all(self._data_fd, block[: _page_up(length)], offset)
+        """Write the first *length* bytes of a page-aligned *block*, padded to whole pages.
+
+        With zeros: who may read this file may not read what else the memory was used for.
+        """
+        padded = _page_up(length)
+        block[length:padded] = bytes(padded - length)
+        durable.pwrite_all(self._data_fd, block[:padded], offset)
 
     def record(self, index: int, crc: int, size_bytes: int) -> None:
         """Note that chunk *index* is written; raises `DamagedError` if it cannot be right."""
@@ -147,7 +155,7 @@ class Partial:
         """Take over a claimed chunk if its bytes on the disk are still what the journal says."""
         start, end = self.header.extent(index)
         is_known = self.expected.get(index, crc) == crc
-        if not is_known or self._crc_of(start, end, buffer) != crc:
+        if not is_known or self._crc_on_disk(start, end, buffer) != crc:
             logger.warning("chunk %d of partial %s is damaged", index, self.path.name)
             return
         with self._changed:
@@ -157,34 +165,51 @@ class Partial:
     def adopt(self, index: int, source: Path, crc: int, buffer: memoryview) -> bool:
         """Copy chunk *index* from another file of this version if it is sound there."""
         start, end = self.header.extent(index)
-        found = 0
         try:
             with source.open("rb", buffering=0) as file:
-                file.seek(start)
-                for at, length in (
-                    (at, min(len(buffer), end - at)) for at in range(start, end, len(buffer))
-                ):
-                    if file.readinto(buffer[:length]) != length:
-                        return False
-                    found = crc32c(buffer[:length], found)
-                    self.write(buffer, length, at)
+                is_sound = self._copy(file.fileno(), start, end, buffer) == crc
         except FileNotFoundError:
             return False
-        if found == crc:
+        if is_sound:
             self.record(index, crc, end - start)
-        return found == crc
+        return is_sound
 
-    def _crc_of(self, start: int, end: int, buffer: memoryview) -> int:
+    def _copy(self, fd: int, start: int, end: int, buffer: memoryview) -> int | None:
+        """Return the CRC32C of `[start, end)` of *fd*; None if the disk does not have all of it."""
         crc = 0
-        for block in self.blocks(start, end, buffer):
+        for at in range(start, end, len(buffer)):
+            block = buffer[: min(len(buffer), end - at)]
+            try:
+                got = os.preadv(fd, [block], at)
+            except OSError as error:
+                logger.warning("chunk of partial %s cannot be copied: %s", self.path.name, error)
+                return None
+            if got < len(block):
+                return None
             crc = crc32c(block, crc)
+            self.write(buffer, len(block), at)
+        return crc
+
+    def _crc_on_disk(self, start: int, end: int, buffer: memoryview) -> int | None:
+        """Return the CRC32C of `[start, end)`; None where the disk cannot read it."""
+        crc = 0
+        try:
+            for block in self.blocks(start, end, buffer):
+                crc = crc32c(block, crc)
+        except errors.Unavailable as error:
+            logger.warning("chunk of partial %s cannot be read: %s", self.path.name, error)
+            return None
         return crc
 
     def blocks(self, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
-        """Read `[start, end)` back from the disk, block by block through *buffer*."""
+        """Read `[start, end)` back from the disk, block by block through *buffer*.
+
+        Raises `Unavailable` where the disk cannot read.
+        """
         while start < end:
             want = min(len(buffer), end - start)
-            got = os.preadv(self._data_fd, [buffer[: _page_up(want)]], start)
+            with durable.explained(self.path):
+                got = os.preadv(self._data_fd, [buffer[: _page_up(want)]], start)
             yield buffer[: min(got, want)]
             if got < want:
                 return  # the file ends here; what it lacks shows in the checksum
@@ -209,6 +234,12 @@ def claimed(path: Path) -> journal.Journal | None:
     except journal.FormatError as error:
         text = f"{path / JOURNAL} {error}: upgrade ckptd, or remove {path}"
         raise errors.FailedPrecondition(text) from error
+
+
+def _unseal(path: Path) -> None:
+    """Let the data be written again, if an earlier life died between sealing and publishing it."""
+    with suppress(FileNotFoundError), durable.explained(path):
+        path.chmod(0o600)
 
 
 def _page_up(length: int) -> int:
