@@ -188,22 +188,18 @@ class Transfer:
 
         async def trail() -> None:
             try:
-                digests.append(await self._hasher.trail(partial))
+                digests.append(await self._hasher.trail(partial, demand))
             except errors.CkptdError as error:  # re-raised outside the group
                 failures.append(error)
                 tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(trail)
-            is_filled = False
             try:
                 size_bytes = await self._downloader.fill(obj, partial, gauge, demand)
-                is_filled = True
             except Exception as error:  # noqa: BLE001  re-raised outside the group
                 failures.append(error)
-            finally:
-                if not is_filled:
-                    partial.give_up()
+                tasks.cancel_scope.cancel()
             gauge.enter(Phase.VERIFYING, Cause.HASH)
         if failures:
             raise failures[0]

@@ -49,8 +49,7 @@ class Partial:
         self.landed_bytes = 0
         self.lives = 1
         """Rises when everything is forgotten."""
-        self._changed = threading.Condition()  # guards what is above, and orders the journal
-        self._is_given_up = False
+        self._lock = threading.Lock()  # guards what is above, and orders the journal
         self._data_fd = -1
         self._journal_fd = -1
 
@@ -91,7 +90,7 @@ class Partial:
 
     def close(self) -> None:
         """Let go of the files; what has landed stays."""
-        with self._changed:
+        with self._lock:
             for fd in (self._data_fd, self._journal_fd):
                 if fd >= 0:
                     os.close(fd)
@@ -102,7 +101,7 @@ class Partial:
 
         What of it has landed may be read, and nothing else.
         """
-        with self._changed:
+        with self._lock:
             if self._data_fd < 0:
                 return None
             return os.open(f"/proc/self/fd/{self._data_fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -120,12 +119,11 @@ class Partial:
         """Note that chunk *index* is written; raises `DamagedError` if it cannot be right."""
         if self.expected.get(index, crc) != crc:
             raise DamagedError(index)
-        with self._changed:
+        with self._lock:
             with durable.explained(self.path, need_bytes=journal.RECORD_BYTES):
                 os.write(self._journal_fd, journal.encode_record(index, crc))
             self.landed[index] = crc
             self.landed_bytes += size_bytes
-            self._changed.notify_all()
 
     def missing(self) -> list[int]:
         """Return the chunks that have not landed; none while the size is unknown."""
@@ -133,23 +131,11 @@ class Partial:
 
     def forget(self) -> None:
         """Start from nothing again."""
-        with self._changed:
+        with self._lock:
             os.ftruncate(self._journal_fd, len(journal.encode_header(self.header)))
             self.landed.clear()
             self.landed_bytes = 0
             self.lives += 1
-
-    def give_up(self) -> None:
-        """Wake whoever waits for a chunk: it will not come."""
-        with self._changed:
-            self._is_given_up = True
-            self._changed.notify_all()
-
-    def wait_landed(self, index: int) -> bool:
-        """Wait until chunk *index* has landed; False if that was given up."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_given_up or index in self.landed)
-            return not self._is_given_up
 
     def recheck(self, index: int, crc: int, buffer: memoryview) -> None:
         """Take over a claimed chunk if its bytes on the disk are still what the journal says."""
@@ -158,7 +144,7 @@ class Partial:
         if not is_known or self._crc_on_disk(start, end, buffer) != crc:
             logger.warning("chunk %d of partial %s is damaged", index, self.path.name)
             return
-        with self._changed:
+        with self._lock:
             self.landed[index] = crc
             self.landed_bytes += end - start
 
