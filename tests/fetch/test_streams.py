@@ -175,6 +175,20 @@ async def test_while_a_host_wants_a_pause_nobody_asks_it(
     assert all(name == "model" for name, _ in origin.requests[:asked])
 
 
+async def test_while_a_host_wants_a_pause_its_seats_are_for_others(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    file = origin.put("model", data)
+    file.faults, file.retry_after_s = [Fault.THROTTLE] * 4, 600
+    with Origin() as other:
+        other.put("model", data)
+        async with fetching(short_path, streams=2, streams_max=2) as node:
+            with node.calling(origin.url("model")) as call:
+                await until(lambda: call.progress().cause is Cause.THROTTLED)
+                assert (await node.fetch(other.url("model"))).read_bytes() == data
+                assert call.progress().cause is Cause.THROTTLED
+
+
 async def test_a_small_fetch_gets_going_while_big_ones_have_all_streams(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:

@@ -112,6 +112,14 @@ async def test_who_leaves_the_queue_takes_no_seat_along() -> None:
         assert first.fill() == 1
 
 
+def test_a_flight_that_ends_leaves_no_seat_behind() -> None:
+    hosts = Hosts(start=2, streams_max=2)
+    with ExitStack() as stack:
+        assert Flight(hosts, stack, ONE).fill() == 2  # and is cancelled before it uses them
+    with ExitStack() as stack:
+        assert Flight(hosts, stack, ONE).fill() == 2
+
+
 async def test_a_level_that_falls_is_reached_at_the_next_borders() -> None:
     hosts = Hosts(start=8, streams_max=64)
     with ExitStack() as stack:

@@ -131,6 +131,8 @@ class Hosts:
             yield share
         finally:
             self._shares.remove(share)
+            share.host.seats -= share.seats  # of a taker that was cancelled before it sat down
+            share.seats = 0
             self.settle()
 
     def _host(self, url: str) -> Host:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from ckptd_daemon.fetch.hosts import Share
 from ckptd_daemon.fetch.means import Means
 from ckptd_daemon.fetch.plan import Claim, Plan
 from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
-from ckptd_daemon.fetch.retry import Damages, Patience, patiently, unbraked
+from ckptd_daemon.fetch.retry import Damages, Patience, delay_s, patiently, unbraked
 from ckptd_daemon.fetch.stream import NotFastError, RefusedError, Stream
 from ckptd_daemon.sources.http import refusal
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
@@ -42,6 +43,8 @@ class Lane:
     patience: Patience
     failed_at: int
     """Where it began, or broke off last."""
+    refusals: int = 0
+    """In a row."""
     is_recalled: bool = False
     """Somebody else is to have its seat."""
     stream: Stream | None = None
@@ -79,6 +82,7 @@ class Streams:
         self._refreshing = anyio.Lock()
         self._left_at_refresh = -1
         self._lanes: set[Lane] = set()
+        self._patience: list[Patience] = []  # of lanes that made place while the host is braked
         self._open: set[Stream] = set()
         self._turned = anyio.Event()  # set when there may be something to do
         self._received_bytes = 0  # by streams that are closed
@@ -119,17 +123,21 @@ class Streams:
         if (claim := self._next() or self._helped()) is None:
             share.give()
             return
-        patience = Patience(self._object.title, self._means.config.retries)
+        if self._patience:
+            patience = self._patience.pop()
+        else:
+            patience = Patience(self._object.title, self._means.config.retries)
         lane = Lane(claim, patience, claim.at)
         self._lanes.add(lane)
         tasks.start_soon(self._pump, lane, tasks, share)
 
     async def _seated(self, share: Share) -> bool:
-        """Wait for a seat while there is work for one; tell whether there is one."""
-        if share.take_nowait():
+        """Wait for a seat while there is work for one; tell whether there is one.
+
+        Nobody sits while the host wants to be left alone: others have use for the seat.
+        """
+        if not self._is_braked() and share.take_nowait():
             return True
-        if not self._lanes:
-            self._gauge.enter(Phase.WAITING, Cause.LIMIT, "all streams are in use by others")
         async with anyio.create_task_group() as waiting:
 
             async def leave_without_work() -> None:
@@ -139,6 +147,9 @@ class Streams:
                 waiting.cancel_scope.cancel()
 
             waiting.start_soon(leave_without_work)
+            await unbraked(self._means.brakes, self._held, self._endpoint.url)
+            if not self._lanes:
+                self._gauge.enter(Phase.WAITING, Cause.LIMIT, "all streams are in use by others")
             await share.take()
             waiting.cancel_scope.cancel()
             return True
@@ -224,8 +235,10 @@ class Streams:
     async def _pump(self, lane: Lane, tasks: TaskGroup, share: Share) -> None:
         """Bring one claim after the other until none is left; whatever is wrong ends all lanes."""
         try:
-            while lane.claim is not None and self._is_fast:
+            while lane.claim is not None and self._is_fast and not self._is_braked():
                 await self._bring(lane, share)
+            if lane.claim is not None:
+                self._patience.append(lane.patience)
         except NotFastError as error:
             logger.info("%s takes the general path: %s", self._object.title, error)
             self._is_fast = False
@@ -244,13 +257,14 @@ class Streams:
         """Bring claims over one connection, until there is none or it breaks."""
         endpoint = self._endpoint
         try:
-            await unbraked(self._means.brakes, self._held, endpoint.url)
             async with self._connected(lane, endpoint) as stream:
                 while lane.claim is not None and self._may_ask(stream, endpoint):
                     await self._fetch(stream, lane.claim)
                     self._means.brakes.hold(endpoint.url, stream.pause_s)
                     self._strikes = 0
                     lane.patience.succeeded()
+                    lane.refusals = 0
+                    self._patience.clear()
                     self._advance(lane, share)
         except TransientError as error:
             self._means.brakes.hold(endpoint.url, error.retry_after_s)
@@ -261,6 +275,10 @@ class Streams:
             self._damages.note(error, self._partial.header)
             self._plan.redo(error.index)
         except RefusedError as error:
+            lane.refusals += 1
+            if lane.refusals > 1:  # what the source told anew is refused as well
+                with anyio.CancelScope() as lane.resting:
+                    await anyio.sleep(delay_s(lane.refusals, random.random()))
             await self._refresh(error, endpoint)
         except NotFastError as error:
             self._strikes += 1
@@ -271,6 +289,9 @@ class Streams:
     def _may_ask(self, stream: Stream, endpoint: Endpoint) -> bool:
         is_braked = self._means.brakes.left_s(endpoint.url) > 0
         return self._is_fast and stream.is_connected and not is_braked
+
+    def _is_braked(self) -> bool:
+        return self._means.brakes.left_s(self._endpoint.url) > 0
 
     def _held(self, reason: str) -> None:
         if not self._open:

@@ -8,11 +8,10 @@ from enum import Enum, auto
 from http import HTTPStatus
 
 from fakes.origin.faults import Fault
-from fakes.origin.files import File, just_now
+from fakes.origin.files import FIRST_BYTE, File, just_now
 
 HEADERS_TOO_LONG = "x" * 300_000
 BOUNDARY = "part"
-FIRST_BYTE = "bytes=0-0"
 WHOLE = {Fault.NO_RANGES, Fault.NO_LENGTH, Fault.OVERLONG, Fault.UNFRAMED}
 
 
