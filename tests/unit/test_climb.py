@@ -76,7 +76,7 @@ def test_a_host_that_collapses_above_some_level_is_taken_there_once(collapses_ab
     assert climb.level <= collapses_above
     assert climb.level >= collapses_above // 2
     later = levels(host, 3600, climb, 60)
-    assert max(later) <= collapses_above
+    assert sum(level > collapses_above for level in later) < 0.02 * len(later)
 
 
 def test_a_collapse_that_comes_late_is_not_climbed_into_again() -> None:
@@ -91,8 +91,9 @@ def test_a_collapse_that_comes_late_is_not_climbed_into_again() -> None:
     climb = Climb(8, 64)
     levels(host, 60, climb)
     highest = climb.ceiling
+    assert highest < 64
     later = levels(host, 3600, climb, 60)
-    assert max(later) <= highest < 64
+    assert sum(level > highest for level in later) < 0.05 * len(later)
 
 
 def test_a_network_that_gets_slower_by_itself_costs_no_stream_for_ever() -> None:
@@ -104,6 +105,25 @@ def test_a_network_that_gets_slower_by_itself_costs_no_stream_for_ever() -> None
     after = levels(host, 100, climb, 20)
     assert after[-1] >= min(before, 8)
     assert climb.ceiling == 64
+
+
+def test_an_outage_costs_no_stream() -> None:
+    def host(level: int, now: float) -> float:
+        return 0.0 if 20 <= now < 24 else level * 50e6
+
+    climb = Climb(8, 64)
+    assert levels(host, 20, climb)[-1] == 64
+    assert set(levels(host, 40, climb, 20)) == {64}
+
+
+def test_a_dip_that_looked_like_too_many_streams_is_forgotten_after_a_while() -> None:
+    def host(level: int, now: float) -> float:
+        return level * (1e6 if 20 <= now < 22 else 50e6)
+
+    climb = Climb(8, 64)
+    assert levels(host, 20, climb)[-1] == 64
+    assert levels(host, 40, climb, 20)[-1] < 64
+    assert levels(host, 1000, climb, 60)[-1] == 64
 
 
 def test_samples_of_idle_streams_say_nothing() -> None:

@@ -8,7 +8,8 @@ import anyio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.hosts import Hosts, Share
+from ckptd_daemon.fetch.climb import SAMPLE_S, Climb
+from ckptd_daemon.fetch.hosts import Host, Hosts, Share
 
 ONE, OTHER = "http://one/model", "http://other/model"
 
@@ -110,6 +111,20 @@ async def test_who_leaves_the_queue_takes_no_seat_along() -> None:
             tasks.cancel_scope.cancel()
         assert hosts.seats == second.share.seats == 0
         assert first.fill() == 1
+
+
+def test_what_a_limit_of_ours_holds_is_no_collapse_of_the_host() -> None:
+    for is_held in (True, False):
+        host = Host(Climb(8, 8))
+        host.seats = host.lowest_seats = 8
+        for n in range(80):
+            now, is_slow = n * SAMPLE_S, n >= 20
+            host.is_held = is_held and is_slow
+            host.received_bytes += 10_000 if is_slow else 1_000_000
+            assert host.sample(now) or n == 0
+            if host.climb.level < 8:
+                break
+        assert (host.climb.level == 8) == is_held
 
 
 def test_a_flight_that_ends_leaves_no_seat_behind() -> None:

@@ -2,8 +2,9 @@
 
 Whoever calls says what time it is and what came, in bytes per second. A level is tried for some
 samples and kept if it brought more than the one below. A host that brings much less although
-nothing failed is asked by half as many, and half of these, until that helps: it never gets more
-again. If nothing helps it was not the streams, and they come back.
+nothing failed is asked by half as many, and half of these, until that helps: it gets more only
+after a long while, and a longer one each time that was wrong. If nothing helps it was not the
+streams, and they come back. When nothing at all comes it is the network, and says nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ RELIEF = 1.5
 HARM = 0.7
 PROBE_FIRST_S = 15.0  # doubled at each try in vain
 PROBE_MAX_S = 600.0
+CEILING_FIRST_S = 300.0  # how long a ceiling holds; doubled each time
+CEILING_MAX_S = 7200.0
+SILENT = 1e-4  # of what is usual: less than any crowd leaves of it
 THROTTLE_DEAF_S = 1.0  # refusals of one moment count once
 
 
@@ -31,7 +35,10 @@ class Climb:
     def __init__(self, start: int, streams_max: int) -> None:
         self.level = min(start, streams_max)
         self.ceiling = streams_max
-        """More have been too many."""
+        """More have been too many, lately."""
+        self._streams_max = streams_max
+        self._ceiling_until = inf
+        self._ceiling_s = CEILING_FIRST_S
         self._samples: list[float] = []  # at this level, while all its streams were busy
         self._trial: tuple[int, float] | None = None  # the level below, and what that brought
         self._collapse: tuple[int, float] | None = None  # the level before, and what it fell to
@@ -58,6 +65,8 @@ class Climb:
             self._samples.clear()  # they say nothing about the level
             return
         self._samples.append(bytes_per_s)
+        if now >= self._ceiling_until:
+            self.ceiling, self._ceiling_until = self._streams_max, inf
         if self._has_collapsed():
             self._fall(bytes_per_s)
         elif len(self._samples) >= SETTLE_SAMPLES + TRIAL_SAMPLES:
@@ -66,8 +75,9 @@ class Climb:
 
     def _has_collapsed(self) -> bool:
         last = self._samples[-COLLAPSE_SAMPLES:]
-        is_settled = len(last) == COLLAPSE_SAMPLES
-        return is_settled and self.level > 1 and max(last) < self._usual * COLLAPSED
+        if self.level == 1 or len(last) < COLLAPSE_SAMPLES:
+            return False
+        return min(last) > self._usual * SILENT and max(last) < self._usual * COLLAPSED
 
     def _fall(self, bytes_per_s: float) -> None:
         """Halve the level; `_relieve` will tell whether that was the reason."""
@@ -98,6 +108,8 @@ class Climb:
         """Decide whether fewer streams are the cure for what *level* of them brought."""
         if found > before * RELIEF:
             self.ceiling = self.level
+            self._ceiling_until = now + self._ceiling_s
+            self._ceiling_s = min(2 * self._ceiling_s, CEILING_MAX_S)
         elif self.level > 1 and found >= before * HARM:
             self._change(self.level // 2)
             return

@@ -26,6 +26,7 @@ class Host:
         self.seats = 0
         self.lowest_seats = 0  # since the last sample
         self.received_bytes = 0
+        self.is_held = False  # by a limit of ours, some time since the last sample
         self._sampled: tuple[float, int] | None = None
 
     def sample(self, now: float) -> bool:
@@ -37,7 +38,9 @@ class Host:
             return False
         if now - at < 2 * SAMPLE_S:
             rate = (self.received_bytes - received) / (now - at)
-            self.climb.sample(now, rate, is_full=self.lowest_seats >= self.climb.level)
+            is_full = self.lowest_seats >= self.climb.level and not self.is_held
+            self.climb.sample(now, rate, is_full=is_full)
+        self.is_held = False
         self._sampled = now, self.received_bytes
         self.lowest_seats = self.seats
         return True
@@ -91,9 +94,13 @@ class Share:
         self.is_recalled = False
         self._hosts.settle()
 
-    def received(self, n_bytes: int) -> None:
-        """Tell that *n_bytes* more came, and let the host's level follow what comes."""
+    def received(self, n_bytes: int, *, is_held: bool) -> None:
+        """Tell that *n_bytes* more came, and let the host's level follow what comes.
+
+        *is_held*: by a limit of ours, so that it says nothing about the host.
+        """
         self.host.received_bytes += n_bytes
+        self.host.is_held |= is_held
         if self.host.sample(anyio.current_time()):
             self._hosts.settle()
 

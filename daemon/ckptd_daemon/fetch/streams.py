@@ -203,7 +203,7 @@ class Streams:
             while True:
                 await anyio.sleep(LOOK_S)
                 total = self._received_bytes + sum(one.received_bytes for one in self._open)
-                share.received(total - received)
+                share.received(total - received, is_held=self._gauge.is_held)
                 received = total
                 self._gauge.read()  # a sample for its rate, also when nobody asks
                 self._interrupt_silent()
