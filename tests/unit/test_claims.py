@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,6 +126,30 @@ def test_a_chunk_is_whole_only_if_every_byte_of_it_was_written() -> None:
     assert plan.joined(0, 2 * PAGE, 1) is None
     assert plan.joined(3 * PAGE, PAGE, 1) is None
     assert plan.joined(2 * PAGE, PAGE, 1) is not None
+
+
+class Wanted(dict[int, None]):
+    """Counts the chunks that are looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for index in super().__iter__():
+            self.looked_at += 1
+            yield index
+
+
+def test_to_find_what_is_next_looks_at_no_more_chunks_than_are_being_brought() -> None:
+    count = 10_000
+    header = Header("o", "t", "v", "n", count * CHUNK, chunk_bytes=CHUNK, is_resumable=True)
+    plan, wanted = Plan(header, range(count)), Wanted.fromkeys(range(count))
+    for _ in range(64):
+        found = plan.next(wanted, is_whole=False)
+        assert found is not None
+        plan.claim(*found)
+    wanted.looked_at = 0
+    plan.next(wanted, is_whole=False)
+    assert wanted.looked_at <= 2 * 64 + 1
 
 
 def test_a_racer_and_what_it_races_never_both_write() -> None:

@@ -18,9 +18,19 @@ def test_what_was_wanted_first_comes_first_and_what_landed_is_wanted_no_more() -
     demand.want([7, 3])
     demand.open(partial)
     demand.want([5, 7])
-    assert demand.urgent() == [7, 3, 5]
+    assert list(demand.urgent()) == [7, 3, 5]
     partial.landed[3] = 0
-    assert demand.urgent() == [7, 5]
+    demand.landed(3)
+    demand.want([3, 9])
+    assert list(demand.urgent()) == [7, 5, 9]
+
+
+def test_what_was_here_before_is_not_wanted() -> None:
+    demand, partial = Demand(), Partial(Path("unused"), HEADER)
+    demand.want([7, 3])
+    partial.landed[7] = 0
+    demand.open(partial)
+    assert list(demand.urgent()) == [3]
 
 
 def test_the_whole_is_wanted_while_somebody_wants_it() -> None:
@@ -42,7 +52,11 @@ async def test_whoever_waits_is_told_of_every_move() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(follow)
-        for move in (lambda: demand.want([1]), demand.landed, demand.landed):
+        for move in (
+            lambda: demand.want([1]),
+            lambda: demand.landed(1),
+            lambda: demand.landed(2),
+        ):
             await anyio.wait_all_tasks_blocked()
             move()
     assert moves == [0, 1, 2]

@@ -38,7 +38,7 @@ class Download:
                 with memoryview(block) as view:
                     self.partial.write(view, end - start, start)
                 self.partial.record(index, crc32c(DATA[start:end]), end - start)
-                self.demand.landed()
+                self.demand.landed(index)
 
 
 @pytest.fixture

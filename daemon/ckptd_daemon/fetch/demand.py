@@ -5,7 +5,7 @@ Of the event loop: callers say what they want, the flight's work reads it and te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, KeysView
 from contextlib import contextmanager
 
 import anyio
@@ -45,22 +45,23 @@ class Demand:
 
     def want(self, chunks: Iterable[int]) -> None:
         """Have these brought before all others."""
-        self._wanted |= dict.fromkeys(chunks)
+        landed = self._partial.landed if self._partial is not None else {}
+        self._wanted |= dict.fromkeys(index for index in chunks if index not in landed)
         self._move()
 
-    def urgent(self) -> list[int]:
-        """Return what is wanted and has not landed, the most urgent first."""
-        landed = self._partial.landed if self._partial is not None else {}
-        self._wanted = {index: None for index in self._wanted if index not in landed}
-        return list(self._wanted)
+    def urgent(self) -> KeysView[int]:
+        """Return what is wanted and has not landed, the most urgent first; costs nothing."""
+        return self._wanted.keys()
 
     def open(self, partial: Partial) -> None:
         """Tell that chunks are to be found in *partial* from now on."""
         self._partial = partial
+        self._wanted = {index: None for index in self._wanted if index not in partial.landed}
         self._move()
 
-    def landed(self) -> None:
-        """Tell that another chunk is in the partial."""
+    def landed(self, chunk: int) -> None:
+        """Tell that *chunk* is in the partial."""
+        self._wanted.pop(chunk, None)
         self._move()
 
     async def moved(self) -> None:
@@ -95,6 +96,6 @@ class Wishes:
             self.is_whole or self._demand.is_whole or chunk in self._demand.urgent()
         )
 
-    def landed(self) -> None:
-        """Tell that another chunk is here."""
-        self._demand.landed()
+    def landed(self, chunk: int) -> None:
+        """Tell that *chunk* is here."""
+        self._demand.landed(chunk)

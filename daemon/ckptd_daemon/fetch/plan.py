@@ -7,7 +7,7 @@ under one lock, so that a claim can be cut short, or raced, while its bytes come
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from ckptd_daemon.fetch.ranges import Range, Ranges
@@ -131,13 +131,15 @@ class Plan:
         """Return where the chunk ends that holds *offset*."""
         return self._header.extent(offset // self._header.chunk_bytes)[1]
 
-    def next(self, urgent: Sequence[int], *, is_whole: bool) -> Range | None:
-        """Return what to claim next: of the *urgent* chunks, then, if it *is_whole*, of all."""
-        wanted = set(urgent)
+    def next(self, urgent: Collection[int], *, is_whole: bool) -> Range | None:
+        """Return what to claim next: of the *urgent* chunks, then, if it *is_whole*, of all.
+
+        Costs as much as the urgent chunks that are being brought: those that landed are none.
+        """
         for index in urgent:
             start, end = self._header.extent(index)
             if (gap := self._gaps.first(start, end)) is not None:
-                if gap[1] == end and index + 1 in wanted:
+                if gap[1] == end and index + 1 in urgent:
                     end = self._header.extent(index + 1)[1]
                 return self._gaps.first(gap[0], end)
         if not is_whole or (gap := self._gaps.first(0, self._header.size_bytes or 0)) is None:

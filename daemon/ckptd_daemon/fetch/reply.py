@@ -52,7 +52,7 @@ class Reply:
             self._unlanded_bytes = 0
         if self._at + self._filled > self._start():  # the end tells an unknown size
             await to_thread.run_sync(self._flush, True)
-            wishes.landed()
+            wishes.landed(self._chunk - 1)
         return self._at
 
     async def _take(self, block: memoryview, wishes: Wishes) -> bool:
@@ -71,7 +71,7 @@ class Reply:
                 ends_chunk = self._at + self._filled == self._end()
                 await to_thread.run_sync(self._flush, ends_chunk)
                 if ends_chunk:
-                    wishes.landed()
+                    wishes.landed(self._chunk - 1)
                     if not wishes.goes_on(self._chunk):
                         return False
         return True

@@ -135,11 +135,11 @@ class Stream:
                 return  # closed already, which is what was wanted
 
     def fetch(
-        self, claim: Claim, partial: Partial, buffer: memoryview, on_landed: Callable[[], object]
+        self, claim: Claim, partial: Partial, buffer: memoryview, on_landed: Callable[[int], object]
     ) -> None:
         """Bring what *claim* covers to the disk; what came before a failure stays.
 
-        Calls *on_landed* after each chunk that is whole. A claim that was cut short or beaten
+        Calls *on_landed* with each chunk that is whole. A claim that was cut short or beaten
         meanwhile ends without an error, and the connection with it.
         """
         asked = claim.asks()
@@ -224,7 +224,7 @@ class Stream:
 
 
 def _land(
-    claim: Claim, partial: Partial, buffer: memoryview, on_landed: Callable[[], object]
+    claim: Claim, partial: Partial, buffer: memoryview, on_landed: Callable[[int], object]
 ) -> None:
     """Write what came of a block, and note the chunk that it completes."""
     if (length := claim.settle()) <= 0:
@@ -234,7 +234,7 @@ def _land(
     if (chunk := claim.wrote(length, checksum)) is not None:
         start, end = partial.header.extent(chunk[0])
         partial.record(*chunk, end - start)
-        on_landed()
+        on_landed(chunk[0])
 
 
 def _connection(endpoint: Endpoint) -> tuple[str, http.client.HTTPConnection]:

@@ -89,8 +89,11 @@ class Streams:
         self._strikes = 0  # odd replies in a row
         self._failure: Exception | None = None  # the first; it ends the others
         self._is_fast = True  # until the origin does what only the general path can read
-        loop = asyncio.get_running_loop()
-        self._tell = functools.partial(loop.call_soon_threadsafe, demand.landed)
+        self._loop = asyncio.get_running_loop()
+
+    def _tell(self, chunk: int) -> None:
+        """Tell whoever waits that *chunk* is here; from any thread."""
+        self._loop.call_soon_threadsafe(self._demand.landed, chunk)
 
     async def fill(self) -> None:
         """Bring what is wanted until all is here; returns early if this path cannot read it."""
