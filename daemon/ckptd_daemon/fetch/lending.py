@@ -73,8 +73,10 @@ class Lender:
             blob = self._store.find(key)
             if blob is None or sha256 not in {None, blob.sha256}:
                 blob = await self.ready(call, key, obj, sha256)
-            use = partial(self._store.use, blob, for_others=for_others)
-            found = await to_thread.run_sync(use)
+            found = self._store.glance(blob, for_others=for_others)
+            if found is None:
+                use = partial(self._store.use, blob, for_others=for_others)
+                found = await to_thread.run_sync(use)
             if found is not None:
                 return blob, found
 
