@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 
 import anyio
@@ -12,7 +14,7 @@ import pytest
 
 from ckptd_daemon.sessions import Process, Sessions
 from ckptd_daemon.store import durable
-from ckptd_daemon.store.leases import Leases
+from ckptd_daemon.store.leases import FORMAT, Lease, Leases
 from ckptd_proto import errors
 
 
@@ -60,3 +62,14 @@ async def test_a_disk_that_fails_when_a_holder_ends_ends_its_lease_and_nothing_e
             await freed.wait()
         assert "a" not in leases
     assert "is full" in caplog.text
+
+
+async def test_a_lease_whose_time_was_up_while_nobody_ran_ends_at_the_start(tmp_path: Path) -> None:
+    gone = Lease("a" * 32, "a", Process(pid=0, started=-7, uid=0), keep_s=1.0, until=1.0)
+    (tmp_path / f"{gone.id}.json").write_text(json.dumps({"format": FORMAT, **asdict(gone)}))
+    async with Sessions.open() as sessions, Leases.open(tmp_path, sessions) as leases:
+        freed = anyio.Event()
+        leases.on_freed(freed.set)
+        with anyio.fail_after(5):
+            await freed.wait()
+        assert "a" not in leases

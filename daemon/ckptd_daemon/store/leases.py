@@ -185,7 +185,7 @@ class Leases:
         await self._write_or_log(lease.id)
         if lease.id not in self._leases:
             return
-        await anyio.sleep((lease.until or 0.0) - time.time())
+        await anyio.sleep(max(0.0, (lease.until or 0.0) - time.time()))
         if self._leases.get(lease.id) == lease:  # not released, nor taken anew
             self._drop(lease)
             await self._write_or_log(lease.id)
