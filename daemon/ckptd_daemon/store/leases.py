@@ -12,10 +12,11 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +30,7 @@ from ckptd_proto import errors
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+TOGETHER_MAX = 64  # leases that are written in one go
 UNSEEN_GRACE_S = 600.0
 """After a restart, a holder in a pid namespace that we cannot see has so long to come back."""
 
@@ -65,6 +67,7 @@ class Leases:
         self._unwatch: dict[str, Callable[[], None]] = {}  # by lease
         self._writing = anyio.Lock()  # files change in the order of the table
         self._written: dict[str, Lease] = {}  # what their files say
+        self._unwritten: dict[str, None] = {}  # leases whose files may say less, oldest first
 
     @classmethod
     @asynccontextmanager
@@ -117,20 +120,39 @@ class Leases:
         return lease
 
     async def write(self, name: str) -> None:
-        """Bring the file of the lease called *name* up to what the table says."""
+        """Bring the file of the lease called *name* up to what the table says.
+
+        Those who wait meanwhile are written together: a flight ends for all its passengers at once.
+        """
+        self._unwritten[name] = None
         async with self._writing:
-            lease = self._leases.get(name)
-            path = self._directory / f"{name}.json"
-            if lease is None:
-                self._written.pop(name, None)
-                await anyio.to_thread.run_sync(partial(path.unlink, missing_ok=True))
-            elif not _says_as_much(self._written.get(name), lease):
-                self._written.pop(name, None)
-                data = json.dumps({"format": FORMAT, **asdict(lease)}).encode()
-                survives = lease.keep_s > 0  # else a power cut ends its process, too
-                write = partial(durable.write_file, path, data, survives=survives)
-                await anyio.to_thread.run_sync(write)
-                self._written[name] = lease
+            if name not in self._unwritten:
+                return  # whoever wrote before us wrote it, too
+            del self._unwritten[name]
+            names = [name, *islice(self._unwritten, TOGETHER_MAX - 1)]
+            for other in names[1:]:
+                del self._unwritten[other]
+            changes = {each: self._leases.get(each) for each in names if not self._is_written(each)}
+            if not changes:
+                return
+            for each in changes:
+                self._written.pop(each, None)
+            try:
+                failed = await anyio.to_thread.run_sync(_write, self._directory, changes)
+            except BaseException:  # cancelled: nobody knows how far it came
+                self._unwritten |= dict.fromkeys(names)
+                raise
+            for each, lease in changes.items():
+                if lease is not None and each not in failed:
+                    self._written[each] = lease
+            failure = failed.pop(name, None)
+            self._unwritten |= dict.fromkeys(failed)  # they try by themselves
+            if failure is not None:
+                raise failure
+
+    def _is_written(self, name: str) -> bool:
+        lease = self._leases.get(name)
+        return lease is not None and _says_as_much(self._written.get(name), lease)
 
     async def release(self, name: str, uid: int, *, wholly: bool) -> None:
         """Give a lease of *uid*, or one count of it, back; one that has ended is no error."""
@@ -199,6 +221,23 @@ class Leases:
             await self.write(name)
         except (errors.CkptdError, OSError) as error:
             logger.error("the file of lease %s is not up to date: %s", name, error)
+
+
+def _write(directory: Path, changes: Mapping[str, Lease | None]) -> dict[str, Exception]:
+    """Write, or remove, the file of each lease; return what went wrong, by lease."""
+    failed: dict[str, Exception] = {}
+    for name, lease in changes.items():
+        path = directory / f"{name}.json"
+        try:
+            if lease is None:
+                path.unlink(missing_ok=True)
+            else:
+                data = json.dumps({"format": FORMAT, **asdict(lease)}).encode()
+                survives = lease.keep_s > 0  # else a power cut ends its process, too
+                durable.write_file(path, data, survives=survives)
+        except (OSError, errors.CkptdError) as error:
+            failed[name] = error
+    return failed
 
 
 def _says_as_much(written: Lease | None, lease: Lease) -> bool:
