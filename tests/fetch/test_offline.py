@@ -82,6 +82,6 @@ def test_a_daemon_that_an_offline_process_starts_serves_others_online(
 
 @pytest.mark.parametrize("only_public", [True, False])
 async def test_what_fails_to_notice_that_it_is_offline_is_refused(only_public: bool) -> None:
-    async with HttpSource.open(connect_s=1, stall_s=1, is_offline=True) as source:
+    async with HttpSource.open(connect_s=1, first_byte_s=1, stall_s=1, is_offline=True) as source:
         with pytest.raises(errors.FailedPrecondition, match="offline by its setting"):
             await source.stat("http://models.example/model", only_public=only_public)

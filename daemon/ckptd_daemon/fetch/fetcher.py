@@ -116,6 +116,7 @@ class Fetcher:
             source = await stack.enter_async_context(
                 HttpSource.open(
                     connect_s=config.connect_s,
+                    first_byte_s=config.first_byte_s,
                     stall_s=config.stall_s,
                     proxy=config.proxy.get_secret_value() if config.proxy else None,
                     ca_file=config.ca_file,

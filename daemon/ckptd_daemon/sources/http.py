@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import unquote
 
 import aiohttp
+import anyio
 from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError, public_socket
@@ -34,12 +35,14 @@ from ckptd_daemon.sources.source import (
     Validator,
 )
 from ckptd_daemon.sources.tls import context
-from ckptd_daemon.sources.ways import Way, words
+from ckptd_daemon.sources.ways import Way, heads_within, words
 from ckptd_proto import errors
 from ckptd_proto.urls import display, identity
 
 BLOCK_BYTES = 1 << 18
 PAGE_MAX_BYTES = 16 << 20
+PAGE_MAX_S = 120.0
+PROGRESS_BYTES = 4 << 10  # less than that while waiting for `stall_s` is a stall
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
 NAME_MAX_BYTES = 200
 
@@ -145,7 +148,8 @@ class HttpSource:
     nothing is public by way of a proxy, and other users are not sent over one.
     """
 
-    def __init__(self, public: Way, anywhere: Way, brakes: Brakes) -> None:
+    def __init__(self, public: Way, anywhere: Way, brakes: Brakes, stall_s: float) -> None:
+        self._stall_s = stall_s
         self._public = public  # connects to public addresses only, and itself
         self._anywhere = anywhere
         self.brakes = brakes
@@ -157,6 +161,7 @@ class HttpSource:
         cls,
         *,
         connect_s: float,
+        first_byte_s: float,
         stall_s: float,
         proxy: str | None = None,
         ca_file: Path | None = None,
@@ -168,6 +173,7 @@ class HttpSource:
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
         tls = context(ca_file)
+        trace = heads_within(first_byte_s)
 
         def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
@@ -177,6 +183,7 @@ class HttpSource:
                 headers={"Accept-Encoding": "identity", "User-Agent": "ckptd"},
                 skip_auto_headers={"Accept"},
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[trace],
             )
 
         plugged = Unplugged if is_offline else aiohttp.TCPConnector
@@ -186,7 +193,8 @@ class HttpSource:
             session(plugged(ssl=tls)) as anywhere,
         ):
             brakes = Brakes()
-            yield cls(Way(public, tls, brakes), Way(anywhere, tls, brakes, Proxies(proxy)), brakes)
+            own = Way(anywhere, tls, brakes, Proxies(proxy))
+            yield cls(Way(public, tls, brakes), own, brakes, stall_s)
 
     async def stat(self, url: str, *, only_public: bool) -> Object:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
@@ -218,12 +226,15 @@ class HttpSource:
                 raise refusal(reply.status, reply.headers, name)
             _require_identity(reply, name)
             body = bytearray()
-            async with aclosing(self._blocks(reply, reply.content_length)) as blocks:
-                async for block in blocks:
-                    body += block
-                    if len(body) > PAGE_MAX_BYTES:
-                        text = f"{name} lists more than {PAGE_MAX_BYTES} bytes can; name files"
-                        raise errors.FailedPrecondition(text)
+            with anyio.move_on_after(PAGE_MAX_S) as patience:
+                async with aclosing(self._blocks(reply, reply.content_length)) as blocks:
+                    async for block in blocks:
+                        body += block
+                        if len(body) > PAGE_MAX_BYTES:
+                            text = f"{name} lists more than {PAGE_MAX_BYTES} bytes can; name files"
+                            raise errors.FailedPrecondition(text)
+            if patience.cancelled_caught:
+                raise TransientError(f"the list was not here after {PAGE_MAX_S:.0f} s")
             return Page(str(reply.url), bytes(body))
 
     async def _stat(self, url: str, is_public: bool) -> Object:
@@ -291,10 +302,20 @@ class HttpSource:
     async def _blocks(
         self, reply: aiohttp.ClientResponse, expected_bytes: int | None
     ) -> AsyncGenerator[bytes, None]:
-        seen = 0
+        seen, stalled_s, progress = 0, 0.0, 0
         try:
-            async for block in reply.content.iter_chunked(BLOCK_BYTES):
+            while True:
+                began = anyio.current_time()
+                if not (block := await reply.content.read(BLOCK_BYTES)):
+                    break
                 seen += len(block)
+                stalled_s += anyio.current_time() - began
+                if (progress := progress + len(block)) >= PROGRESS_BYTES:
+                    stalled_s, progress = 0.0, 0
+                elif stalled_s > self._stall_s:
+                    raise TransientError(
+                        f"the reply dribbles: {progress} bytes in {stalled_s:.0f} s"
+                    )
                 if expected_bytes is not None and seen > expected_bytes:
                     raise TransientError(f"the reply has more than {expected_bytes} bytes")
                 yield block

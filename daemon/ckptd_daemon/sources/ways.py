@@ -11,6 +11,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import aiohttp
 import anyio
@@ -107,14 +108,17 @@ class Way:
         for_proxy = None if proxy is None else proxy.headers
         if url.scheme == "http" and for_proxy:  # no tunnel: it reads what we ask
             headers = {**headers, **for_proxy}
+        head = anyio.CancelScope()
         try:
-            return await self._session.get(
-                url,
-                headers=headers,
-                allow_redirects=False,
-                proxy=None if proxy is None else proxy.url,
-                proxy_headers=for_proxy,
-            )
+            with head:
+                return await self._session.get(
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
+                    proxy=None if proxy is None else proxy.url,
+                    proxy_headers=for_proxy,
+                    trace_request_ctx=head,
+                )
         except aiohttp.InvalidURL as error:
             raise errors.InvalidArgument(f"{name} is not a URL that can be asked for") from error
         except (aiohttp.ClientSSLError, ssl.SSLError) as error:
@@ -128,6 +132,18 @@ class Way:
             if isinstance(refused, PrivateAddressError):
                 raise refused from None
             raise TransientError(f"the origin cannot be reached: {words(error)}") from error
+        raise TransientError("the origin cannot be reached: no answer in time")
+
+
+def heads_within(first_byte_s: float) -> aiohttp.TraceConfig:
+    """Have the head of every answer be there so soon after its request, however it dribbles."""
+
+    async def sent(_: object, context: SimpleNamespace, __: object) -> None:
+        context.trace_request_ctx.deadline = anyio.current_time() + first_byte_s
+
+    found = aiohttp.TraceConfig()
+    found.on_request_headers_sent.append(sent)
+    return found
 
 
 def _read(url: str, name: str) -> URL:
