@@ -189,6 +189,24 @@ async def test_while_a_host_wants_a_pause_its_seats_are_for_others(
                 assert call.progress().cause is Cause.THROTTLED
 
 
+async def test_slow_replies_of_the_general_path_leave_the_streams_their_memory(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    names = [f"slow{n}" for n in range(45)]
+    for name in names:
+        origin.put(name, data[:100_000], etag=None, last_modified=None)
+    origin.hold()
+    with Origin() as other, ExitStack() as calls:
+        other.put("model", data)
+        async with fetching(short_path, streams=64, stall_s=600) as node:
+            for name in names:
+                calls.enter_context(node.calling(origin.url(name)))
+            await until(lambda: all(origin.bodies(name) for name in names[:40]))
+            assert (await node.fetch(other.url("model"))).read_bytes() == data
+            origin.release()
+            calls.close()
+
+
 async def test_a_small_fetch_gets_going_while_big_ones_have_all_streams(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:

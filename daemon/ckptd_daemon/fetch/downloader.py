@@ -6,7 +6,7 @@ import functools
 from collections.abc import Awaitable, Callable
 
 from ckptd_daemon.fetch.demand import Demand, Wishes
-from ckptd_daemon.fetch.means import Means
+from ckptd_daemon.fetch.means import GENERAL_BLOCK_BYTES, Means
 from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
 from ckptd_daemon.fetch.reply import Reply
 from ckptd_daemon.fetch.retry import Damages, Patience, unbraked
@@ -14,8 +14,6 @@ from ckptd_daemon.fetch.streams import Streams
 from ckptd_daemon.sources.brakes import host_of
 from ckptd_daemon.sources.source import NoRangesError, Object, TransientError
 from ckptd_daemon.store.partials import DamagedError, Partial
-
-BLOCK_BYTES = 4 << 20  # of the general path, which has but one stream
 
 
 class Downloader:
@@ -60,7 +58,7 @@ class Downloader:
             gauge.enter(Phase.DOWNLOADING)
             landed = len(partial.landed)
             try:
-                async with means.buffers.lend(BLOCK_BYTES) as buffer:
+                async with means.general.lend(GENERAL_BLOCK_BYTES) as buffer:
                     reply = Reply(obj, partial, buffer, self._make_room, pace)
                     stopped_at = await reply.read(means.source, gauge, first, wishes)
                 if obj.size_bytes is None:

@@ -88,6 +88,7 @@ class Fetcher:
         means = Means(config, source, buffers, self._pacer, hosts, brakes, Abilities())
         hasher = Hasher()
         tasks.start_soon(buffers.keep)
+        tasks.start_soon(means.general.keep)
         tasks.start_soon(hasher.buffers.keep)
         downloader = Downloader(means, self._space.grow)
         transfer = Transfer(store, self._space, buffers, downloader, hasher)

@@ -14,6 +14,8 @@ from ckptd_daemon.sources.brakes import Brakes
 from ckptd_daemon.sources.source import Source
 from ckptd_daemon.store.buffers import Buffers
 
+GENERAL_BLOCK_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Means:
@@ -26,11 +28,14 @@ class Means:
     hosts: Hosts
     brakes: Brakes
     abilities: Abilities
+    general: Buffers = field(init=False)
+    """Of the general path: a slow reply holds its memory for long, and is not to hold up streams."""
     fetching: CapacityLimiter = field(init=False)
     connecting: CapacityLimiter = field(init=False)
     """An abandoned one keeps its place until it ends."""
 
     def __post_init__(self) -> None:
         streams_max = self.config.streams_max
+        object.__setattr__(self, "general", Buffers(streams_max * GENERAL_BLOCK_BYTES))
         object.__setattr__(self, "fetching", CapacityLimiter(streams_max))
         object.__setattr__(self, "connecting", CapacityLimiter(streams_max))
