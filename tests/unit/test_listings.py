@@ -6,9 +6,13 @@ import html
 import json
 import posixpath
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from urllib.parse import quote
 
+import anyio
 import pytest
+from anyio import to_thread
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +111,63 @@ def test_sizes_of_a_json_index_come_along_and_odd_things_stay_out() -> None:
     ]
     found = indexes.parse(json.dumps(items).encode(), URL, TITLE)
     assert found == [Named("a", False, 3), Named("d", True)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["<a", "<a ", "<!--", "<!-- -->", "<a href=", "<a href='", '<a href="', "<a b", "<script>", "&"]
+    + ["<title", "<h1>", '<a href="&#', "=", "a='", '="', "<a =", "<a href=x ", "</a", "<", "/"],
+)
+async def test_a_page_made_to_take_long_takes_as_long_as_any_other(part: str) -> None:
+    page = "<title>Index of /</title>" + part * (2_000_000 // len(part))
+    with anyio.fail_after(20), suppress(errors.FailedPrecondition):
+        assert await parsed(page) == []
+
+
+async def parsed(page: str) -> list[Named]:
+    """In a thread that can be given up."""
+    work = partial(indexes.parse, page.encode(), URL, TITLE)
+    return await to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+@pytest.mark.parametrize("text", ['<a href="{}">x</a>', '{{"name": "{}", "type": "file"}},'])
+async def test_a_page_with_a_million_names_is_refused(text: str) -> None:
+    names = "".join(map(text.format, range(1_000_000)))
+    page = f"[{names[:-1]}]" if text.startswith("{") else f"<title>Index of /</title>{names}"
+    with anyio.fail_after(20), pytest.raises(errors.FailedPrecondition, match="10000 files"):
+        await parsed(page)
+
+
+@pytest.mark.parametrize("link", ["x" * 5000, "&#" + "9" * 5000 + ";"])
+def test_an_endless_link_is_refused(link: str) -> None:
+    page = f'<title>Index of /</title><a href="{link}">x</a>'
+    with pytest.raises(errors.FailedPrecondition, match="4096 characters"):
+        indexes.parse(page.encode(), URL, TITLE)
+
+
+def test_what_a_page_comments_out_or_scripts_is_no_content() -> None:
+    page = """<TITLE>Index of /dir/</TITLE><!-- <a href="a">a</a> --><SCRIPT>'<a href="b">'</Script>
+    <A class='x > y' HREF = 'c' >c</A><a title="href=d" href=e>e</a><a href="f&amp;g">f</a><!-- <a
+    href="h">"""
+    found = indexes.parse(page.encode(), URL, TITLE)
+    assert [named.name for named in found] == ["c", "e", "f&g"]
+
+
+@pytest.mark.parametrize("size", ["9" * 30, "9" * 5000, 1 << 63])
+def test_a_size_that_no_file_has_is_refused(size: str | int) -> None:
+    page = f'[{{"name": "a", "type": "file", "size": {size}}}]'
+    with pytest.raises(errors.FailedPrecondition):
+        indexes.parse(page.encode(), URL, TITLE)
+    files = f'{{"format": 1, "files": [{{"path": "a", "size_bytes": {size}}}]}}'
+    with pytest.raises(errors.FailedPrecondition):
+        manifest.parse(files.encode(), TITLE)
+
+
+def test_files_that_are_more_than_any_disk_together_are_refused() -> None:
+    entries = [Entry(name, 1 << 62) for name in "ab"]
+    assert checked(TITLE, entries[:1])
+    with pytest.raises(errors.FailedPrecondition, match="more bytes than any disk"):
+        checked(TITLE, entries)
 
 
 json_values = st.recursive(

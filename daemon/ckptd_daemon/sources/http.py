@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import unquote
@@ -26,6 +27,7 @@ from ckptd_daemon.sources.brakes import (
     pause_s,
 )
 from ckptd_daemon.sources.checksums import stated
+from ckptd_daemon.sources.listing import SIZE_END
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import (
     ChangedError,
@@ -40,7 +42,6 @@ from ckptd_proto import errors
 from ckptd_proto.urls import display, identity
 
 BLOCK_BYTES = 1 << 18
-PAGE_MAX_BYTES = 16 << 20
 PAGE_MAX_S = 120.0
 PROGRESS_BYTES = 4 << 10  # less than that while waiting for `stall_s` is a stall
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
@@ -200,9 +201,10 @@ class HttpSource:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
         return await self._reached(url, self._stat, only_public=only_public)
 
-    async def page(self, url: str, *, only_public: bool) -> Page:
+    async def page(self, url: str, max_bytes: int, *, only_public: bool) -> Page:
         """Return a document that describes others, whole; raises as `stat` does."""
-        return await self._reached(url, self._page, only_public=only_public)
+        ask = partial(self._page, max_bytes)
+        return await self._reached(url, ask, only_public=only_public)
 
     async def _reached(self, url: str, ask: Ask[T], *, only_public: bool) -> T:
         """Ask at public addresses if these are all that may be, or are enough."""
@@ -219,7 +221,7 @@ class HttpSource:
                 raise errors.PermissionDenied(text) from error
         return await ask(url, False)
 
-    async def _page(self, url: str, is_public: bool) -> Page:
+    async def _page(self, max_bytes: int, url: str, is_public: bool) -> Page:
         name = display(url)
         async with self._way(is_public).get(url, {}, name) as reply:
             if reply.status != 200:
@@ -230,8 +232,8 @@ class HttpSource:
                 async with aclosing(self._blocks(reply, reply.content_length)) as blocks:
                     async for block in blocks:
                         body += block
-                        if len(body) > PAGE_MAX_BYTES:
-                            text = f"{name} lists more than {PAGE_MAX_BYTES} bytes can; name files"
+                        if len(body) > max_bytes:
+                            text = f"{name} lists more than {max_bytes} bytes can; name files"
                             raise errors.FailedPrecondition(text)
             if patience.cancelled_caught:
                 raise TransientError(f"the list was not here after {PAGE_MAX_S:.0f} s")
@@ -334,6 +336,9 @@ class HttpSource:
         is_public: bool,
     ) -> Object:
         _require_identity(reply, display(url))
+        if size_bytes is not None and size_bytes >= SIZE_END:
+            text = f"{display(url)}: the origin states {size_bytes} bytes, which nobody can have"
+            raise errors.FailedPrecondition(text)
         validator = validator_of(reply.headers)
         return Object(
             id=identity(url),

@@ -13,6 +13,8 @@ FILES_MAX = 10_000
 DEPTH_MAX = 16
 PATH_MAX_BYTES = 1024
 NAME_MAX_BYTES = 255
+SIZE_END = 1 << 63
+"""Of a file, and of all files of a listing together: no size, nor a sum, is as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def checked(title: str, entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Return *entries* in order if they can all be files of one directory.
 
     Raises `FailedPrecondition` for a name that could lead elsewhere, for a name that is both a
-    file and a directory, and for too many.
+    file and a directory, for too many, and for more bytes than there can be.
     """
     found: dict[str, Entry] = {}
     for entry in entries:
@@ -64,6 +66,8 @@ def checked(title: str, entries: Iterable[Entry]) -> tuple[Entry, ...]:
             raise refused(title, f"{entry.path!r} is named twice, with different properties")
         if len(found) > FILES_MAX:
             raise refused(title, f"it names more than {FILES_MAX} files")
+    if sum(entry.size_bytes or 0 for entry in found.values()) >= SIZE_END:
+        raise refused(title, "its files have more bytes than any disk")
     directories = {parent for path in found for parent in _parents(path)}
     if both := sorted(directories & found.keys()):
         raise refused(title, f"{both[0]!r} is both a file and a directory")

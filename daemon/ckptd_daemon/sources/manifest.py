@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from ckptd_daemon.sources.listing import Entry, checked, refused
+from ckptd_daemon.sources.listing import SIZE_END, Entry, checked, refused
 from ckptd_proto import errors
 
 NAME = "ckptd-manifest.json"
@@ -45,7 +45,7 @@ def _entry(file: Any, title: str) -> Entry:
         raise refused(title, f"a file of {NAME} has no `path`")
     path, size = file["path"], file.get("size_bytes")
     sha256, crcs = file.get("sha256"), file.get("crc32c") or []
-    if not (size is None or _is_within(size, 1 << 63)):
+    if not (size is None or _is_within(size, SIZE_END)):
         raise refused(title, f"the `size_bytes` of {path!r} is no number of bytes")
     if not (sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256))):
         raise refused(title, f"the `sha256` of {path!r} is not 64 hexadecimal digits")
