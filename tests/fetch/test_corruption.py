@@ -80,3 +80,17 @@ async def test_a_disk_that_cannot_read_back_what_it_took_is_told_and_may_get_wel
             with pytest.raises(errors.Unavailable, match="the disk failed"):
                 await node.fetch(origin.url("model"), sha256)
         assert (await node.fetch(origin.url("model"), sha256)).read_bytes() == data
+
+
+async def test_bytes_that_rotted_in_the_cache_are_not_blamed_on_who_published_them(
+    sha256: str, short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data)
+    async with clean(short_path, origin) as node:
+        path = await node.fetch(origin.url("model"))
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.write(bytes([data[0] ^ 1]))
+        sent = origin.sent_bytes
+        assert (await node.fetch(origin.url("model"), sha256)).read_bytes() == data
+        assert origin.sent_bytes - sent < len(data) // 2  # the one chunk that was damaged

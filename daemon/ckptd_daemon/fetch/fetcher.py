@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Self
 
@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 BUFFER_BYTES = 160 << 20  # of all flights; beside that of hashing
 HASH_THREADS = 2
+PREFETCHES_MAX = 32  # at a time; nobody waits for them
 GRANTS_MAX = 4096  # answers that a caller may say it never saw
 
 
@@ -72,6 +73,7 @@ class Fetcher:
         self._leases = leases
         self._calls: set[Call] = set()
         self._grants: dict[tuple[Process, str], list[str]] = {}  # leases by call, oldest first
+        self._prefetching = anyio.Semaphore(PREFETCHES_MAX)
         self._quiet = anyio.Event()  # set by the last call to end
         self._is_refusing = False
         self._flights: Flights[Blob] = Flights(
@@ -287,9 +289,11 @@ class Fetcher:
 
     async def _run(self, call: Call) -> None:
         handed, failure = None, None
+        turn = self._prefetching if call.request.is_detached else nullcontext()
         try:
             with call.scope:
-                handed = await self._handed(call)
+                async with turn:
+                    handed = await self._handed(call)
             if handed is not None and call.is_left:  # too late to be interrupted
                 await self._leases.release(handed.lease, call.holder.uid, wholly=False)
             elif handed is not None and call.request.call:

@@ -90,6 +90,8 @@ class Lender:
             work = None if obj is None else partial(self._bring, obj, sha256)
             if blob is not None and await to_thread.run_sync(self._store.check, blob):
                 blob = await self._hashed(blob, sha256)
+                if blob is None:
+                    continue
                 if _is_as_stated(blob, obj, sha256):
                     return blob
                 if obj is None or blob.verification is not Verification.TRANSPORT or blob.is_second:
@@ -130,15 +132,15 @@ class Lender:
                 await to_thread.run_sync(self._store.settle_for, first)
             raise
 
-    async def _hashed(self, blob: Blob, sha256: str | None) -> Blob:
-        """Return *blob* with its SHA-256, if the caller states one."""
+    async def _hashed(self, blob: Blob, sha256: str | None) -> Blob | None:
+        """Return *blob* with its SHA-256, if the caller states one; None if it is of no use."""
         if sha256 is None:
             return blob
         async with self._hashing:
             blob = self._store.find(blob.key) or blob
             if blob.sha256 is None:
                 work = partial(self._store.learn_sha256, blob, sha256)
-                blob = await to_thread.run_sync(work, limiter=self._hash_threads)
+                return await to_thread.run_sync(work, limiter=self._hash_threads)
         return blob
 
 

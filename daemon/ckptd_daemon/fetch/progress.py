@@ -14,6 +14,7 @@ RATE_S = 4.0  # over how long the rate is taken
 SAMPLE_S = 0.1
 HELD_S = 1.0  # for so long after its end a wait for a limit counts
 SILENT_S = 3.0  # after so long without a byte there is something to explain
+TOTAL_END = 1 << 63  # no total is told from here on
 
 
 class Phase(StrEnum):
@@ -174,13 +175,13 @@ class Gauge:
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:
-    """Return the sum of *sizes* once all of them are known."""
+    """Return the sum of *sizes* once all of them are known, and if it is one that can be told."""
     total = 0
     for size_bytes in sizes:
         if size_bytes is None:
             return None
         total += size_bytes
-    return total
+    return total if total < TOTAL_END else None
 
 
 def _all(parts: list[Progress]) -> tuple[Phase, Cause, str]:

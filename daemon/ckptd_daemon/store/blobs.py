@@ -12,12 +12,16 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from crc32c import crc32c
 
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.partials import DATA, JOURNAL, Partial, claimed
@@ -26,6 +30,7 @@ from ckptd_proto import errors
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+HASH_BYTES = 1 << 20
 NOTE = "blob.json"
 NOTED_S = 10.0
 """What is used again so soon is not noted again: after a restart, the order of use is as exact."""
@@ -82,6 +87,7 @@ class BlobStore:
         self._quarantine_dir = cache_dir / "quarantine"
         self._trash_dir = cache_dir / "trash"
         self._blobs: dict[str, Blob] = {}
+        self._changing = threading.Lock()  # threads say more of a blob, and no forgotten one
 
     def __repr__(self) -> str:
         return f"<BlobStore {self._blobs_dir} [{len(self._blobs)} blobs]>"
@@ -111,7 +117,8 @@ class BlobStore:
 
     def forget(self, key: str) -> None:
         """Serve the blob called *key* no more, from this instant; `remove` then frees its disk."""
-        self._blobs.pop(key, None)
+        with self._changing:
+            self._blobs.pop(key, None)
 
     def partial_paths(self) -> list[Path]:
         """Return the directories of all partials; blocks on the disk, like all that follows."""
@@ -212,8 +219,11 @@ class BlobStore:
         """Tell whether the blob's file is still what was published; quarantines it if not."""
         if _is_whole(blob):
             return True
-        if self._blobs.get(blob.key) is blob:
-            del self._blobs[blob.key]
+        with self._changing:
+            is_known = self._blobs.get(blob.key) is blob
+            if is_known:
+                del self._blobs[blob.key]
+        if is_known:
             self._quarantine(blob.path.parent)
         return False
 
@@ -273,31 +283,45 @@ class BlobStore:
             found = blob.path.stat()
         except FileNotFoundError:
             return None
-        if (known := self._blobs.get(blob.key)) is None:
-            return None
         now = time.time()
-        self._blobs[blob.key] = replace(known, used_at=now, noted_at=now)
-        return found
+        return found if self._change(blob.key, used_at=now, noted_at=now) else None
 
-    def learn_sha256(self, blob: Blob, stated: str) -> Blob:
-        """Compute the SHA-256 of the blob, and write it down; *stated* may vouch for the bytes."""
-        with blob.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    def learn_sha256(self, blob: Blob, stated: str) -> Blob | None:
+        """Compute the SHA-256 of the blob, and write it down; *stated* may vouch for the bytes.
+
+        None if it is gone meanwhile, or damaged: it is then set aside, and nobody else to blame.
+        """
+        try:
+            with blob.path.open("rb", buffering=0) as file:
+                sha256, crcs = _sums(file, blob.chunk_bytes)
+                if not os.path.samestat(os.fstat(file.fileno()), blob.path.stat()):
+                    return None  # another has its name
+        except FileNotFoundError:
+            return None
+        if crcs != blob.crc32c:
+            self.forget(blob.key)
+            self._quarantine(blob.path.parent)
+            return None
         verification = Verification.SHA256 if sha256 == stated else blob.verification
-        known = replace(blob, sha256=sha256, verification=verification)
-        return self._noted(known, {"sha256": sha256, "verification": verification})
+        return self._noted(blob, sha256=sha256, verification=verification)
 
     def settle_for(self, blob: Blob) -> None:
         """Write down that the blob is not to be fetched again for what somebody states."""
-        self._noted(replace(blob, is_second=True), {"is_second": True})
+        self._noted(blob, is_second=True)
 
-    def _noted(self, blob: Blob, learned: dict[str, str | bool]) -> Blob:
-        """Write down what was *learned* of *blob*, which says so already."""
+    def _noted(self, blob: Blob, **learned: str | bool) -> Blob | None:
+        """Write down what was *learned* of *blob*; None if it was forgotten meanwhile."""
         note_path = blob.path.parent / NOTE
         note = json.loads(note_path.read_bytes()) | learned
         durable.write_file(note_path, json.dumps(note).encode(), mode=0o600)
-        self._blobs[blob.key] = blob
-        return blob
+        return self._change(blob.key, **learned)
+
+    def _change(self, key: str, **learned: Any) -> Blob | None:
+        """Say more of the blob called *key*, unless it was forgotten meanwhile."""
+        with self._changing:
+            if (known := self._blobs.get(key)) is not None:
+                known = self._blobs[key] = replace(known, **learned)
+            return known
 
     def remove(self, path: Path) -> None:
         """Drop a blob's or partial's directory. Readers that hold its file open keep the bytes."""
@@ -305,6 +329,20 @@ class BlobStore:
             grave = self._trash_dir / f"{path.name}-{secrets.token_hex(4)}"
             durable.publish(path, grave)
             shutil.rmtree(grave)
+
+
+def _sums(file: FileIO, chunk_bytes: int) -> tuple[str, tuple[int, ...]]:
+    """Return the SHA-256 of *file*, and the CRC32C of each of its chunks."""
+    digest, crcs, block = hashlib.sha256(), [], memoryview(bytearray(HASH_BYTES))
+    at = crc = 0
+    while got := file.readinto(block[: min(HASH_BYTES, chunk_bytes - at)]):
+        digest.update(block[:got])
+        crc = crc32c(block[:got], crc)
+        at += got
+        if at == chunk_bytes:
+            crcs.append(crc)
+            at = crc = 0
+    return digest.hexdigest(), (*crcs, crc) if at else tuple(crcs)
 
 
 def _sweep(path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from crc32c import crc32c
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.blobs import Blob, BlobStore
 from ckptd_daemon.store.buffers import BLOCK_BYTES, Buffers
+from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +48,14 @@ class Scrubber:
 
         It is read past the page cache: what counts is what the disk has.
         """
-        async with self._buffers.lend() as buffer:
-            with ThreadPoolExecutor(1, initializer=_step_back) as thread:
-                damaged = [
-                    index
-                    for index, expected in enumerate(blob.crc32c)
-                    if await self._crc32c(thread, blob, index, buffer) != expected
-                ]
-        current = self._store.find(blob.key)
-        if current is None or current.path != blob.path:
+        fd = await to_thread.run_sync(_opened, blob.path)
+        try:
+            damaged = range(len(blob.crc32c)) if fd is None else await self._damaged(fd, blob)
+            is_here = await to_thread.run_sync(_is_at, blob.path, fd)
+        finally:
+            if fd is not None:
+                os.close(fd)
+        if self._store.find(blob.key) is None or not is_here:
             return None
         if not damaged:
             return Finding(blob, (), None)
@@ -63,35 +65,61 @@ class Scrubber:
             quarantine = await to_thread.run_sync(self._store.set_aside, blob.path.parent)
         return Finding(blob, tuple(damaged), quarantine)
 
-    async def _crc32c(
-        self, thread: ThreadPoolExecutor, blob: Blob, index: int, buffer: memoryview
-    ) -> int | None:
-        start = index * blob.chunk_bytes
-        end = min(start + blob.chunk_bytes, blob.size_bytes)
-        read = functools.partial(_read, blob.path, start, end, buffer)
-        return await to_thread.run_sync(thread.submit(read).result)
+    async def _damaged(self, fd: int, blob: Blob) -> Sequence[int]:
+        """Return which chunks of *blob*, open as *fd*, are not what was published."""
+        damaged = []
+        async with self._buffers.lend() as buffer:
+            with ThreadPoolExecutor(1, initializer=_step_back) as thread:
+                for index, expected in enumerate(blob.crc32c):
+                    start = index * blob.chunk_bytes
+                    end = min(start + blob.chunk_bytes, blob.size_bytes)
+                    read = functools.partial(_read, fd, blob.path, start, end, buffer)
+                    if await to_thread.run_sync(thread.submit(read).result) != expected:
+                        damaged.append(index)
+        return damaged
 
 
 def _step_back() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
-def _read(path: Path, start: int, end: int, buffer: memoryview) -> int | None:
+def _opened(path: Path) -> int | None:
+    """Open *path*, past the page cache; None if there is no such file."""
+    try:
+        return durable.open_direct(path, os.O_RDONLY)[0]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unread(path, error) from error
+
+
+def _is_at(path: Path, fd: int | None) -> bool:
+    """Whether *fd* is still what *path* names; for None, whether that still names nothing."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return fd is None
+    return fd is not None and os.path.samestat(found, os.fstat(fd))
+
+
+def _read(fd: int, path: Path, start: int, end: int, buffer: memoryview) -> int | None:
     """Return the CRC32C of `[start, end)`; None if the disk does not give these bytes."""
-    try:
-        fd, _ = durable.open_direct(path, os.O_RDONLY)
-    except OSError:
-        return None
     crc = 0
-    try:
-        for at in range(start, end, len(buffer)):
-            want = min(len(buffer), end - at)
-            if os.preadv(fd, [buffer], at) < want:
-                return None
-            crc = crc32c(buffer[:want], crc)
-    except OSError:
-        logger.exception("%s cannot be read", path)
-        return None
-    finally:
-        os.close(fd)
+    for at in range(start, end, len(buffer)):
+        want = min(len(buffer), end - at)
+        try:
+            got = os.preadv(fd, [buffer], at)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise _unread(path, error) from error
+            logger.error("%s cannot be read at %d", path, at)
+            return None
+        if got < want:
+            return None
+        crc = crc32c(buffer[:want], crc)
     return crc
+
+
+def _unread(path: Path, error: OSError) -> errors.Unavailable:
+    why = os.strerror(error.errno or 0)
+    return errors.Unavailable(f"{path} could not be read back: {why}; try again")
