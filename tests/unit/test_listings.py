@@ -115,8 +115,11 @@ def test_sizes_of_a_json_index_come_along_and_odd_things_stay_out() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    """<a |<a|<!--|<!-- -->|<a href=|<a href='|<a href="|<a href="&#|<a href=x |<a b|<a =|</a|<|/|&
-    |=|a='|="|<script>|<title|<h1>""".split("|"),
+    [
+        *["<a", "<a ", "<a href=", "<a href='", '<a href="', "<a b", "<a =", "<a href=x ", "</a"],
+        *["<!--", "<!-- -->", "<script>", "<title", "<h1>"],
+        *["=", "a='", '="', "<", "/", "&", '<a href="&#'],
+    ],
 )
 async def test_a_page_made_to_take_long_takes_as_long_as_any_other(part: str) -> None:
     page = "<title>Index of /</title>" + part * (2_000_000 // len(part))
