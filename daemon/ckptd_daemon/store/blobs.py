@@ -173,7 +173,8 @@ class BlobStore:
         partial.seal(size_bytes)
         partial.close()
         now = time.time()
-        earlier = self._blobs.pop(partial.path.name, None)  # gives way; nobody may find half of it
+        with self._changing:  # gives way; nobody may find half of it
+            earlier = self._blobs.pop(partial.path.name, None)
         note = {
             "format": FORMAT,
             "object": header.object_id,
@@ -263,8 +264,7 @@ class BlobStore:
         known = self._blobs.get(blob.key)
         if known is None or found.st_size != known.size_bytes:
             return None
-        self._blobs[blob.key] = replace(known, used_at=now)
-        return found
+        return found if self._change(blob.key, used_at=now) else None
 
     def use(self, blob: Blob, *, for_others: bool = False) -> os.stat_result | None:
         """Check the blob, and then touch it; None if it cannot be used."""
