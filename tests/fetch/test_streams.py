@@ -143,6 +143,18 @@ async def test_a_refusal_that_a_fresh_link_does_not_mend_is_a_typed_error(
     assert len(origin.bodies("model")) <= 2 * 8
 
 
+async def test_a_lane_that_is_refused_again_and_again_waits_in_between(
+    short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckptd_daemon.fetch.streams.random.random", lambda: 1.0)
+    origin.put("model", data).faults = [Fault.NONE] + [Fault.FORBID] * 1000
+    async with fetching(short_path, streams=2, streams_max=2, max_bytes_per_s=2_000_000) as node:
+        with node.calling(origin.url("model")) as call:
+            await until(lambda: call.progress().done_bytes > 3_000_000)
+            refused = len(origin.bodies("model")) - 1
+            assert 1 <= refused <= 5
+
+
 async def test_a_fresh_link_to_another_version_is_a_change(
     short_path: Path, origin: Origin, data: bytes, other_data: bytes
 ) -> None:
