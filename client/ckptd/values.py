@@ -23,7 +23,7 @@ class FlightStatus:
     reason: str
     """Why it waits, or is no faster, in words; empty if nothing holds it up."""
     cause: str = ""
-    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash` or `limit`."""
+    """In one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`."""
     rate_bytes_per_s: float = 0.0
     """Over the last few seconds; 0 unless bytes come."""
     eta_s: float | None = None
@@ -131,7 +131,7 @@ class Progress:
     reason: str
     """Why it waits, or is no faster, in words; empty if nothing holds it up."""
     cause: str = ""
-    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash` or `limit`."""
+    """In one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`."""
     rate_bytes_per_s: float = 0.0
     """Over the last few seconds; 0 unless bytes come."""
     eta_s: float | None = None

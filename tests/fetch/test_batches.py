@@ -111,6 +111,30 @@ def test_many_that_must_all_wait_say_for_what(daemon: Daemon, origin: Origin) ->
     assert {"throttled"} <= {progress.cause for progress in seen}
 
 
+def test_one_host_is_asked_by_no_more_than_its_level_however_many_files_there_are(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    names = [f"part-{number}" for number in range(80)]
+    for name in names:
+        origin.put(name, data[: 1 << 20]).lasting = Fault.NO_RANGES
+    paths = daemon.client().fetch_many([origin.url(name) for name in names])
+    assert all(path.stat().st_size == 1 << 20 for path in paths)
+    assert origin.connections_max <= 3 * 8  # of replies, of questions, and some that wind down
+
+
+def test_nobody_waits_for_what_is_fetched_ahead(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("ahead", data).lasting = Fault.NO_RANGES
+    origin.hold()
+    client = daemon.client()
+    client.prefetch([origin.url("ahead")])
+    assert origin.held.wait(30)
+    (flight,) = client.status().flights
+    assert flight.waiters == 0
+    origin.release()
+
+
 def test_one_reference_where_several_belong_is_refused_in_words(daemon: Daemon) -> None:
     asks: list[Any] = [daemon.client().fetch_many, daemon.client().prefetch]
     for ask in asks:

@@ -53,6 +53,16 @@ def test_all_waiters_get_one_error_with_one_id_which_is_in_the_log(
     assert id_ in daemon.log_text()
 
 
+def test_only_where_bytes_are_here_are_any_said_to_be_kept(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("none", data).lasting = Fault.UNAVAILABLE
+    assert "kept" not in str(failure(daemon, origin.url("none")))
+    file = origin.put("some", data)
+    file.faults = [Fault.NONE, *[Fault.TRUNCATE] * 100]
+    assert "what was fetched is kept, try again" in str(failure(daemon, origin.url("some")))
+
+
 def test_who_asks_right_after_a_failure_gets_it_without_the_origin_being_asked(
     daemon: Daemon, origin: Origin
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ckptd_daemon.fetch.climb import SAMPLE_S, Climb
 from ckptd_daemon.fetch.hosts import Host, Hosts, Share
+from ckptd_daemon.sources.brakes import Brakes
 
 ONE, OTHER = "http://one/model", "http://other/model"
 
@@ -17,11 +18,19 @@ ONE, OTHER = "http://one/model", "http://other/model"
 class Flight:
     """Takes what it gets, and gives back what it must."""
 
-    def __init__(self, hosts: Hosts, stack: ExitStack, url: str, left_bytes: int = 1) -> None:
+    def __init__(
+        self,
+        hosts: Hosts,
+        stack: ExitStack,
+        url: str,
+        left_bytes: int = 1,
+        *,
+        is_urgent: bool = True,
+    ) -> None:
         self.recalls = 0
         self.left_bytes = left_bytes
         self.share: Share = stack.enter_context(
-            hosts.share(url, lambda: self.left_bytes, self._recall)
+            hosts.share(url, lambda: self.left_bytes, self._recall, lambda: is_urgent)
         )
 
     def _recall(self) -> None:
@@ -160,3 +169,54 @@ def test_no_budget_is_ever_exceeded(steps: list[tuple[int, bool]]) -> None:
             assert hosts.seats == sum(one.share.seats for one in flights) <= 5
             for one in flights:
                 assert one.share.host.seats <= 3
+
+
+def test_what_somebody_waits_for_goes_before_what_nobody_does() -> None:
+    hosts = Hosts(start=8, streams_max=64)
+    with ExitStack() as stack:
+        ahead = Flight(hosts, stack, ONE, is_urgent=False)
+        ahead.fill()
+        urgent = Flight(hosts, stack, ONE)
+        waiting = urgent.share.granted = anyio.Event()
+        hosts.settle()
+        assert ahead.recalls == 1
+        ahead.share.give()
+        assert waiting.is_set()
+        for _ in range(7):  # every seat, one by one, and none of them back
+            urgent.share.granted = anyio.Event()
+            ahead.reach_a_border()
+            assert urgent.share.granted.is_set()
+        ahead.share.granted = anyio.Event()
+        hosts.settle()
+        assert (urgent.share.seats, urgent.share.must_give, urgent.recalls) == (8, False, 0)
+
+
+async def test_questions_to_one_host_are_as_few_as_its_streams() -> None:
+    hosts = Hosts(start=2, streams_max=64)
+    asked: list[int] = []
+    answer = anyio.Event()
+
+    async def ask(number: int, url: str) -> None:
+        async with hosts.asking(url):
+            asked.append(number)
+            await answer.wait()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(ask, number, ONE)
+            tasks.start_soon(ask, 5, OTHER)
+            await anyio.wait_all_tasks_blocked()
+            assert asked == [0, 1, 5]
+            answer.set()
+    assert sorted(asked) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_host_that_refuses_any_request_gets_fewer() -> None:
+    hosts = Hosts(start=8, streams_max=64)
+    brakes = Brakes()
+    brakes.on_throttled = hosts.throttled
+    brakes.heed(ONE, 429, {}.get)
+    with ExitStack() as stack:
+        assert Flight(hosts, stack, ONE).fill() == 4
+        assert Flight(hosts, stack, OTHER).fill() == 8

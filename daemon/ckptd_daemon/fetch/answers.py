@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.flights import Flight, Flights
+from ckptd_daemon.fetch.hosts import Hosts
 from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.fetch.retry import patiently
 from ckptd_daemon.sources.brakes import Brakes
@@ -33,9 +34,12 @@ class Ask(Protocol[V_co]):
 class Answers(Generic[V]):
     """Answers to one kind of question, each remembered for `revalidate_s`."""
 
-    def __init__(self, ask: Ask[V], brakes: Brakes, tasks: TaskGroup, config: Config) -> None:
+    def __init__(
+        self, ask: Ask[V], brakes: Brakes, hosts: Hosts, tasks: TaskGroup, config: Config
+    ) -> None:
         self._put = ask
         self._brakes = brakes
+        self._hosts = hosts
         self._revalidate_s = config.revalidate_s
         self._retries = config.retries
         self._flights: Flights[V] = Flights(tasks, linger_s=0, failure_s=config.failure_s)
@@ -73,7 +77,9 @@ class Answers(Generic[V]):
         asked_at = anyio.current_time()
         flight.gauge.title = display(url)
         ask = partial(self._put, url, only_public=only_public)
-        answer = await patiently(ask, url, display(url), self._retries, flight.gauge, self._brakes)
+        answer = await patiently(
+            ask, url, display(url), self._retries, flight.gauge, self._brakes, self._hosts
+        )
         self._known.pop(key, None)
         self._known[key] = asked_at, answer
         while len(self._known) > REMEMBERED_MAX:

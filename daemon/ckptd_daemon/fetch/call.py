@@ -60,6 +60,8 @@ class Call:
         self.holder = holder
         self.scope = anyio.CancelScope()
         self.gauge = Gauge()
+        self.is_awaited: Callable[[], bool] = lambda: not request.is_detached
+        """Tells whether anybody waits for it."""
         self.on_end: Callable[[], object] = bool
         """Called when there is a result."""
         self._ended = anyio.Event()

@@ -5,7 +5,7 @@ Of the event loop: callers say what they want, the flight's work reads it and te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, KeysView
+from collections.abc import Callable, Iterable, Iterator, KeysView
 from contextlib import contextmanager
 
 import anyio
@@ -19,6 +19,7 @@ class Demand:
     def __init__(self) -> None:
         self._wanted: dict[int, None] = {}  # chunks that somebody waits for, first come first
         self._whole = 0  # callers that want the whole object
+        self._awaited: list[Callable[[], bool]] = []  # of callers: whether anybody waits for them
         self._partial: Partial | None = None
         self._moved = anyio.Event()
 
@@ -31,6 +32,24 @@ class Demand:
     def partial(self) -> Partial | None:
         """Where the chunks that landed can be read; None before it is open."""
         return self._partial
+
+    def is_awaited(self) -> bool:
+        """Tell whether somebody waits; else it is brought ahead of need."""
+        return any(is_awaited() for is_awaited in self._awaited)
+
+    @property
+    def detached(self) -> int:
+        """How many callers nobody waits for."""
+        return sum(not is_awaited() for is_awaited in self._awaited)
+
+    @contextmanager
+    def awaited(self, is_awaited: Callable[[], bool]) -> Iterator[None]:
+        """Be a caller inside the block; *is_awaited* tells whether anybody waits for it."""
+        self._awaited.append(is_awaited)
+        try:
+            yield
+        finally:
+            self._awaited.remove(is_awaited)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

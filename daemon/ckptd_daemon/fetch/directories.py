@@ -111,7 +111,8 @@ class Directories:
         work = partial(self._bring, call.holder.uid, listing, entries, selection)
         async with self.flights.board(_key(listing, entries, selection, only_public), work) as one:
             call.board(one.gauge)
-            return await one.outcome()
+            with one.demand.awaited(call.is_awaited):
+                return await one.outcome()
 
     async def _known(self, url: str, selection: Selection, *, only_public: bool) -> Snapshot:
         """Return the newest snapshot here that has all of the selection; opens no socket."""
@@ -147,7 +148,7 @@ class Directories:
     ) -> Snapshot:
         """Bring every file, and make the tree."""
         with self._gathering.holding() as hold:
-            blobs = await self._gathering.bring(uid, listing, entries, hold, flight.gauge)
+            blobs = await self._gathering.bring(uid, listing, entries, hold, flight)
             snapshot = Snapshot(
                 identity(listing.url),
                 listing.title,

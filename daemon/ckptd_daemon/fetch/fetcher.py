@@ -80,13 +80,14 @@ class Fetcher:
             tasks, linger_s=config.linger_s, failure_s=config.failure_s
         )
         brakes = source.brakes
-        self._versions: Answers[Object] = Answers(source.stat, brakes, tasks, config)
+        hosts = Hosts(start=config.streams, streams_max=config.streams_max)
+        brakes.on_throttled = hosts.throttled
+        self._versions: Answers[Object] = Answers(source.stat, brakes, hosts, tasks, config)
         self._space = Space(store, self._leases_on, config)
         leases.on_freed(self._space.poke)
         self._scrubber = Scrubber(store)
         buffers = Buffers(BUFFER_BYTES)
         self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
-        hosts = Hosts(start=config.streams, streams_max=config.streams_max)
         means = Means(config, source, buffers, self._pacer, hosts, brakes, Abilities())
         hasher = Hasher()
         tasks.start_soon(buffers.keep)
@@ -98,7 +99,7 @@ class Fetcher:
         lender = Lender(store, leases, self._flights, transfer, hash_threads)
         self._files = Files(config, store, self._versions, lender, hash_threads)
         self._listings: Answers[Listing] = Answers(
-            HttpDirectories(source).listing, brakes, tasks, config
+            HttpDirectories(source).listing, brakes, hosts, tasks, config
         )
         gathering = Gathering(self._files, lender)
         self._directories = Directories(

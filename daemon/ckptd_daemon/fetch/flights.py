@@ -33,6 +33,11 @@ class Flight(Generic[V]):
         self.values: list[V] = []  # one element once the work returned
         self.error: Exception | None = None
 
+    @property
+    def waiters(self) -> int:
+        """How many passengers somebody waits for."""
+        return self.passengers - self.demand.detached
+
     async def outcome(self) -> V:
         """Wait for the run and return its value, or raise its error."""
         await self.landed.wait()

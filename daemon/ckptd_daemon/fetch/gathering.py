@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import anyio
 
 from ckptd_daemon.fetch.call import Call, Request
+from ckptd_daemon.fetch.flights import Flight
 from ckptd_daemon.fetch.lending import Lender
 from ckptd_daemon.fetch.progress import Gauge, Phase
 from ckptd_daemon.fetch.single import Files
@@ -65,7 +67,12 @@ class Gathering:
             hold.end()
 
     async def bring(
-        self, uid: int, listing: Listing, entries: Sequence[Entry], hold: Hold, gauge: Gauge
+        self,
+        uid: int,
+        listing: Listing,
+        entries: Sequence[Entry],
+        hold: Hold,
+        flight: Flight[Any],
     ) -> dict[str, Blob]:
         """Return the blobs of *entries*, by path, for the rights of *uid*.
 
@@ -75,10 +82,11 @@ class Gathering:
         calls: dict[str, Call] = {}
         failures: list[errors.CkptdError] = []
         room = anyio.Semaphore(FILES_AT_ONCE)
-        _measure(gauge, listing, entries, blobs, calls)
+        _measure(flight.gauge, listing, entries, blobs, calls)
 
         async def bring(entry: Entry) -> None:
             call = calls[entry.path] = _call(listing, entry, uid)
+            call.is_awaited = flight.demand.is_awaited
             try:
                 blobs[entry.path] = await self._brought(call, listing, entry, hold)
             except errors.CkptdError as error:

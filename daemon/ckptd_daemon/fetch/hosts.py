@@ -2,13 +2,16 @@
 
 Shares are max-min fair: a seat goes to whoever waits with the fewest streams, and among these to
 who has the least left to bring. Who has more than a fair share gives a seat back at its next
-range; at once if somebody else has none at all.
+range; at once if somebody else has none at all. What nobody waits for comes last in all of this.
+
+Questions about versions take no seats, so that a stream may ask one; their number has the same
+limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
@@ -28,6 +31,8 @@ class Host:
         self.received_bytes = 0
         self.is_held = False  # by a limit of ours, some time since the last sample
         self._sampled: tuple[float, int] | None = None
+        self.questions = 0
+        self.answered = anyio.Event()  # of one of them
 
     def sample(self, now: float) -> bool:
         """Tell the climb, every so often, what came since; returns whether it was time to."""
@@ -50,13 +55,20 @@ class Share:
     """One flight's streams."""
 
     def __init__(
-        self, hosts: Hosts, host: Host, left_bytes: Callable[[], int], recall: Callable[[], object]
+        self,
+        hosts: Hosts,
+        host: Host,
+        left_bytes: Callable[[], int],
+        recall: Callable[[], object],
+        is_urgent: Callable[[], bool],
     ) -> None:
         self._hosts = hosts
         self.host = host
         self.left_bytes = left_bytes
         self.recall = recall
         """Called when one seat is to be given back as soon as possible."""
+        self.is_urgent = is_urgent
+        """Tells whether somebody waits for it."""
         self.seats = 0
         self.is_recalled = False
         self.granted: anyio.Event | None = None  # while it waits
@@ -129,10 +141,14 @@ class Hosts:
 
     @contextmanager
     def share(
-        self, url: str, left_bytes: Callable[[], int], recall: Callable[[], object]
+        self,
+        url: str,
+        left_bytes: Callable[[], int],
+        recall: Callable[[], object] = bool,
+        is_urgent: Callable[[], bool] = lambda: True,
     ) -> Iterator[Share]:
         """Have a flight from the host of *url* take part inside the block."""
-        share = Share(self, self._host(url), left_bytes, recall)
+        share = Share(self, self._host(url), left_bytes, recall, is_urgent)
         self._shares.append(share)
         try:
             yield share
@@ -142,10 +158,30 @@ class Hosts:
             share.seats = 0
             self.settle()
 
+    @asynccontextmanager
+    async def asking(self, url: str) -> AsyncIterator[None]:
+        """Ask the host of *url* something inside the block, once few enough others do."""
+        host = self._host(url)
+        while host.questions >= host.climb.level:
+            await host.answered.wait()
+        host.questions += 1
+        try:
+            yield
+        finally:
+            host.questions -= 1
+            host.answered.set()
+            host.answered = anyio.Event()
+
+    def throttled(self, url: str) -> None:
+        """Tell that the host of *url* refused for having been asked too much."""
+        self._host(url).climb.throttled(anyio.current_time())
+
     def _host(self, url: str) -> Host:
         name = host_of(url)
         if name not in self._hosts:
-            idle = (known for known, host in self._hosts.items() if not host.seats)
+            idle = (
+                known for known, host in self._hosts.items() if not (host.seats or host.questions)
+            )
             if len(self._hosts) >= HOSTS_MAX and (oldest := next(idle, None)) is not None:
                 del self._hosts[oldest]
             self._hosts[name] = Host(Climb(self._start, self._streams_max))
@@ -161,7 +197,7 @@ class Hosts:
                 ready = [share for share in waiting if _has_room(share.host)]
             if not ready:
                 break
-            chosen = min(ready, key=lambda share: (share.seats, share.left_bytes()))
+            chosen = min(ready, key=_turn)
             chosen.seats += 1
             chosen.host.seats += 1
             assert chosen.granted is not None
@@ -171,7 +207,7 @@ class Hosts:
                 self._recall_for(poor)
 
     def _recall_for(self, poor: Share) -> None:
-        rich = [share for share in self._rivals(poor) if share.seats > 1]
+        rich = [one for one in self._rivals(poor) if one.seats > 1 and _gives_way(one, poor)]
         if not rich or any(share.is_recalled for share in rich):
             return  # nobody has more than one; or it is on its way
         richest = max(rich, key=lambda share: share.seats)
@@ -185,7 +221,7 @@ class Hosts:
         if is_over and share.seats == max(peer.seats for peer in peers) and share.host.seats > 1:
             return True
         return any(
-            other.seats + 1 < share.seats and share in self._rivals(other)
+            _owes(share, other) and share in self._rivals(other)
             for other in self._shares
             if _waits(other)
         )
@@ -199,6 +235,21 @@ class Hosts:
 
 def _waits(share: Share) -> bool:
     return share.granted is not None and not share.granted.is_set()
+
+
+def _turn(share: Share) -> tuple[bool, int, int]:
+    return not share.is_urgent(), share.seats, share.left_bytes()
+
+
+def _gives_way(share: Share, other: Share) -> bool:
+    return other.is_urgent() or not share.is_urgent()
+
+
+def _owes(share: Share, other: Share) -> bool:
+    """Whether *other*, which waits, is to have a seat of *share*'s."""
+    if share.is_urgent() != other.is_urgent():
+        return other.is_urgent()
+    return other.seats + 1 < share.seats
 
 
 def _has_room(host: Host) -> bool:

@@ -106,7 +106,8 @@ class Lender:
                 async with self._flights.board(key, work, asker=asker) as flight:
                     flown_by = flight.asker
                     call.board(flight.gauge)
-                    with call.wanting(flight.demand, obj, key, sha256):
+                    demand = flight.demand
+                    with demand.awaited(call.is_awaited), call.wanting(demand, obj, key, sha256):
                         await flight.outcome()
             except MismatchError as error:
                 if error.expected == sha256:

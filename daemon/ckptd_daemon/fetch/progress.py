@@ -43,6 +43,8 @@ class Cause(StrEnum):
     """Everything is here; it is being checked."""
     LIMIT = "limit"
     """A bandwidth limit of the configuration."""
+    STREAMS = "streams"
+    """All streams that there may be are in use by others."""
 
 
 @dataclass(frozen=True, slots=True)

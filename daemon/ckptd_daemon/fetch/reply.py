@@ -24,12 +24,14 @@ class Reply:
         buffer: memoryview,
         make_room: Callable[[str, int], Awaitable[None]],
         pace: Pace,
+        received: Callable[[int], object],
     ) -> None:
         self._object = obj
         self._partial = partial
         self._buffer = buffer
         self._make_room = make_room  # for what the size, being unknown, did not reserve
         self._pace = pace
+        self._received = received  # gets how many bytes more are here
         self._chunk = 0
         self._crc = 0  # of the part of the chunk that is on the disk
         self._at = 0  # where in the object the buffer goes
@@ -45,6 +47,7 @@ class Reply:
             async with source.read(self._object, self._at) as blocks:
                 async for block in blocks:
                     await self._pace.take_async(len(block))
+                    self._received(len(block))
                     if not await self._take(memoryview(block), wishes):
                         break
         finally:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import anyio
 
+from ckptd_daemon.fetch.hosts import Hosts
 from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
 from ckptd_daemon.sources.brakes import Brakes, host_of
 from ckptd_daemon.sources.source import TransientError
@@ -45,9 +46,10 @@ async def unbraked(brakes: Brakes, held: Callable[[str], object], *urls: str) ->
 class Patience:
     """Counts the failures in a row of one thing, and waits between them."""
 
-    def __init__(self, name: str, retries: int) -> None:
+    def __init__(self, name: str, retries: int, has_bytes: Callable[[], bool] = bool) -> None:
         self._name = name
         self._retries = retries
+        self._has_bytes = has_bytes  # that came, and stay
         self._failures = 0
 
     def succeeded(self) -> None:
@@ -63,9 +65,10 @@ class Patience:
         """Wait before the next try; raises `Unavailable` when there were enough."""
         self._failures += 1
         if self._failures > self._retries:
+            kept = "what was fetched is kept, " if self._has_bytes() else ""
             raise errors.Unavailable(
                 f"{self._name}: given up after {self._failures} tries in a row: {error}; "
-                "what was fetched is kept, try again later"
+                f"{kept}try again later"
             ) from error
         await anyio.sleep(delay_s(self._failures, random.random()))
 
@@ -96,6 +99,7 @@ async def patiently(
     retries: int,
     gauge: Gauge,
     brakes: Brakes,
+    hosts: Hosts,
 ) -> V:
     """Return what *work*, which asks *url*, returns; tries again while its failures may pass."""
     patience = Patience(name, retries)
@@ -105,7 +109,8 @@ async def patiently(
         await unbraked(brakes, hold, url)
         gauge.enter(phase)
         try:
-            return await work()
+            async with hosts.asking(url):
+                return await work()
         except TransientError as error:
             gauge.retry(error)
             await patience.wait(error)

@@ -21,7 +21,7 @@ class FlightStatistics:
     @classmethod
     def of(cls, flight: Flight[Any], key: str) -> Self:
         """Read *flight*, which makes the blob called *key*, if any."""
-        return cls(key, flight.gauge.title, flight.gauge.read(), flight.passengers)
+        return cls(key, flight.gauge.title, flight.gauge.read(), flight.waiters)
 
 
 @dataclass(frozen=True, slots=True)

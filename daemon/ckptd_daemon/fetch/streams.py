@@ -31,6 +31,7 @@ from ckptd_daemon.store.partials import DamagedError, Partial
 
 logger = logging.getLogger(__name__)
 
+IN_USE = "all streams are in use by others"
 BLOCKS_BYTES = 160 << 20  # of all streams together
 BLOCK_MIN_BYTES = 2 << 20
 
@@ -100,7 +101,8 @@ class Streams:
         size_bytes = self._object.size_bytes or 0
         self._gauge.done_bytes = lambda: size_bytes - self._plan.left_bytes
         hosts = self._means.hosts
-        with hosts.share(self._endpoint.url, self._wanted_bytes, self._recall) as share:
+        url, demand = self._endpoint.url, self._demand
+        with hosts.share(url, self._wanted_bytes, self._recall, demand.is_awaited) as share:
             async with anyio.create_task_group() as watch:
                 watch.start_soon(self._watch, share)
                 watch.start_soon(self._follow)
@@ -129,7 +131,8 @@ class Streams:
         if self._patience:
             patience = self._patience.pop()
         else:
-            patience = Patience(self._object.title, self._means.config.retries)
+            retries = self._means.config.retries
+            patience = Patience(self._object.title, retries, lambda: bool(self._partial.landed))
         lane = Lane(claim, patience, claim.at)
         self._lanes.add(lane)
         tasks.start_soon(self._pump, lane, tasks, share)
@@ -152,7 +155,7 @@ class Streams:
             waiting.start_soon(leave_without_work)
             await unbraked(self._means.brakes, self._held, self._endpoint.url)
             if not self._lanes:
-                self._gauge.enter(Phase.WAITING, Cause.LIMIT, "all streams are in use by others")
+                self._gauge.enter(Phase.WAITING, Cause.STREAMS, IN_USE)
             await share.take()
             waiting.cancel_scope.cancel()
             return True
@@ -356,7 +359,13 @@ class Streams:
             obj, means = self._object, self._means
             stat = functools.partial(means.source.stat, obj.url, only_public=obj.is_public)
             fresh = await patiently(
-                stat, obj.url, obj.title, means.config.retries, self._gauge, means.brakes
+                stat,
+                obj.url,
+                obj.title,
+                means.config.retries,
+                self._gauge,
+                means.brakes,
+                means.hosts,
             )
             if fresh.version != obj.version:
                 raise ChangedError("the origin has another version by now")

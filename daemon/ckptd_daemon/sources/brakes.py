@@ -27,6 +27,8 @@ class Brakes:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: dict[str, float] = {}
+        self.on_throttled: Callable[[str], object] = bool
+        """Gets the URL of whatever was refused for having asked too much."""
 
     def __repr__(self) -> str:
         return f"<Brakes [{len(self._until)} hosts]>"
@@ -40,6 +42,12 @@ class Brakes:
         self._until[host] = max(until, self._until.get(host, 0.0))
         while len(self._until) > HOSTS_MAX:
             del self._until[min(self._until, key=self._until.__getitem__)]
+
+    def heed(self, url: str, status: int, get: Get) -> None:
+        """Do as a reply to *url* asks, by its *status* and headers."""
+        self.hold(url, pause_s(status, get))
+        if status in THROTTLED_STATUS:
+            self.on_throttled(url)
 
     def left_s(self, *urls: str) -> float:
         """Return for how long not to ask the hosts of *urls*; 0 if they may be asked."""

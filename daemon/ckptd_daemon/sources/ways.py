@@ -19,7 +19,7 @@ from anyio import to_thread
 from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError
-from ckptd_daemon.sources.brakes import Brakes, pause_s
+from ckptd_daemon.sources.brakes import Brakes
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import Endpoint, Proxy, TransientError
 from ckptd_proto import errors
@@ -68,7 +68,7 @@ class Way:
             await anyio.sleep(self._brakes.left_s(str(at)))  # also where we are sent
             reply = await self._asked(at, sent, name)
             async with reply:
-                self._brakes.hold(str(at), pause_s(reply.status, reply.headers.get))
+                self._brakes.heed(str(at), reply.status, reply.headers.get)
                 if (target := _redirect(reply, name)) is None:
                     try:
                         yield reply

@@ -253,7 +253,7 @@ class FetchProgress(google.protobuf.message.Message):
     reason: builtins.str
     """Why it waits, or is no faster, in words; empty if nothing holds it up."""
     cause: builtins.str
-    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash` or `limit`."""
+    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`."""
     rate_bytes_per_s: builtins.float
     """Over the last few seconds; 0 unless bytes come."""
     eta_s: builtins.float
