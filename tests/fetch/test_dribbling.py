@@ -65,4 +65,4 @@ async def test_a_list_has_its_time_and_no_more(
     monkeypatch.setattr(http, "PAGE_MAX_S", 0.1)
     origin.put("list", bytes(1000)).lasting = Fault.DRIBBLE
     with pytest.raises(TransientError, match="the list was not here after"):
-        await source.page(origin.url("list"), only_public=False)
+        await source.page(origin.url("list"), 1 << 20, only_public=False)
