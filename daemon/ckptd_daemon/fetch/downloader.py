@@ -53,6 +53,10 @@ class Downloader:
         urls = [obj.url] if obj.direct is None else [obj.url, obj.direct.url]
         hold = functools.partial(gauge.enter, Phase.WAITING, Cause.THROTTLED)
         left = functools.partial(_left_bytes, obj, partial)
+
+        def received(n_bytes: int) -> None:
+            share.received(n_bytes, is_held=gauge.is_held)
+
         with means.hosts.share(urls[-1], left, is_urgent=demand.is_awaited) as share:
             while obj.size_bytes is None or partial.missing():
                 if wishes.is_whole:
@@ -67,7 +71,7 @@ class Downloader:
                         means.general.lend(GENERAL_BLOCK_BYTES) as buffer,
                     ):
                         gauge.enter(Phase.DOWNLOADING)
-                        reply = Reply(obj, partial, buffer, self._make_room, pace, share.received)
+                        reply = Reply(obj, partial, buffer, self._make_room, pace, received)
                         stopped_at = await reply.read(means.source, gauge, first, wishes)
                     if obj.size_bytes is None:
                         return stopped_at

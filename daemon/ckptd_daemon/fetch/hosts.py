@@ -106,7 +106,7 @@ class Share:
         self.is_recalled = False
         self._hosts.settle()
 
-    def received(self, n_bytes: int, *, is_held: bool = False) -> None:
+    def received(self, n_bytes: int, *, is_held: bool) -> None:
         """Tell that *n_bytes* more came, and let the host's level follow what comes.
 
         *is_held*: by a limit of ours, so that it says nothing about the host.
