@@ -21,14 +21,22 @@ if TYPE_CHECKING:
     from ckptd.saving.checkpointer import Checkpointer as Checkpointer
     from ckptd.saving.save import Save as Save
     from ckptd.values import Blob as Blob
+    from ckptd.values import DaemonStatus as DaemonStatus
+    from ckptd.values import FlightStatus as FlightStatus
     from ckptd.values import Progress as Progress
+    from ckptd.values import Setting as Setting
     from ckptd.values import TensorInfo as TensorInfo
+    from ckptd.values import Verdict as Verdict
 
 _WHERE = {
     "Checkpoint": "ckptd.values",
     "Checkpointer": "ckptd.saving.checkpointer",
     "Blob": "ckptd.values",
     "Client": "ckptd.client",
+    "DaemonStatus": "ckptd.values",
+    "FlightStatus": "ckptd.values",
+    "Setting": "ckptd.values",
+    "Verdict": "ckptd.values",
     "Progress": "ckptd.values",
     "fetch": "ckptd.fetching",
     "fetch_many": "ckptd.many",
@@ -56,5 +64,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the lazy names too."""
-    return sorted({*globals(), *_WHERE, *_MODULES})
+    """Return the public names."""
+    return sorted({*_WHERE, *_MODULES, "__version__"})

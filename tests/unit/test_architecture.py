@@ -40,6 +40,7 @@ def test_importing_costs_neither_torch_nor_grpc(statement: str) -> None:
 
 def test_every_public_name_can_be_loaded() -> None:
     pytest.importorskip("torch")
+    assert not {"import_module", "annotations", "_WHERE"} & set(dir(ckptd))
     for name in dir(ckptd):
         assert getattr(ckptd, name) is not None
 

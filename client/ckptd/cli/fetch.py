@@ -181,7 +181,7 @@ def verify_blobs(keys: tuple[str, ...], as_json: bool) -> None:
             return
         words = "sound"
         if verdict.damaged_chunks:
-            words = f"DAMAGED: {len(verdict.damaged_chunks)} of {verdict.chunks} chunks"
+            words = f"DAMAGED: {len(verdict.damaged_chunks)} of {counted(verdict.chunks, 'chunk')}"
         click.echo(f"{verdict.key}  {verdict.size_bytes:>14}  {words}  {verdict.object}")
 
     verdicts = verify(Connection.existing(), keys, tell)

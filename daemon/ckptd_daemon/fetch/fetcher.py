@@ -281,7 +281,11 @@ class Fetcher:
         _require_owner(holder, "clear")
         blob = self._named(key)
         if leases := self._leases_on(key):
-            text = f"blob {key} is held by {leases} leases; it can go when their processes ended"
+            count = f"{leases} lease{'s' * (leases != 1)}"
+            text = (
+                f"blob {key} is held by {count}; it can go when their processes have ended, and "
+                "what they asked to keep it for is over"
+            )
             raise errors.FailedPrecondition(text)
         self._store.forget(key)
         await to_thread.run_sync(self._store.remove, blob.path.parent)
