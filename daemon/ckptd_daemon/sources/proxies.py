@@ -20,18 +20,18 @@ class Proxies:
 
     def __init__(self, configured: str | None) -> None:
         self._configured = configured
+        self._named = urllib.request.getproxies()  # once: no environment changes under a process
 
     def of(self, url: str) -> Proxy | None:
         """Return the proxy that *url* is asked for over, if any; raises `FailedPrecondition`."""
         parts = urlsplit(url)
         host = parts.hostname or ""
-        if urllib.request.proxy_bypass(host):
+        if "no" in self._named and urllib.request.proxy_bypass(host):
             return None
         if self._configured is not None:
             return parsed(self._configured, "the setting proxy")
-        named = urllib.request.getproxies()
         for scheme in (parts.scheme, "all"):
-            if found := named.get(scheme):
+            if found := self._named.get(scheme):
                 return parsed(found, f"{scheme}_proxy of the environment")
         return None
 

@@ -11,6 +11,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from math import inf
 from types import SimpleNamespace
 
 import aiohttp
@@ -26,6 +27,7 @@ from ckptd_proto import errors
 from ckptd_proto.urls import display
 
 REDIRECTS_MAX = 10
+NETRC_S = 1.0  # for so long one reading of the file is believed
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROXY_AUTHORIZATION = "Proxy-Authorization"
 
@@ -48,6 +50,7 @@ class Way:
         self._tls = tls
         self._brakes = brakes
         self._proxies = proxies
+        self._netrc = Netrc()
 
     async def is_special(self, url: str) -> bool:
         """Whether *url* is asked for over a proxy, or with credentials that it does not bring."""
@@ -99,7 +102,7 @@ class Way:
         """Return what the user's `.netrc` has for the host of *url*."""
         if self._proxies is None:
             return {}
-        return await to_thread.run_sync(_from_netrc, url.host or "")
+        return await self._netrc.of(url.host or "")
 
     async def _asked(
         self, url: URL, headers: Mapping[str, str], name: str
@@ -165,19 +168,34 @@ def _basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(userinfo).decode()}
 
 
-def _from_netrc(host: str) -> dict[str, str]:
-    """Return what `$NETRC`, else `~/.netrc`, has for *host*; its default is for nobody.
+class Netrc:
+    """What `$NETRC`, else `~/.netrc`, has for hosts, as it was at most a second ago."""
 
-    Whoever redirects us could collect the default, as no host is named.
-    """
+    def __init__(self) -> None:
+        self._hosts: Mapping[str, tuple[str, str, str]] = {}
+        self._read_at = -inf
+        self._reading = anyio.Lock()
+
+    async def of(self, host: str) -> dict[str, str]:
+        """Return the credentials for *host* as a header; the file's default is for nobody.
+
+        Whoever redirects us could collect the default, as no host is named.
+        """
+        async with self._reading:
+            if anyio.current_time() - self._read_at >= NETRC_S:
+                self._hosts = await to_thread.run_sync(_netrc_hosts)
+                self._read_at = anyio.current_time()
+        if host not in self._hosts:
+            return {}
+        user, _, password = self._hosts[host]
+        return _basic(user, password)
+
+
+def _netrc_hosts() -> Mapping[str, tuple[str, str, str]]:
     try:
-        found = netrc.netrc(os.environ.get("NETRC"))
+        return netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return {}
-    if host not in found.hosts:
-        return {}
-    user, _, password = found.hosts[host]
-    return _basic(user, password)
 
 
 def _redirect(reply: aiohttp.ClientResponse, name: str) -> URL | None:

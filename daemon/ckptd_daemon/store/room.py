@@ -23,6 +23,15 @@ from ckptd_daemon.store.evict import Entry, Holders, Room, Shortage, surplus, vi
 logger = logging.getLogger(__name__)
 
 RECHECK_S = 2.0  # nobody tells when a file is closed, or a disk gets room
+LOOK_S = 0.05  # for so long nobody else is thought to fill a disk that has room to spare
+
+
+@dataclass(slots=True)
+class _Spare:
+    """Room that is there in any case: who fits into it is let in at once."""
+
+    n_bytes: int = 0
+    until: float = -inf
 
 
 @dataclass(slots=True)
@@ -53,6 +62,7 @@ class Space:
         self._config = config
         self._booked: dict[str, int] = {}  # the size that each may grow to
         self._line: list[_Waiter] = []
+        self._spare = _Spare()
         self._deciding = anyio.Lock()  # one at a time, so that the numbers stay true
         self._moved = anyio.Event()
 
@@ -98,7 +108,8 @@ class Space:
             while True:
                 moved = self._moved
                 async with self._deciding:
-                    shortage = await self._shortage(key, waiter)
+                    is_clear = await self._is_clear(waiter)
+                    shortage = None if is_clear else await self._shortage(key, waiter)
                     if shortage is None:
                         self._enter(key, waiter)
                         return
@@ -114,8 +125,21 @@ class Space:
 
     def _enter(self, key: str, waiter: _Waiter) -> None:
         self._booked[key] = waiter.need_bytes
+        self._spare.n_bytes -= waiter.need_bytes
         if self._line[0] is not waiter:
             self._line[0].passed_bytes += waiter.need_bytes
+
+    async def _is_clear(self, waiter: _Waiter) -> bool:
+        """Tell, at the cost of one look for many, whether there is room beyond all doubt.
+
+        What is booked counts as not written yet, and nothing is let in above the high watermark.
+        """
+        if self._line[0] is not waiter:
+            return False
+        if anyio.current_time() >= self._spare.until:
+            spare = await to_thread.run_sync(self._look, dict(self._booked))
+            self._spare = _Spare(spare, anyio.current_time() + LOOK_S)
+        return waiter.need_bytes <= self._spare.n_bytes
 
     async def _shortage(self, key: str, waiter: _Waiter) -> Shortage | None:
         """Make room, if it can be had now; else say why not."""
@@ -205,12 +229,25 @@ class Space:
         used = partials - _size(survey, key) + unwritten
         used += sum(entry.size_bytes for entry in survey.quarantined)
         used += sum(blob.size_bytes for blob in self._store)
-        floor = max(
-            self._config.free_floor_bytes,
-            int(survey.total_bytes * self._config.free_floor_percent / 100),
-        )
+        floor = self._floor(survey.total_bytes)
         free = survey.free_bytes + _size(survey, key) - unwritten
         return Room(free=free, floor=floor, quota=self._config.cache_bytes, used=used)
+
+    def _floor(self, disk_bytes: int) -> int:
+        share = int(disk_bytes * self._config.free_floor_percent / 100)
+        return max(self._config.free_floor_bytes, share)
+
+    def _look(self, booked: dict[str, int]) -> int:
+        """Return what there is room for beside what is *booked*; blocks."""
+        free, total = durable.disk_bytes(self._store.partials_dir)
+        spare = free - self._floor(total)
+        if self._config.cache_bytes is not None:
+            high = int(self._config.cache_bytes * self._config.quota_high_percent / 100)
+            left = [path for path in self._store.partial_paths() if path.name not in booked]
+            others = [_entry(path).size_bytes for path in (*left, *self._store.quarantined())]
+            used = sum(others) + sum(blob.size_bytes for blob in self._store)
+            spare = min(spare, high - used)
+        return spare - sum(booked.values())
 
     def _survey(self) -> _Survey:
         """Look at the disk; blocks."""
