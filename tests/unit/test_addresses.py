@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.sources.addresses import is_public
+from ckptd_daemon.sources.addresses import is_literally_private, is_public
 
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:2800:220:1::1", "2a00:1450:4001::200e"]
 PRIVATE = [
@@ -67,3 +67,13 @@ def test_what_python_takes_for_private_never_is_public(
 ) -> None:
     if address.is_private or address.is_multicast or address.is_link_local:
         assert not is_public(str(address)) or getattr(address, "ipv4_mapped", None)
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_a_host_that_is_a_private_address_needs_no_try_to_connect(address: str) -> None:
+    assert is_literally_private(address)
+
+
+@pytest.mark.parametrize("host", [*PUBLIC, "localhost", "models.example", ""])
+def test_a_name_and_a_public_address_are_tried(host: str) -> None:
+    assert not is_literally_private(host)

@@ -12,6 +12,7 @@ from ckptd_daemon.fetch.progress import Gauge, Phase, Progress
 from ckptd_proto import errors
 
 SIDE_BY_SIDE = 64
+GATHER_S = 0.01  # small files end in quick succession: one message tells of several
 
 
 class Batch:
@@ -44,6 +45,8 @@ class Batch:
         self._fill()
         with anyio.move_on_after(timeout_s):
             await self._moved.wait()
+            if self._ahead:
+                await anyio.sleep(GATHER_S)
         self._moved = anyio.Event()
         ended = [index for index, call in self._going.items() if call.has_ended]
         landed = [(index, self._result(index)) for index in ended]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,12 +69,15 @@ class Transfer:
             except errors.ResourceExhausted as error:
                 raise await self._full(obj, partial, error) from error
             verification = judged(obj, partial, size_bytes, sha256, found)
-            await to_thread.run_sync(require_sound, obj, partial, size_bytes)
             stated = wanted if verification is Verification.SHA256 else None
-            work = functools.partial(self._store.publish, partial, size_bytes, stated, verification)
-            blob = await to_thread.run_sync(work)
-        await self._discard_remains(blob.key)  # repaired
-        return blob
+
+            def publish() -> Blob:
+                require_sound(obj, partial, size_bytes)
+                blob = self._store.publish(partial, size_bytes, stated, verification)
+                self._discard_remains(blob.key)  # repaired
+                return blob
+
+            return await to_thread.run_sync(publish)
 
     @asynccontextmanager
     async def _opened(self, obj: Object, gauge: Gauge) -> AsyncIterator[Partial]:
@@ -105,7 +107,7 @@ class Transfer:
             except (ChangedError, MismatchError, errors.DataLoss):
                 partial.close()
                 await to_thread.run_sync(self._store.remove, partial.path)
-                await self._discard_remains(key)  # they may be what is wrong
+                await to_thread.run_sync(self._discard_remains, key)  # they may be what is wrong
                 raise
             finally:
                 partial.close()
@@ -118,23 +120,21 @@ class Transfer:
         header = partial.header
         known = obj.chunk_crc32c if len(obj.chunk_crc32c) == header.chunk_count else ()
         partial.expected = dict(enumerate(known))
-        claimed = await to_thread.run_sync(self._begun, partial)
+        claimed, remains = await to_thread.run_sync(self._begun, partial)
+        if not (claimed or remains):
+            return
         gauge.enter(Phase.VERIFYING, Cause.HASH)
         async with self._buffers.lend() as buffer:
             for index, crc in sorted(claimed.items()):
                 await to_thread.run_sync(partial.recheck, index, crc, buffer)
-            if header.is_resumable:
-                await self._repair(partial, buffer)
+            await self._repair(partial, remains, buffer)
 
-    async def _repair(self, partial: Partial, buffer: memoryview) -> None:
+    async def _repair(self, partial: Partial, remains: list[Blob], buffer: memoryview) -> None:
         """Copy the sound chunks of a damaged blob of this version; the others are known by CRC.
 
         Into a new file: somebody may still read the damaged one.
         """
         header = partial.header
-        remains = await to_thread.run_sync(self._store.remains, partial.path.name)
-        if partial.expected and (doubted := self._store.find(partial.path.name)) is not None:
-            remains.append(doubted)  # some of it is unlike what is known
         for blob in remains:
             cut = blob.size_bytes, blob.chunk_bytes, len(blob.crc32c)
             if cut != (header.size_bytes, header.chunk_bytes, header.chunk_count):
@@ -146,9 +146,9 @@ class Transfer:
             count = len(partial.missing())
             logger.info("%s is repaired: %d chunks are fetched again", header.title, count)
 
-    async def _discard_remains(self, key: str) -> None:
-        for blob in await to_thread.run_sync(self._store.remains, key):
-            await to_thread.run_sync(self._store.remove, blob.path.parent)
+    def _discard_remains(self, key: str) -> None:
+        for blob in self._store.remains(key):
+            self._store.remove(blob.path.parent)
 
     async def _full(
         self, obj: Object, partial: Partial, error: errors.ResourceExhausted
@@ -167,14 +167,26 @@ class Transfer:
             evictable_bytes=evictable,
         )
 
-    def _begun(self, partial: Partial) -> dict[int, int]:
-        """Open *partial*; what another version of ckptd began gives way."""
+    def _begun(self, partial: Partial) -> tuple[dict[int, int], list[Blob]]:
+        """Open *partial*; returns what its journal claims, and the blobs that it may take from.
+
+        What another version of ckptd began gives way.
+        """
         try:
-            return partial.open()
+            claimed = partial.open()
         except errors.FailedPrecondition as error:
             logger.warning("partial %s is set aside: %s", partial.path.name, error)
             self._store.set_aside(partial.path)
-            return partial.open()
+            claimed = partial.open()
+        return claimed, self._remains(partial)
+
+    def _remains(self, partial: Partial) -> list[Blob]:
+        """Return the blobs whose sound chunks *partial* may take over."""
+        if not partial.header.is_resumable:
+            return []
+        key = partial.path.name
+        doubted = self._store.find(key) if partial.expected else None  # unlike what is known
+        return [*self._store.remains(key), *([] if doubted is None else [doubted])]
 
     async def _filled(
         self, obj: Object, partial: Partial, sha256: str | None, gauge: Gauge, demand: Demand

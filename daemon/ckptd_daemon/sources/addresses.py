@@ -43,6 +43,14 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and not is_special
 
 
+def is_literally_private(host: str) -> bool:
+    """Tell whether *host* is an IP address, and not a public one."""
+    try:
+        return not is_public(host)
+    except ValueError:
+        return False  # a name: who connects will see
+
+
 def public_socket(info: tuple[Any, ...]) -> socket.socket:
     """Return a socket for an entry of `getaddrinfo`; raises `PrivateAddressError`."""
     if not is_public(info[4][0]):

@@ -19,7 +19,7 @@ import anyio
 from anyio import to_thread
 from yarl import URL
 
-from ckptd_daemon.sources.addresses import PrivateAddressError
+from ckptd_daemon.sources.addresses import PrivateAddressError, is_literally_private
 from ckptd_daemon.sources.brakes import Brakes
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import Endpoint, Proxy, TransientError
@@ -53,9 +53,11 @@ class Way:
         self._netrc = Netrc()
 
     async def is_special(self, url: str) -> bool:
-        """Whether *url* is asked for over a proxy, or with credentials that it does not bring."""
+        """Whether *url* is asked for at a private address, over a proxy, or by `.netrc`."""
         at = _read(url, display(url))
-        return self._proxy(at) is not None or bool(await self._known(at))
+        if is_literally_private(at.host or "") or self._proxy(at) is not None:
+            return True
+        return bool(await self._known(at))
 
     @asynccontextmanager
     async def get(
