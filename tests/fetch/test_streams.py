@@ -23,6 +23,7 @@ from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Valida
 from fakes.certificates import Authority
 from fakes.node import clean, fetching
 from fakes.origin import Fault, Origin
+from fakes.origin.files import FIRST_BYTE
 from fakes.tls import TlsFront
 from fakes.waiting import eventually
 
@@ -264,3 +265,44 @@ async def test_who_leaves_while_it_connects_keeps_no_thread(short_path: Path) ->
         await until(is_over)
         stream.close()
     assert len(failures) == 1
+
+
+async def test_files_that_follow_each_other_come_over_one_connection(
+    short_path: Path, origin: Origin
+) -> None:
+    async with clean(short_path, origin) as node:
+        for index in range(8):
+            name = f"part-{index}"
+            origin.put(name, b"%d" % index * 100_000)
+            assert (await node.fetch(origin.url(name))).read_bytes() == b"%d" % index * 100_000
+    asked = zip(origin.ports, origin.requests, strict=True)
+    assert len({port for port, (_, range_) in asked if range_ != FIRST_BYTE}) == 1
+
+
+async def test_an_idle_connection_that_was_closed_costs_no_try(
+    short_path: Path, origin: Origin
+) -> None:
+    origin.put("first", b"1" * 100_000)
+    origin.put("second", b"2" * 100_000).faults = [Fault.HANG_UP]
+    async with clean(short_path, origin, retries=0) as node:
+        await node.fetch(origin.url("first"))
+        assert (await node.fetch(origin.url("second"))).read_bytes() == b"2" * 100_000
+    assert len(origin.bodies("second")) == 2
+
+
+async def test_an_idle_connection_on_which_something_came_is_not_asked(
+    short_path: Path, origin: Origin
+) -> None:
+    origin.put("first", b"1" * 100_000).faults = [Fault.SURPLUS]
+    origin.put("second", b"2" * 100_000)
+    async with clean(short_path, origin, retries=0) as node:
+        await node.fetch(origin.url("first"))
+        assert (await node.fetch(origin.url("second"))).read_bytes() == b"2" * 100_000
+    assert len(origin.bodies("second")) == 1
+
+
+async def test_a_new_connection_that_is_closed_costs_one(short_path: Path, origin: Origin) -> None:
+    origin.put("only", b"1" * 100_000).faults = [Fault.HANG_UP] * 2
+    async with clean(short_path, origin, retries=0) as node:
+        with pytest.raises(errors.Unavailable):
+            await node.fetch(origin.url("only"))

@@ -12,7 +12,8 @@ from ckptd_daemon.fetch.progress import Gauge, Phase, Progress
 from ckptd_proto import errors
 
 SIDE_BY_SIDE = 64
-GATHER_S = 0.01  # small files end in quick succession: one message tells of several
+GATHER_S = 0.02  # small files end in quick succession: one message tells of several
+FEW = 8  # while so few are left, each is told at once
 
 
 class Batch:
@@ -45,7 +46,7 @@ class Batch:
         self._fill()
         with anyio.move_on_after(timeout_s):
             await self._moved.wait()
-            if self._ahead:
+            if len(self._going) > FEW:
                 await anyio.sleep(GATHER_S)
         self._moved = anyio.Event()
         ended = [index for index, call in self._going.items() if call.has_ended]

@@ -23,6 +23,7 @@ from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.gathering import Gathering
 from ckptd_daemon.fetch.hosts import Hosts
+from ckptd_daemon.fetch.idle import Idle
 from ckptd_daemon.fetch.lending import GoneError, Lender
 from ckptd_daemon.fetch.means import Means
 from ckptd_daemon.fetch.pace import Limits, Pacer
@@ -88,10 +89,11 @@ class Fetcher:
         self._scrubber = Scrubber(store)
         buffers = Buffers(BUFFER_BYTES)
         self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
-        means = Means(config, source, buffers, self._pacer, hosts, brakes, Abilities())
+        means = Means(config, source, buffers, self._pacer, hosts, brakes, Abilities(), Idle())
         hasher = Hasher()
         tasks.start_soon(buffers.keep)
         tasks.start_soon(means.general.keep)
+        tasks.start_soon(means.idle.keep)
         tasks.start_soon(hasher.buffers.keep)
         downloader = Downloader(means, self._space.grow)
         transfer = Transfer(store, self._space, buffers, downloader, hasher)

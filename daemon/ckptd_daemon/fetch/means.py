@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.abilities import Abilities
 from ckptd_daemon.fetch.hosts import Hosts
+from ckptd_daemon.fetch.idle import Idle
 from ckptd_daemon.fetch.pace import Pacer
 from ckptd_daemon.sources.brakes import Brakes
 from ckptd_daemon.sources.source import Source
@@ -28,6 +29,7 @@ class Means:
     hosts: Hosts
     brakes: Brakes
     abilities: Abilities
+    idle: Idle
     general: Buffers = field(init=False)
     """Of the general path: a slow reply holds its memory for long, and is not to hold up streams."""
     fetching: CapacityLimiter = field(init=False)

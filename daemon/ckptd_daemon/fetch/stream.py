@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import http.client
 import re
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,10 @@ class NotFastError(Exception):
     """The origin does something that this path leaves to the general one."""
 
 
+class StaleError(Exception):
+    """A connection that had been idle was closed meanwhile; another one may do."""
+
+
 class RefusedError(Exception):
     """The origin does not, or no more, let these credentials read what is at this address."""
 
@@ -65,6 +70,7 @@ class Stream:
         self._socket: socket.socket | None = None
         self._reply: http.client.HTTPResponse | None = None
         self._interrupted = False
+        self._is_idle = False
         self._piece_bytes = PIECE_FIRST_BYTES
         self.received_bytes = 0
         self.pause_s: float | None = None
@@ -110,6 +116,20 @@ class Stream:
         self._connection.sock = sock
         if self._interrupted:
             self.close()
+
+    def take_up(self, connection: http.client.HTTPConnection) -> None:
+        """Use a connection that another stream made, and left by `release`."""
+        self._connection, self._socket = connection, connection.sock
+        self._is_idle = True
+
+    def release(self) -> http.client.HTTPConnection | None:
+        """Part with the connection if another stream may use it."""
+        is_read = self._reply is not None and self._reply.isclosed()
+        if self._interrupted or not is_read or not self.is_connected:
+            return None
+        released, self._socket = self._connection, None
+        _, self._connection = _connection(self._endpoint)
+        return released
 
     def _adopt(self, sock: socket.socket) -> None:
         """Let `interrupt` reach a socket, even while it connects."""
@@ -174,8 +194,16 @@ class Stream:
 
     def _ask(self, start: int, end: int) -> http.client.HTTPResponse:
         headers = {**self._headers, "Range": f"bytes={start}-{end - 1}"}
-        self._connection.request("GET", self._path, headers=headers)
-        self._reply = reply = self._connection.getresponse()
+        is_idle, self._is_idle = self._is_idle, False
+        if is_idle and not self._interrupted and not _is_quiet(self._connection.sock):
+            raise StaleError
+        try:
+            self._connection.request("GET", self._path, headers=headers)
+            self._reply = reply = self._connection.getresponse()
+        except ConnectionError as error:
+            if is_idle and not self._interrupted:
+                raise StaleError from error
+            raise
         self.pause_s = pause_s(reply.status, reply.headers.get)
         if reply.status in TRANSIENT_STATUS:
             raise unwell(reply.status, reply.headers.get)
@@ -250,6 +278,13 @@ def _connection(endpoint: Endpoint) -> tuple[str, http.client.HTTPConnection]:
         connection = http.client.HTTPConnection(host, parts.port)
     connection.auto_open = 0  # connecting is its own step: guarded, and it can be abandoned
     return path, connection
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """Tell whether nothing came unasked, not even the end."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _words(error: BaseException) -> str:

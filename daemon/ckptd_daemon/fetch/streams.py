@@ -23,7 +23,7 @@ from ckptd_daemon.fetch.means import Means
 from ckptd_daemon.fetch.plan import Claim, Plan
 from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
 from ckptd_daemon.fetch.retry import Damages, Patience, delay_s, patiently, unbraked
-from ckptd_daemon.fetch.stream import NotFastError, RefusedError, Stream
+from ckptd_daemon.fetch.stream import NotFastError, RefusedError, StaleError, Stream
 from ckptd_daemon.sources.http import refusal
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.buffers import BLOCK_BYTES
@@ -277,6 +277,8 @@ class Streams:
             if error.is_throttled:
                 share.throttled()
             await self._rest(lane, error, share)
+        except StaleError:  # costs no try: the next may be alive, and a new one is never stale
+            logger.debug("%s: a connection had been closed while it was idle", self._object.title)
         except DamagedError as error:
             self._damages.note(error, self._partial.header)
             self._plan.redo(error.index)
@@ -376,18 +378,23 @@ class Streams:
 
     @asynccontextmanager
     async def _connected(self, lane: Lane, endpoint: Endpoint) -> AsyncIterator[Stream]:
-        """Yield a new connection, and close it at the end."""
-        means = self._means
+        """Yield a connection, and leave it to others at the end if it has brought what it was to."""
+        means, is_public = self._means, self._object.is_public
         pace = means.pacer.pace([self._object.url, endpoint.url], self._gauge.held)
         lane.stream = stream = Stream(self._object, endpoint, pace, means.config)
         try:
-            await to_thread.run_sync(
-                stream.connect, limiter=means.connecting, abandon_on_cancel=True
-            )
+            if (idle := means.idle.take(endpoint, is_public=is_public)) is not None:
+                stream.take_up(idle)
+            else:
+                await to_thread.run_sync(
+                    stream.connect, limiter=means.connecting, abandon_on_cancel=True
+                )
             self._open.add(stream)
             self._gauge.streams = len(self._open)
             self._gauge.enter(Phase.DOWNLOADING)
             yield stream
+            if (used := stream.release()) is not None:
+                means.idle.put(used, endpoint, is_public=is_public)
         finally:
             lane.stream = None
             self._open.discard(stream)

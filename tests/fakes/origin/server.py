@@ -29,6 +29,8 @@ class Origin:
         """The name and the Range header of each."""
         self.headers: list[dict[str, str]] = []
         """Of each request."""
+        self.ports: list[int] = []
+        """Where each request came from."""
         self.sent_bytes = 0
         self.connections = 0
         """Open now."""
@@ -156,6 +158,7 @@ class Origin:
         with connection:
             try:
                 while (request := await self._heard(connection)) is not None:
+                    self.ports.append(connection.getpeername()[1])
                     reply = self._decided(request)
                     await self._send(connection, reply)
                     if reply.ending is not Ending.KEEP:
