@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from ckptd_daemon.fetch.call import Handed, Request
@@ -99,3 +102,19 @@ async def test_the_file_that_became_the_blob_is_not_opened_again(tmp_path: Path)
         reading.end(handed(tmp_path / "blob"), None)
         assert await told(reading) is None
     partial.close()
+
+
+async def test_a_reader_that_wants_the_same_over_and_over_costs_no_more_than_once() -> None:
+    huge = replace(OBJECT, size_bytes=1 << 40)
+    spans = [(at, 1 << 40) for at in range(50_000)]
+
+    async def wants() -> AsyncIterator[tuple[int, int]]:
+        for span in spans:
+            yield span
+
+    demand = Demand()
+    reading = Reading(Request("ref"), Process(1, 1, 0), Terms(is_whole=False, is_early=True))
+    with anyio.fail_after(30):
+        await reading.listen(wants())
+        with reading.wanting(demand, huge, KEY, None):
+            assert len(list(demand.urgent())) == (1 << 40) // HEADER.chunk_bytes

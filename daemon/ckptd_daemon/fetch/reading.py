@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.demand import Demand
+from ckptd_daemon.fetch.ranges import Range, Ranges
 from ckptd_daemon.fetch.verdict import MismatchError
 from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.checksums import NOTHING_STATED
@@ -73,7 +74,8 @@ class Reading(Call):
         super().__init__(request, holder)
         self._terms = terms
         self._wanted: list[Span] = []  # since no flight knows
-        self._chunks: dict[int, None] = {}  # that were wanted of a flight
+        self._chunks: list[int] = []  # that were wanted of a flight
+        self._unwanted = Ranges()  # the other chunks of that flight
         self._flight: _Flight | None = None  # while aboard
         self._boarded = anyio.Event()
         self._key = ""  # of what was opened
@@ -129,9 +131,7 @@ class Reading(Call):
                 stack.enter_context(demand.whole())
             if is_readable:
                 self._flight = _Flight(key, obj.size_bytes or 0, demand, is_unverified=is_judged)
-                self._chunks |= dict.fromkeys(_chunks(self._wanted, self._flight.size_bytes))
-                self._wanted.clear()
-                demand.want(index for index in self._chunks if index < self._flight.chunk_count)
+                self._board(self._flight)
                 self._boarded.set()
             try:
                 yield
@@ -220,6 +220,24 @@ class Reading(Call):
 
         return await to_thread.run_sync(work)
 
+    def _board(self, flight: _Flight) -> None:
+        """Want of *flight* what was wanted before it was known, and of earlier ones."""
+        before, self._chunks = self._chunks, []
+        self._unwanted = Ranges()
+        self._unwanted.add(0, flight.chunk_count)
+        for index in before:
+            self._want_of(flight, (index, index + 1))
+        for span in self._wanted:
+            self._want_of(flight, _chunks_of(span, flight.size_bytes))
+        self._wanted.clear()
+
+    def _want_of(self, flight: _Flight, chunks: Range) -> None:
+        """Want *chunks* that were not wanted yet: each is looked at once, whatever overlaps."""
+        while (new := self._unwanted.first(*chunks)) is not None:
+            self._unwanted.take(*new)
+            self._chunks += range(*new)
+            flight.demand.want(range(*new))
+
     def _want(self, span: Span) -> None:
         start, end = span
         if start >= end or len(self._wanted) == SPANS_MAX:
@@ -228,9 +246,7 @@ class Reading(Call):
         if self._flight is None:
             self._wanted.append(span)
         else:
-            chunks = dict.fromkeys(_chunks([span], self._flight.size_bytes))
-            self._chunks |= chunks
-            self._flight.demand.want(chunks)
+            self._want_of(self._flight, _chunks_of(span, self._flight.size_bytes))
 
     def _check_whole(self, demand: Demand, title: str) -> None:
         """Raise if chunks that were told of were thrown away."""
@@ -254,10 +270,9 @@ def _changed(title: str) -> errors.Aborted:
     return errors.Aborted(f"{title} changed while it was read; open it again")
 
 
-def _chunks(spans: Iterable[Span], size_bytes: int) -> Iterator[int]:
-    """Return the chunks that hold *spans* of an object of *size_bytes*, in their order."""
-    for start, end in spans:
-        yield from range(start // CHUNK_BYTES, -(-min(end, size_bytes) // CHUNK_BYTES))
+def _chunks_of(span: Span, size_bytes: int) -> Range:
+    """Return which chunks of an object of *size_bytes* hold *span*."""
+    return span[0] // CHUNK_BYTES, -(-min(span[1], size_bytes) // CHUNK_BYTES)
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
