@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch.pace import Limits
+from ckptd_daemon.transfer.pace import Limits
 from ckptd_proto import errors
 
 _CHANGEABLE = ("max_bytes_per_s", "source_max_bytes_per_s.HOST")

@@ -8,8 +8,8 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.plan import Claim, Plan
 from ckptd_daemon.store.journal import Header
+from ckptd_daemon.transfer.plan import Claim, Plan
 
 PAGE = 4096
 CHUNK = 4 * PAGE

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.climb import SAMPLE_S, Climb
+from ckptd_daemon.transfer.climb import SAMPLE_S, Climb
 
 Host = Callable[[int, float], float]  # streams and time in seconds -> bytes per second
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import anyio
 
-from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.demand import Demand
 
 HEADER = Header("o", "t", "v", "n", size_bytes=100, chunk_bytes=10, is_resumable=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptd_daemon.fetch.endgame import LOOK_S, LOOKS, EndGame, Help
+from ckptd_daemon.transfer.endgame import LOOK_S, LOOKS, EndGame, Help
 
 MB = 1 << 20
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch import formats
+from ckptd_daemon.transfer import formats
 
 
 def complaint(name: str, data: bytes) -> str | None:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.progress import (
+from ckptd_daemon.rpc.blobs import PROGRESS_MAX_PER_S, interval_s
+from ckptd_daemon.sources.source import TransientError
+from ckptd_daemon.transfer.progress import (
     HELD_S,
     RATE_S,
     SILENT_S,
@@ -16,8 +18,6 @@ from ckptd_daemon.fetch.progress import (
     Progress,
     Rate,
 )
-from ckptd_daemon.rpc.blobs import PROGRESS_MAX_PER_S, interval_s
-from ckptd_daemon.sources.source import TransientError
 
 
 class Flying:

@@ -8,9 +8,9 @@ import anyio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.climb import SAMPLE_S, Climb
-from ckptd_daemon.fetch.hosts import Host, Hosts, Share
 from ckptd_daemon.sources.brakes import Brakes
+from ckptd_daemon.transfer.climb import SAMPLE_S, Climb
+from ckptd_daemon.transfer.hosts import Host, Hosts, Share
 
 ONE, OTHER = "http://one/model", "http://other/model"
 

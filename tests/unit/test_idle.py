@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from ckptd_daemon.fetch.idle import IDLE_MAX, Idle
 from ckptd_daemon.sources.source import Endpoint, Proxy
+from ckptd_daemon.transfer.idle import IDLE_MAX, Idle
 
 TLS = ssl.create_default_context()
 HERE = Endpoint("http://origin.example/a", {}, TLS)
@@ -77,14 +77,14 @@ async def test_each_is_closed_after_a_while_and_all_at_the_end(
     wires: list[Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     idle = Idle()
-    monkeypatch.setattr("ckptd_daemon.fetch.idle.IDLE_S", 0.01)
+    monkeypatch.setattr("ckptd_daemon.transfer.idle.IDLE_S", 0.01)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(idle.keep)
             idle.put(wires[0].connection, HERE, is_public=True)
             while wires[0].is_open:
                 await anyio.lowlevel.checkpoint()
-            monkeypatch.setattr("ckptd_daemon.fetch.idle.IDLE_S", 600)
+            monkeypatch.setattr("ckptd_daemon.transfer.idle.IDLE_S", 600)
             idle.put(wires[1].connection, HERE, is_public=True)
             await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.pace import BURST_S, Bucket, Limits, Pace, Pacer, Ticket
+from ckptd_daemon.transfer.pace import BURST_S, Bucket, Limits, Pace, Pacer, Ticket
 from fakes.waiting import eventually
 
 URL = "https://models.example/a"

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch.pace import Limits, Pacer
-from ckptd_daemon.fetch.stream import Stream
 from ckptd_daemon.sources.proxies import Proxies, parsed
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Validator
+from ckptd_daemon.transfer.pace import Limits, Pacer
+from ckptd_daemon.transfer.stream import Stream
 from ckptd_proto.errors import FailedPrecondition
 
 URL = "https://models.example/a"

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.fetch.ranges import Ranges
+from ckptd_daemon.transfer.ranges import Ranges
 
 SIZE = 60
 spans = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: sorted(pair))

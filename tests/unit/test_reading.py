@@ -11,14 +11,14 @@ import anyio
 import pytest
 
 from ckptd_daemon.fetch.call import Handed, Request
-from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.fetch.reading import Opened, Reading, Terms
-from ckptd_daemon.fetch.verdict import MismatchError
 from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.source import Object, Validator
 from ckptd_daemon.store.blobs import Blob, Verification
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.demand import Demand
+from ckptd_daemon.transfer.verdict import MismatchError
 
 KEY = "key"
 HEADER = Header("1d", "http://host/model", 'etag "v1"', "model", 100, 16 << 20, is_resumable=True)

@@ -12,10 +12,10 @@ from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.fetch.flights import Flight, Flights
-from ckptd_daemon.fetch.hosts import Hosts
-from ckptd_daemon.fetch.progress import Gauge
-from ckptd_daemon.fetch.retry import patiently
 from ckptd_daemon.sources.brakes import Brakes
+from ckptd_daemon.transfer.hosts import Hosts
+from ckptd_daemon.transfer.progress import Gauge
+from ckptd_daemon.transfer.retry import patiently
 from ckptd_proto.urls import display
 
 REMEMBERED_MAX = 16_384

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import anyio
 
 from ckptd_daemon.fetch.call import Call, Handed, Request
-from ckptd_daemon.fetch.progress import Gauge, Phase, Progress
+from ckptd_daemon.transfer.progress import Gauge, Phase, Progress
 from ckptd_proto import errors
 
 SIDE_BY_SIDE = 64

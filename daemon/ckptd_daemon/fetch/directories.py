@@ -18,7 +18,6 @@ from ckptd_daemon.fetch.answers import Answers
 from ckptd_daemon.fetch.call import Call, Handed
 from ckptd_daemon.fetch.flights import Flight, Flights
 from ckptd_daemon.fetch.gathering import Gathering
-from ckptd_daemon.fetch.progress import Phase
 from ckptd_daemon.fetch.selection import Selection
 from ckptd_daemon.sources.directories import directory_of
 from ckptd_daemon.sources.http import file_name
@@ -26,6 +25,7 @@ from ckptd_daemon.sources.listing import Entry, Listing
 from ckptd_daemon.store.blobs import Blob, BlobStore
 from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.snapshots import NOTE, Snapshot, SnapshotStore
+from ckptd_daemon.transfer.progress import Phase
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display, identity
 

@@ -14,25 +14,17 @@ from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch.abilities import Abilities
 from ckptd_daemon.fetch.answers import Answers
 from ckptd_daemon.fetch.batch import Batch
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.directories import Directories
-from ckptd_daemon.fetch.downloader import Downloader
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.gathering import Gathering
-from ckptd_daemon.fetch.hosts import Hosts
-from ckptd_daemon.fetch.idle import Idle
 from ckptd_daemon.fetch.lending import GoneError, Lender
-from ckptd_daemon.fetch.means import Means
-from ckptd_daemon.fetch.pace import Limits, Pacer
 from ckptd_daemon.fetch.reading import Reading, Span, Terms
 from ckptd_daemon.fetch.selection import Selection
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics, unfinished
-from ckptd_daemon.fetch.transfer import Transfer
-from ckptd_daemon.fetch.verify import Hasher
 from ckptd_daemon.sessions import Process, Sessions
 from ckptd_daemon.sources.directories import HttpDirectories, is_directory
 from ckptd_daemon.sources.http import HttpSource
@@ -45,6 +37,14 @@ from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.room import Space
 from ckptd_daemon.store.scrub import Finding, Scrubber
 from ckptd_daemon.store.snapshots import SnapshotStore
+from ckptd_daemon.transfer.abilities import Abilities
+from ckptd_daemon.transfer.downloader import Downloader
+from ckptd_daemon.transfer.hosts import Hosts
+from ckptd_daemon.transfer.idle import Idle
+from ckptd_daemon.transfer.means import Means
+from ckptd_daemon.transfer.pace import Limits, Pacer
+from ckptd_daemon.transfer.transfer import Transfer
+from ckptd_daemon.transfer.verify import Hasher
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display, redacted
 

@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.fetch.failures import Failures
-from ckptd_daemon.fetch.progress import Gauge
+from ckptd_daemon.transfer.demand import Demand
+from ckptd_daemon.transfer.progress import Gauge
 from ckptd_proto import errors
 
 V = TypeVar("V")

@@ -13,13 +13,13 @@ import anyio
 from ckptd_daemon.fetch.call import Call, Request
 from ckptd_daemon.fetch.flights import Flight
 from ckptd_daemon.fetch.lending import Lender
-from ckptd_daemon.fetch.progress import Gauge, Phase
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.listing import Entry, Listing, child
 from ckptd_daemon.sources.manifest import CHUNK_BYTES
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store.blobs import Blob
+from ckptd_daemon.transfer.progress import Gauge, Phase
 from ckptd_proto import errors
 
 FILES_AT_ONCE = 32

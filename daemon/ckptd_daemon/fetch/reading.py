@@ -12,13 +12,13 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.fetch.call import Call, Handed, Request
-from ckptd_daemon.fetch.demand import Demand
-from ckptd_daemon.fetch.ranges import Range, Ranges
-from ckptd_daemon.fetch.verdict import MismatchError
 from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.checksums import NOTHING_STATED
 from ckptd_daemon.sources.source import ChangedError, Object
 from ckptd_daemon.store.partials import CHUNK_BYTES, Partial
+from ckptd_daemon.transfer.demand import Demand
+from ckptd_daemon.transfer.ranges import Range, Ranges
+from ckptd_daemon.transfer.verdict import MismatchError
 from ckptd_proto import errors
 
 Span = tuple[int, int]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ckptd_daemon.fetch.flights import Flight
-from ckptd_daemon.fetch.progress import Gauge, Progress
+from ckptd_daemon.transfer.progress import Gauge, Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from ckptd_daemon.fetch.batch import Batch
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.fetcher import Fetcher
 from ckptd_daemon.fetch.lending import GoneError
-from ckptd_daemon.fetch.progress import Phase, Progress
 from ckptd_daemon.rpc import reading as translated
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.store.blobs import Blob, Verification
 from ckptd_daemon.store.leases import lease_id
 from ckptd_daemon.store.scrub import Finding
+from ckptd_daemon.transfer.progress import Phase, Progress
 from ckptd_proto import errors
 from ckptd_proto.v1 import blobs_pb2, blobs_pb2_grpc
 

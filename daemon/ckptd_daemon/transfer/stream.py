@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 from crc32c import crc32c
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch.pace import Pace
-from ckptd_daemon.fetch.plan import Claim
 from ckptd_daemon.sources.addresses import PrivateAddressError, dial
 from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
 from ckptd_daemon.sources.http import unwell
 from ckptd_daemon.sources.proxies import tunnel
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.pace import Pace
+from ckptd_daemon.transfer.plan import Claim
 
 REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
 PIECE_MIN_BYTES = 4 << 10

@@ -6,16 +6,16 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from ckptd_daemon.fetch.demand import Demand, Wishes
-from ckptd_daemon.fetch.hosts import Share
-from ckptd_daemon.fetch.means import GENERAL_BLOCK_BYTES, Means
-from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
-from ckptd_daemon.fetch.reply import Reply
-from ckptd_daemon.fetch.retry import Damages, Patience, unbraked
-from ckptd_daemon.fetch.streams import IN_USE, Streams
 from ckptd_daemon.sources.brakes import host_of
 from ckptd_daemon.sources.source import NoRangesError, Object, TransientError
 from ckptd_daemon.store.partials import DamagedError, Partial
+from ckptd_daemon.transfer.demand import Demand, Wishes
+from ckptd_daemon.transfer.hosts import Share
+from ckptd_daemon.transfer.means import GENERAL_BLOCK_BYTES, Means
+from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
+from ckptd_daemon.transfer.reply import Reply
+from ckptd_daemon.transfer.retry import Damages, Patience, unbraked
+from ckptd_daemon.transfer.streams import IN_USE, Streams
 
 
 class Downloader:

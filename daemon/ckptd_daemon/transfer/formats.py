@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ckptd_daemon.fetch import gguf
+from ckptd_daemon.transfer import gguf
 
 ReadAt = Callable[[int, int], bytes]
 """`(offset, length)` to the bytes there; fewer where the file ends."""

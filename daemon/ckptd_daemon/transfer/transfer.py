@@ -9,11 +9,6 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio import to_thread
 
-from ckptd_daemon.fetch.demand import Demand
-from ckptd_daemon.fetch.downloader import Downloader
-from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
-from ckptd_daemon.fetch.verdict import MismatchError, judged, require_sound, unlike
-from ckptd_daemon.fetch.verify import Hasher
 from ckptd_daemon.sources.source import ChangedError, Object
 from ckptd_daemon.store.blobs import Blob, BlobStore, Verification, key_of, safe_name
 from ckptd_daemon.store.buffers import Buffers
@@ -21,6 +16,11 @@ from ckptd_daemon.store.evict import Shortage
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import CHUNK_BYTES, Partial
 from ckptd_daemon.store.room import Space
+from ckptd_daemon.transfer.demand import Demand
+from ckptd_daemon.transfer.downloader import Downloader
+from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
+from ckptd_daemon.transfer.verdict import MismatchError, judged, require_sound, unlike
+from ckptd_daemon.transfer.verify import Hasher
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import anyio
 
-from ckptd_daemon.fetch.hosts import Hosts
-from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
 from ckptd_daemon.sources.brakes import Brakes, host_of
 from ckptd_daemon.sources.source import TransientError
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import DamagedError
+from ckptd_daemon.transfer.hosts import Hosts
+from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
 from ckptd_proto import errors
 
 BASE_S = 0.1

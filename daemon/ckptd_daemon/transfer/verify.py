@@ -14,9 +14,9 @@ from typing import Protocol
 
 from anyio import CapacityLimiter, to_thread
 
-from ckptd_daemon.fetch.demand import Demand
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.demand import Demand
 
 THREADS = 8
 BLOCK_BYTES = 4 << 20

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 
-from ckptd_daemon.fetch import formats
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import crc
 from ckptd_daemon.store.blobs import Verification
 from ckptd_daemon.store.partials import DATA, Partial
+from ckptd_daemon.transfer import formats
 from ckptd_proto import errors
 
 

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from ckptd_daemon.fetch.ranges import Range, Ranges
 from ckptd_daemon.store import crc
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES
+from ckptd_daemon.transfer.ranges import Range, Ranges
 
 RUN_CHUNKS = 2  # per request: enough to hide its latency, little to lose
 SINGLE_CHUNKS = 16  # while so few are left, a request is for one: they all end together

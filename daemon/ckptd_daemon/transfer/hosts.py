@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
-from ckptd_daemon.fetch.climb import SAMPLE_S, Climb
 from ckptd_daemon.sources.brakes import host_of
+from ckptd_daemon.transfer.climb import SAMPLE_S, Climb
 
 HOSTS_MAX = 4096
 

@@ -15,19 +15,19 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from ckptd_daemon.fetch.abilities import STRIKES
-from ckptd_daemon.fetch.demand import Demand
-from ckptd_daemon.fetch.endgame import LOOK_S, EndGame
-from ckptd_daemon.fetch.hosts import Share
-from ckptd_daemon.fetch.means import Means
-from ckptd_daemon.fetch.plan import Claim, Plan
-from ckptd_daemon.fetch.progress import Cause, Gauge, Phase
-from ckptd_daemon.fetch.retry import Damages, Patience, delay_s, patiently, unbraked
-from ckptd_daemon.fetch.stream import NotFastError, RefusedError, StaleError, Stream
 from ckptd_daemon.sources.http import refusal
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.buffers import BLOCK_BYTES
 from ckptd_daemon.store.partials import DamagedError, Partial
+from ckptd_daemon.transfer.abilities import STRIKES
+from ckptd_daemon.transfer.demand import Demand
+from ckptd_daemon.transfer.endgame import LOOK_S, EndGame
+from ckptd_daemon.transfer.hosts import Share
+from ckptd_daemon.transfer.means import Means
+from ckptd_daemon.transfer.plan import Claim, Plan
+from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
+from ckptd_daemon.transfer.retry import Damages, Patience, delay_s, patiently, unbraked
+from ckptd_daemon.transfer.stream import NotFastError, RefusedError, StaleError, Stream
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from anyio import CapacityLimiter
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch.abilities import Abilities
-from ckptd_daemon.fetch.hosts import Hosts
-from ckptd_daemon.fetch.idle import Idle
-from ckptd_daemon.fetch.pace import Pacer
 from ckptd_daemon.sources.brakes import Brakes
 from ckptd_daemon.sources.source import Source
 from ckptd_daemon.store.buffers import Buffers
+from ckptd_daemon.transfer.abilities import Abilities
+from ckptd_daemon.transfer.hosts import Hosts
+from ckptd_daemon.transfer.idle import Idle
+from ckptd_daemon.transfer.pace import Pacer
 
 GENERAL_BLOCK_BYTES = 1 << 20
 

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from anyio import to_thread
 from crc32c import crc32c
 
-from ckptd_daemon.fetch.demand import Wishes
-from ckptd_daemon.fetch.pace import Pace
-from ckptd_daemon.fetch.progress import Gauge
 from ckptd_daemon.sources.source import Object, Source, TransientError
 from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.demand import Wishes
+from ckptd_daemon.transfer.pace import Pace
+from ckptd_daemon.transfer.progress import Gauge
 
 
 class Reply:
