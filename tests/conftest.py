@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from fakes.daemon import Daemon, arena_of
 
 pytest_plugins = ["fakes.require_real"]
+
+# a shell has what it starts in the background ignore Ctrl-C, and all of its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # no test may reach, or start, a daemon of the machine
 os.environ["CKPTD_AUTOSTART"] = "0"
