@@ -166,9 +166,12 @@ class Client:
         """Return what the node's cache holds, the least recently used first."""
         return await self._run(lambda client: client.blobs())
 
-    async def remove_blob(self, key: str) -> int:
-        """Drop a blob that nobody holds from the cache; returns the bytes it took."""
-        return await self._run(lambda client: client.remove_blob(key))
+    async def remove_blob(self, key: str, *, force: bool = False) -> int:
+        """Drop a blob that nobody holds from the cache; returns the bytes it took.
+
+        With *force*, what ended processes asked to keep it for is over.
+        """
+        return await self._run(lambda client: client.remove_blob(key, force=force))
 
     async def verify_blobs(self, keys: Sequence[str] = ()) -> list[Verdict]:
         """Read the blobs called *keys*, or all of the cache, back from the disk.

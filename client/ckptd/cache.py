@@ -21,9 +21,9 @@ def blobs(connection: Connection) -> list[Blob]:
     return sorted(map(_blob, messages), key=lambda blob: blob.used_at)
 
 
-def remove(connection: Connection, key: str) -> int:
+def remove(connection: Connection, key: str, *, force: bool = False) -> int:
     """Drop a blob that nobody holds; returns the bytes it took."""
-    request = blobs_pb2.RemoveBlobRequest(key=key)
+    request = blobs_pb2.RemoveBlobRequest(key=key, force=force)
     return connection.call(lambda stubs: stubs.blobs.Remove(request)).freed_bytes
 
 

@@ -139,9 +139,12 @@ class Client:
         """Return what the node's cache holds, the least recently used first."""
         return cache.blobs(self._connection)
 
-    def remove_blob(self, key: str) -> int:
-        """Drop a blob that nobody holds from the cache; returns the bytes it took."""
-        return cache.remove(self._connection, key)
+    def remove_blob(self, key: str, *, force: bool = False) -> int:
+        """Drop a blob that nobody holds from the cache; returns the bytes it took.
+
+        With *force*, what ended processes asked to keep it for is over.
+        """
+        return cache.remove(self._connection, key, force=force)
 
     def settings(self) -> dict[str, Setting]:
         """Return the daemon's settings in force, by name."""

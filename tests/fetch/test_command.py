@@ -109,6 +109,11 @@ def test_keep_holds_the_file_for_so_long_after_the_command(daemon: Daemon, origi
     done = ckptd("cache", "rm", "--json", listed["key"], env=daemon.env)
     assert (done.returncode, json.loads(done.stderr)["error"]) == (4, "FailedPrecondition")
     assert ckptd("cache", "rm", "no-such-key", env=daemon.env).returncode == 3
+    assert "is kept for 120 min more" in json.loads(done.stderr)["message"]
+    with daemon.client().open(origin.url("a")):
+        assert ckptd("cache", "rm", "--force", listed["key"], env=daemon.env).returncode == 4
+    done = ckptd("cache", "rm", "--force", listed["key"], env=daemon.env)
+    assert (done.returncode, done.stdout) == (0, "freed 4 bytes\n")
 
 
 def test_a_blob_that_nobody_holds_can_be_dropped(daemon: Daemon, origin: Origin) -> None:

@@ -26,7 +26,7 @@ _PEERS = ("curl", "aria2c", "rclone", "hf_transfer", "obstore")
 
 @click.group()
 def bench() -> None:
-    """Measure ckptd beside what you would pick instead, on this machine."""
+    """Measure ckptd beside its peers, on this machine."""
 
 
 @bench.command()

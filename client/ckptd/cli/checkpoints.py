@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @click.option("--run", metavar="R", default="", help="Only this run.")
 @json_option
 def ls(root: Path, experiment: str, run: str, as_json: bool) -> None:
-    """List the committed checkpoints below ROOT, the directory given to `Checkpointer`."""
+    """List the committed checkpoints below ROOT.
+
+    ROOT is the directory that was given to `Checkpointer`.
+    """
     from ckptd.link.connection import Connection
     from ckptd.saving.catalog import Catalog
 

@@ -26,7 +26,10 @@ _socket_option = click.option(
 @json_option
 @click.pass_context
 def config(context: click.Context, socket: Path | None, as_json: bool) -> None:
-    """Show the settings in force; `ckptd config set` changes some while the daemon runs."""
+    """Show the settings in force.
+
+    `ckptd config set` changes some while the daemon runs.
+    """
     if context.invoked_subcommand is not None:
         return
     from ckptd import node

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Repeat the demo that printed this seed.")
 @json_option
 def demo(seed: int | None, as_json: bool) -> None:
-    """Fetch a real model, train, be killed, resume: the same bits as never killed.
+    """Fetch a real model, train, be killed, resume.
+
+    The bits at the end are those of a run that was never killed.
 
     Takes a minute or two; everything happens in a folder of its own that is gone afterwards.
     """

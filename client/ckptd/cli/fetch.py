@@ -68,7 +68,15 @@ def fetch(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Fetch each REF once for this node; print its local path."""
+    """Fetch each REF once for this node; print its local path.
+
+    A REF is a path, or an http(s) URL; `#sha256=HEX` may follow. A URL that ends with / is a
+    directory: an index page or a ckptd-manifest.json of its origin names the files. A GLOB is
+    compared with their paths below it, `**` being any depth:
+
+    \b
+        ckptd fetch https://models.example/base/ --include '**/*.safetensors'
+    """
     from ckptd import fetching, many
 
     if sha256 is not None and len(refs) > 1:
@@ -122,7 +130,10 @@ def prefetch(
     exclude: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Have this node fetch each REF ahead of need; `ckptd status` shows how far it is."""
+    """Have this node fetch each REF ahead of need.
+
+    Returns once the daemon has taken it on; `ckptd status` shows how far it is.
+    """
     from ckptd.many import prefetch as prefetch_refs
 
     for ref in refs:
@@ -154,13 +165,14 @@ def list_blobs(as_json: bool) -> None:
 
 @cache.command("rm")
 @click.argument("key")
+@click.option("--force", is_flag=True, help="Also if an ended process wanted it kept (--keep).")
 @json_option
-def remove_blob(key: str, as_json: bool) -> None:
+def remove_blob(key: str, force: bool, as_json: bool) -> None:
     """Drop the blob KEY, if nobody holds it."""
     from ckptd.cache import remove
     from ckptd.link.connection import Connection
 
-    freed = remove(Connection.existing(), key)
+    freed = remove(Connection.existing(), key, force=force)
     click.echo(json.dumps({"freed_bytes": freed}) if as_json else f"freed {freed} bytes")
 
 

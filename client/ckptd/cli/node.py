@@ -61,7 +61,10 @@ def status(socket: Path | None, as_json: bool) -> None:
 @_socket_option
 @json_option
 def stop(socket: Path | None, as_json: bool) -> None:
-    """Stop the daemon: it finishes what it may, and the rest when it next starts."""
+    """Stop the daemon.
+
+    It finishes what it may, and the rest when it next starts.
+    """
     from ckptd import node
     from ckptd.link.connection import Connection
 

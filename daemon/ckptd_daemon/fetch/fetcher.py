@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
@@ -33,7 +34,7 @@ from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.blobs import Blob, BlobStore
 from ckptd_daemon.store.buffers import Buffers
-from ckptd_daemon.store.leases import Leases
+from ckptd_daemon.store.leases import Lease, Leases
 from ckptd_daemon.store.room import Space
 from ckptd_daemon.store.scrub import Finding, Scrubber
 from ckptd_daemon.store.snapshots import SnapshotStore
@@ -278,17 +279,17 @@ class Fetcher:
             raise errors.NotFound(f"no blob {key} in the cache; `ckptd cache ls` lists them")
         return blob
 
-    async def remove(self, key: str, holder: Process) -> int:
-        """Drop a blob that nobody holds, for the daemon's user; returns the bytes it took."""
+    async def remove(self, key: str, holder: Process, *, is_forced: bool) -> int:
+        """Drop a blob that nobody holds, for the daemon's user; returns the bytes it took.
+
+        If *is_forced*, a process that has ended and wanted it kept is nobody.
+        """
         _require_owner(holder, "clear")
         blob = self._named(key)
+        for lease in self._leases.kept(key) if is_forced else ():
+            await self._leases.release(lease.id, lease.holder.uid, wholly=True)
         if leases := self._leases_on(key):
-            count = f"{leases} lease{'s' * (leases != 1)}"
-            text = (
-                f"blob {key} is held by {count}; it can go when their processes have ended, and "
-                "what they asked to keep it for is over"
-            )
-            raise errors.FailedPrecondition(text)
+            raise errors.FailedPrecondition(_held(key, leases, self._leases.kept(key)))
         self._store.forget(key)
         await to_thread.run_sync(self._store.remove, blob.path.parent)
         self._space.poke()
@@ -334,6 +335,18 @@ class Fetcher:
         self._grants.setdefault((call.holder, call.request.call), []).append(lease)
         while len(self._grants) > GRANTS_MAX:
             del self._grants[next(iter(self._grants))]
+
+
+def _held(key: str, leases: int, kept: list[Lease]) -> str:
+    """Say who holds a blob, and when it can go."""
+    if alive := leases - len(kept):
+        count = f"{alive} lease{'s' * (alive != 1)}"
+        return f"blob {key} is held by {count}; it can go when their processes have ended"
+    left_s = max(lease.until or 0.0 for lease in kept) - time.time()
+    return (
+        f"blob {key} is kept for {max(1, round(left_s / 60))} min more, as a process that has ended "
+        "asked; `ckptd cache rm --force` drops it now"
+    )
 
 
 def _require_owner(holder: Process, verb: str) -> None:

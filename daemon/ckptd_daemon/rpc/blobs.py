@@ -179,7 +179,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
     ) -> blobs_pb2.RemoveBlobReply:
         """Drop one blob."""
         holder = self._sessions.of(context.peer()).process
-        freed = await self._fetcher.remove(request.key, holder)
+        freed = await self._fetcher.remove(request.key, holder, is_forced=request.force)
         return blobs_pb2.RemoveBlobReply(freed_bytes=freed)
 
 

@@ -97,6 +97,11 @@ class Leases:
         """Return how many leases there are on *key*."""
         return self._per_key[key]
 
+    def kept(self, key: str) -> list[Lease]:
+        """Return the leases on *key* of processes that have ended, and asked to keep it longer."""
+        found = (lease for lease in self._leases.values() if lease.key == key)
+        return [lease for lease in found if lease.until is not None]
+
     def on_freed(self, tell: Callable[[], object]) -> None:
         """Have *tell* called whenever a lease has ended."""
         self._freed = tell

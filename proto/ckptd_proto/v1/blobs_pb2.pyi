@@ -604,13 +604,17 @@ class RemoveBlobRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     KEY_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
     key: builtins.str
+    force: builtins.bool
+    """Drop it also if a process that has ended asked to keep it; never while a living one holds it."""
     def __init__(
         self,
         *,
         key: builtins.str = ...,
+        force: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force", "key", b"key"]) -> None: ...
 
 Global___RemoveBlobRequest: typing_extensions.TypeAlias = RemoveBlobRequest
 
