@@ -20,7 +20,7 @@ def test_a_fetch_that_waits_for_its_origin_is_shown_with_the_reason(
     (flight,) = eventually(lambda: [each for each in client.status().flights if each.reason])
     assert (flight.object, flight.phase) == (origin.url("model?…"), "retrying")
     assert (flight.waiters, flight.key, flight.total_bytes) == (1, "", None)
-    assert "(the origin answers 503)" in ckptd("status", env=daemon.env).stdout
+    assert "\n    the origin answers 503" in ckptd("status", env=daemon.env).stdout
     fetch.kill()
     fetch.wait()
 

@@ -56,14 +56,11 @@ def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
     assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, {})[4]
     assert lines(BUSY, rates(BUSY, later))[7:] == [
         "fetching",
-        (
-            "  downloading  3.0 GB of 12.0 GB  25%  1.0 GB/s  9 s left  8 waiting, 16 streams"
-            "  https://h/a"
-        ),
-        (
-            "  retrying                   0 B          0 B/s            1 waiting, 0 streams"
-            "   https://h/b (the origin answers 503)"
-        ),
+        "  downloading  3.0 GB of 12.0 GB  25%  1.0 GB/s  9 s left  8 waiting, 16 streams",
+        "    https://h/a",
+        "  retrying                   0 B          0 B/s            1 waiting, 0 streams",
+        "    https://h/b",
+        "    the origin answers 503",
         "",
         "saving",
         "  staged  1.0 GB of 4.0 GB  25%  1.0 GB/s  3 s left  step 700 of digits/monday in /ckpts",

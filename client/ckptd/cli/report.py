@@ -31,14 +31,13 @@ def _done(status: DaemonStatus) -> dict[str, int]:
 
 def lines(status: DaemonStatus, rates: Rates) -> list[str]:
     """Return the report."""
-    flights = [_flight(flight) for flight in status.flights]
     saves = [_save(attempt, rates) for attempt in status.attempts]
     report = _aligned([*_daemon(status), *_room(status)], _LEFT + _RIGHT + _LEFT)
-    if flights:
-        report += ["", "fetching", *_aligned(flights, _LEFT + _RIGHT * 4 + _LEFT * 2, indent=2)]
+    if status.flights:
+        report += ["", "fetching", *_flights(status.flights)]
     if saves:
         report += ["", "saving", *_aligned(saves, _LEFT + _RIGHT * 4 + _LEFT, indent=2)]
-    if not flights and not saves:
+    if not status.flights and not saves:
         report += ["", "Nothing is being fetched or saved."]
     return report
 
@@ -81,11 +80,22 @@ def _room(status: DaemonStatus) -> list[tuple[str, ...]]:
     ]
 
 
+def _flights(flights: Sequence[FlightStatus]) -> list[str]:
+    """Return the figures of each, and below them, for it may be long, what it is and what holds it."""
+    figures = _aligned(
+        [_flight(flight) for flight in flights], _LEFT + _RIGHT * 4 + _LEFT, indent=2
+    )
+    found: list[str] = []
+    for flight, line in zip(flights, figures, strict=True):
+        found += [line, f"    {flight.object}"]
+        found += [f"    {flight.reason}"] if flight.reason else []
+    return found
+
+
 def _flight(flight: FlightStatus) -> tuple[str, ...]:
     waiting = f"{flight.waiters} waiting, {counted(flight.streams, 'stream')}"
-    name = f"{flight.object} ({flight.reason})" if flight.reason else flight.object
     moved = _moved(flight.done_bytes, flight.total_bytes, flight.rate_bytes_per_s)
-    return (flight.phase, *moved, waiting, name)
+    return (flight.phase, *moved, waiting)
 
 
 def _save(attempt: AttemptStatus, rates: Rates) -> tuple[str, ...]:
