@@ -26,12 +26,6 @@ def test_import_directions_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_generated_contract_is_fresh() -> None:
-    command = [sys.executable, "proto/generate.py", "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-
-
 @pytest.mark.parametrize("statement", ["import ckptd", "import ckptd.cli", "import ckptd.cli.node"])
 def test_importing_costs_neither_torch_nor_grpc(statement: str) -> None:
     code = f"import sys; {statement}; print({{'torch', 'grpc', 'rich'}} & set(sys.modules))"
