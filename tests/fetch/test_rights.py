@@ -158,7 +158,7 @@ REBINDING = """
 import os, sys
 from pathlib import Path
 from fakes.daemon import Daemon
-from fakes.origin import Origin
+from fakes.origin import Fault, Origin
 from fetch.test_rights import asked
 hosts = Path("/etc/hosts")
 data = bytes(17 << 20)
@@ -167,10 +167,10 @@ with Origin("93.184.216.34") as public, Daemon(Path(sys.argv[1]), allow_uids=655
     secret.port = public.port
     with secret:
         hosts.write_text("93.184.216.34 model.example\\n")
-        public.put("a", data)
+        public.put("a", data).lasting = Fault.ONE_SHOT  # no connection is there to be used again
         url = f"http://model.example:{public.port}/"
         print(asked(daemon, repr(url + "a"))[0].split()[0])
-        public.put("b", data)
+        public.put("b", data).lasting = Fault.ONE_SHOT
         secret.put("b", data)
         hosts.write_text("127.0.0.1 model.example\\n")
         print(asked(daemon, repr(url + "b"))[0].split()[0])

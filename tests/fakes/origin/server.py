@@ -48,7 +48,7 @@ class Origin:
         self._stop: asyncio.Event
         self._gate: asyncio.Event
         self._tasks: asyncio.TaskGroup
-        self._listening: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
         self._hold_after_bytes: int | None = None
 
@@ -130,6 +130,8 @@ class Origin:
             await self._listen()
             self._is_serving.set()
             await self._stop.wait()
+            if self._listener is not None:
+                await self._refuse()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
 
@@ -137,19 +139,24 @@ class Origin:
         listener = socket.create_server((self.host, self.port), backlog=128)
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
-        self._listening = self._tasks.create_task(self._take_connections(listener))
+        self._listener = listener
+        # no task waits for connections: one that is cancelled would forget what it just accepted
+        self._loop.add_reader(listener, self._take_connection, listener)
 
     async def _refuse(self) -> None:
-        assert self._listening is not None
-        self._listening.cancel()
-        await asyncio.wait([self._listening])
+        assert self._listener is not None
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        self._listener = None
 
-    async def _take_connections(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                connection, _ = await self._loop.sock_accept(listener)
-                self._open.add(connection)
-                self._tasks.create_task(self._converse(connection))
+    def _take_connection(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # whoever knocked is gone
+        connection.setblocking(False)
+        self._open.add(connection)
+        self._tasks.create_task(self._converse(connection))
 
     async def _converse(self, connection: socket.socket) -> None:
         """Answer one request after the other."""
