@@ -44,6 +44,7 @@ from ckptd_daemon.transfer.hosts import Hosts
 from ckptd_daemon.transfer.idle import Idle
 from ckptd_daemon.transfer.means import Means
 from ckptd_daemon.transfer.pace import Limits, Pacer
+from ckptd_daemon.transfer.streams import BLOCKS_BYTES
 from ckptd_daemon.transfer.transfer import Transfer
 from ckptd_daemon.transfer.verify import Hasher
 from ckptd_proto import errors, refs
@@ -51,7 +52,6 @@ from ckptd_proto.urls import display, redacted
 
 logger = logging.getLogger(__name__)
 
-BUFFER_BYTES = 160 << 20  # of all flights; beside that of hashing
 HASH_THREADS = 2
 PREFETCHES_MAX = 32  # at a time; nobody waits for them
 GRANTS_MAX = 4096  # answers that a caller may say it never saw
@@ -88,7 +88,7 @@ class Fetcher:
         self._space = Space(store, self._leases_on, config)
         leases.on_freed(self._space.poke)
         self._scrubber = Scrubber(store)
-        buffers = Buffers(BUFFER_BYTES)
+        buffers = Buffers(BLOCKS_BYTES)  # beside that of hashing
         self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
         means = Means(config, source, buffers, self._pacer, hosts, brakes, Abilities(), Idle())
         hasher = Hasher()
