@@ -5,33 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from ckptd.link.connection import Connection
 from ckptd.saving import exchange as exchanges
-from ckptd.saving.catalog import Catalog, checkpoint_of
+from ckptd.saving.catalog import Catalog
 from ckptd.saving.exchange import settle
 from ckptd.saving.membership import Membership
-from ckptd.saving.planning import Agreed, Planner
+from ckptd.saving.planning import Planner
 from ckptd.saving.save import Save, raise_untold
-from ckptd.saving.slots import Slots
-from ckptd.tensors import index, load, stage
+from ckptd.saving.stager import ON_EXISTING, Stager
+from ckptd.tensors import index, load
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
-from ckptd.tensors.local import Local
 from ckptd.tensors.restore import Restore
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
-from ckptd_proto.v1 import saves_pb2
 
 _STEP_MAX = (1 << 63) - 1
-_ON_EXISTING = {
-    "error": saves_pb2.ON_EXISTING_ERROR,
-    "replace": saves_pb2.ON_EXISTING_REPLACE,
-}
 
 
 class Checkpointer:
@@ -79,11 +72,9 @@ class Checkpointer:
         self._read_only = read_only
         self._catalog = Catalog(self._connection, place, experiment, run)
         self._planner = Planner(self._exchange)
-        self._slots = Slots(self._connection)
+        self._stager = Stager(self._connection, self._member, timeout)
         self._sequence = 0
         self._saves: list[Save] = []  # whose failure nobody may have heard of
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="ckptd-prepare")
-        self._preparing: Future[None] | None = None
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -115,9 +106,7 @@ class Checkpointer:
         agreed, _, self._sequence = self._planner.agree(
             state, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
         )
-        self._wait_prepared()
-        size_bytes = sum(agreed.images(self._exchange.rank).values())
-        self._preparing = self._background.submit(self._prepare, size_bytes)
+        self._stager.prepare(agreed)
 
     def save(
         self,
@@ -169,14 +158,10 @@ class Checkpointer:
 
         agreed, local, sequence = self._planner.agree(state, header)
         self._sequence = sequence + 1
-        save = Save(step)
-        opened = self._open(sequence, step, agreed, on_existing)
-        if opened.HasField("committed"):
-            save.succeed(checkpoint_of(opened.committed))
-        else:
-            self._stage(opened.attempt, agreed, local, numbers)
-            save.watch(self._connection, self._member.watch_request(opened.attempt, step))
-            self._saves.append(save)
+        save = self._stager.save(
+            agreed, local, sequence=sequence, step=step, metrics=numbers, on_existing=on_existing
+        )
+        self._saves.append(save)
         save.blocked_s = time.monotonic() - started
         return save
 
@@ -241,78 +226,10 @@ class Checkpointer:
             return
         self._wait_saved(timeout)
         self._is_closed = True
-        self._background.shutdown()
+        self._stager.close()
         self._member.leave()
-        self._slots.close()
         self._exchange.close()
         self._raise_untold()
-
-    def _open(
-        self, sequence: int, step: int, agreed: Agreed, on_existing: str
-    ) -> saves_pb2.OpenReply:
-        request = saves_pb2.OpenRequest(
-            job=self._member.job,
-            rank=self._exchange.rank,
-            sequence=sequence,
-            step=step,
-            plan_hash=agreed.hash,
-            on_existing=_ON_EXISTING[on_existing],
-        )
-        if self._exchange.rank == 0:
-            request.images_bytes = sum(agreed.all_images().values())
-        reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
-        return reply
-
-    def _stage(
-        self, attempt: str, agreed: Agreed, local: Local, metrics: Mapping[str, float]
-    ) -> None:
-        """Copy this rank's part to where the daemon takes it from; on failure tell the others."""
-        rank = self._exchange.rank
-        try:
-            self._wait_prepared()
-            sizes = agreed.images(rank)
-            reserved = self._reserve(attempt, sizes)
-            memory = self._slots.memory(reserved.slot)
-            for (name, size_bytes), start in zip(sizes.items(), reserved.offsets, strict=True):
-                image = memory[start : start + size_bytes]
-                if (document := agreed.documents.get(name)) is not None:
-                    image[:] = document
-                else:
-                    stage.fill(image, agreed.mine, local.sources)
-            seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
-            if rank == 0:
-                seal.plan.extend(_images(agreed.all_images()))
-                seal.metrics.update(metrics)
-            self._connection.call(lambda stubs: stubs.saves.Seal(seal))
-        except BaseException as error:
-            self._member.abort(attempt, error)
-            raise
-
-    def _reserve(self, attempt: str, sizes: Mapping[str, int]) -> saves_pb2.ReserveReply:
-        request = saves_pb2.ReserveRequest(
-            attempt=attempt,
-            rank=self._exchange.rank,
-            images=_images(sizes),
-            timeout_s=self._timeout_s,
-            mapped=self._slots.mapped,
-        )
-        reply: saves_pb2.ReserveReply = self._connection.call(
-            lambda stubs: stubs.saves.Reserve(request)
-        )
-        return reply
-
-    def _prepare(self, size_bytes: int) -> None:
-        request = saves_pb2.PrepareRequest(
-            job=self._member.job, rank=self._exchange.rank, size_bytes=size_bytes
-        )
-        for slot in self._member.call(lambda stubs: stubs.saves.Prepare(request)).slots:
-            self._slots.memory(slot)
-
-    def _wait_prepared(self) -> None:
-        """Raise what went wrong with `prepare`, once."""
-        preparing, self._preparing = self._preparing, None
-        if preparing is not None:
-            preparing.result()
 
     def _agreed_checkpoint(self, which: Literal["latest"] | int) -> tuple[int, str]:
         """Return step and uuid of what *which* means to rank 0, the same for all ranks."""
@@ -360,7 +277,7 @@ def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -
     """Return the metrics; raises `InvalidArgument`."""
     if type(step) is not int or not 0 <= step <= _STEP_MAX:
         raise errors.InvalidArgument(f"step is {step!r}; pass an int from 0 to 2^63 - 1")
-    if on_existing not in _ON_EXISTING:
+    if on_existing not in ON_EXISTING:
         text = f'on_existing is {on_existing!r}; pass "error" or "replace"'
         raise errors.InvalidArgument(text)
     numbers: dict[str, float] = {}
@@ -371,7 +288,3 @@ def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -
             text = f"the metric {name!r} is a {type(value).__name__}; pass a number"
             raise errors.InvalidArgument(text) from error
     return numbers
-
-
-def _images(sizes: Mapping[str, int]) -> list[saves_pb2.Image]:
-    return [saves_pb2.Image(name=name, size_bytes=size) for name, size in sizes.items()]

@@ -96,6 +96,11 @@ class Membership:
         return self._connection.call(call)
 
     @property
+    def rank(self) -> int:
+        """Which of the job's ranks this process is."""
+        return self._request.rank
+
+    @property
     def place(self) -> Path:
         """Where the job's checkpoints appear."""
         return Path(self._request.root, self._request.experiment, self._request.run)

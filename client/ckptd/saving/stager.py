@@ -1,0 +1,139 @@
+"""A rank's way from an agreed plan to memory that the daemon takes it from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from ckptd.link.connection import Connection
+from ckptd.saving.catalog import checkpoint_of
+from ckptd.saving.membership import Membership
+from ckptd.saving.planning import Agreed
+from ckptd.saving.save import Save
+from ckptd.saving.slots import Slots
+from ckptd.tensors import stage
+from ckptd.tensors.local import Local
+from ckptd_proto.v1 import saves_pb2
+
+ON_EXISTING: Final = {
+    "error": saves_pb2.ON_EXISTING_ERROR,
+    "replace": saves_pb2.ON_EXISTING_REPLACE,
+}
+
+
+class Stager:
+    """Opens attempts, copies this rank's part of each, and seals it."""
+
+    def __init__(self, connection: Connection, member: Membership, timeout_s: float) -> None:
+        """Wait for room to stage *timeout_s* at most."""
+        self._connection = connection
+        self._member = member
+        self._timeout_s = timeout_s
+        self._slots = Slots(connection)
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="ckptd-prepare")
+        self._preparing: Future[None] | None = None
+
+    def prepare(self, agreed: Agreed) -> None:
+        """Have memory allocated and mapped for saving what is *agreed*, in the background.
+
+        Raises what went wrong with an earlier call.
+        """
+        self._wait_prepared()
+        size_bytes = sum(agreed.images(self._member.rank).values())
+        self._preparing = self._background.submit(self._prepare, size_bytes)
+
+    def save(
+        self,
+        agreed: Agreed,
+        local: Local,
+        *,
+        sequence: int,
+        step: int,
+        metrics: Mapping[str, float],
+        on_existing: str,
+    ) -> Save:
+        """Return the save, whose part of this rank has been copied; raises if it could not be."""
+        save = Save(step)
+        opened = self._open(agreed, sequence=sequence, step=step, on_existing=on_existing)
+        if opened.HasField("committed"):
+            save.succeed(checkpoint_of(opened.committed))
+            return save
+        try:
+            self._stage(opened.attempt, agreed, local, metrics)
+        except BaseException as error:
+            self._member.abort(opened.attempt, error)  # tells the others
+            raise
+        save.watch(self._connection, self._member.watch_request(opened.attempt, step))
+        return save
+
+    def close(self) -> None:
+        """Give the mapped memory back."""
+        self._background.shutdown()
+        self._slots.close()
+
+    def _open(
+        self, agreed: Agreed, *, sequence: int, step: int, on_existing: str
+    ) -> saves_pb2.OpenReply:
+        request = saves_pb2.OpenRequest(
+            job=self._member.job,
+            rank=self._member.rank,
+            sequence=sequence,
+            step=step,
+            plan_hash=agreed.hash,
+            on_existing=ON_EXISTING[on_existing],
+        )
+        if self._member.rank == 0:
+            request.images_bytes = sum(agreed.all_images().values())
+        reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
+        return reply
+
+    def _stage(
+        self, attempt: str, agreed: Agreed, local: Local, metrics: Mapping[str, float]
+    ) -> None:
+        rank = self._member.rank
+        self._wait_prepared()
+        sizes = agreed.images(rank)
+        reserved = self._reserve(attempt, sizes)
+        memory = self._slots.memory(reserved.slot)
+        for (name, size_bytes), start in zip(sizes.items(), reserved.offsets, strict=True):
+            image = memory[start : start + size_bytes]
+            if (document := agreed.documents.get(name)) is not None:
+                image[:] = document
+            else:
+                stage.fill(image, agreed.mine, local.sources)
+        seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
+        if rank == 0:
+            seal.plan.extend(_images(agreed.all_images()))
+            seal.metrics.update(metrics)
+        self._connection.call(lambda stubs: stubs.saves.Seal(seal))
+
+    def _reserve(self, attempt: str, sizes: Mapping[str, int]) -> saves_pb2.ReserveReply:
+        request = saves_pb2.ReserveRequest(
+            attempt=attempt,
+            rank=self._member.rank,
+            images=_images(sizes),
+            timeout_s=self._timeout_s,
+            mapped=self._slots.mapped,
+        )
+        reply: saves_pb2.ReserveReply = self._connection.call(
+            lambda stubs: stubs.saves.Reserve(request)
+        )
+        return reply
+
+    def _prepare(self, size_bytes: int) -> None:
+        request = saves_pb2.PrepareRequest(
+            job=self._member.job, rank=self._member.rank, size_bytes=size_bytes
+        )
+        for slot in self._member.call(lambda stubs: stubs.saves.Prepare(request)).slots:
+            self._slots.memory(slot)
+
+    def _wait_prepared(self) -> None:
+        """Raise what went wrong with `prepare`, once."""
+        preparing, self._preparing = self._preparing, None
+        if preparing is not None:
+            preparing.result()
+
+
+def _images(sizes: Mapping[str, int]) -> list[saves_pb2.Image]:
+    return [saves_pb2.Image(name=name, size_bytes=size) for name, size in sizes.items()]
