@@ -147,7 +147,7 @@ async def test_a_refusal_that_a_fresh_link_does_not_mend_is_a_typed_error(
 async def test_a_lane_that_is_refused_again_and_again_waits_in_between(
     short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckptd_daemon.transfer.streams.random.random", lambda: 1.0)
+    monkeypatch.setattr("ckptd_daemon.transfer.lane.random.random", lambda: 1.0)
     origin.put("model", data).faults = [Fault.NONE] + [Fault.FORBID] * 1000
     async with fetching(short_path, streams=2, streams_max=2, max_bytes_per_s=2_000_000) as node:
         with node.calling(origin.url("model")) as call:

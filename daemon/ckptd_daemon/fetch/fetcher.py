@@ -33,18 +33,13 @@ from ckptd_daemon.sources.listing import Listing
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.blobs import Blob, BlobStore
-from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.leases import Lease, Leases
 from ckptd_daemon.store.room import Space
 from ckptd_daemon.store.scrub import Finding, Scrubber
 from ckptd_daemon.store.snapshots import SnapshotStore
-from ckptd_daemon.transfer.abilities import Abilities
 from ckptd_daemon.transfer.downloader import Downloader
-from ckptd_daemon.transfer.hosts import Hosts
-from ckptd_daemon.transfer.idle import Idle
 from ckptd_daemon.transfer.means import Means
-from ckptd_daemon.transfer.pace import Limits, Pacer
-from ckptd_daemon.transfer.streams import BLOCKS_BYTES
+from ckptd_daemon.transfer.pace import Limits
 from ckptd_daemon.transfer.transfer import Transfer
 from ckptd_daemon.transfer.verify import Hasher
 from ckptd_proto import errors, refs
@@ -81,28 +76,24 @@ class Fetcher:
         self._flights: Flights[Blob] = Flights(
             tasks, linger_s=config.linger_s, failure_s=config.failure_s
         )
-        brakes = source.brakes
-        hosts = Hosts(start=config.streams, streams_max=config.streams_max)
-        brakes.on_throttled = hosts.throttled
-        self._versions: Answers[Object] = Answers(source.stat, brakes, hosts, tasks, config)
+        means = Means(config, source, source.brakes)
+        self._pacer = means.pacer
+        self._versions: Answers[Object] = Answers(
+            source.stat, means.brakes, means.hosts, tasks, config
+        )
         self._space = Space(store, self._leases_on, config)
         leases.on_freed(self._space.poke)
         self._scrubber = Scrubber(store)
-        buffers = Buffers(BLOCKS_BYTES)  # beside that of hashing
-        self._pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
-        means = Means(config, source, buffers, self._pacer, hosts, brakes, Abilities(), Idle())
         hasher = Hasher()
-        tasks.start_soon(buffers.keep)
-        tasks.start_soon(means.general.keep)
-        tasks.start_soon(means.idle.keep)
+        tasks.start_soon(means.keep)
         tasks.start_soon(hasher.buffers.keep)
         downloader = Downloader(means, self._space.grow)
-        transfer = Transfer(store, self._space, buffers, downloader, hasher)
+        transfer = Transfer(store, self._space, means.buffers, downloader, hasher)
         hash_threads = CapacityLimiter(HASH_THREADS)
         lender = Lender(store, leases, self._flights, transfer, hash_threads)
         self._files = Files(config, store, self._versions, lender, hash_threads)
         self._listings: Answers[Listing] = Answers(
-            HttpDirectories(source).listing, brakes, hosts, tasks, config
+            HttpDirectories(source).listing, means.brakes, means.hosts, tasks, config
         )
         gathering = Gathering(self._files, lender)
         self._directories = Directories(

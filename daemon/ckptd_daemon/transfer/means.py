@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+import anyio
 from anyio import CapacityLimiter
 
 from ckptd_daemon.config import Config
@@ -13,31 +12,35 @@ from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.transfer.abilities import Abilities
 from ckptd_daemon.transfer.hosts import Hosts
 from ckptd_daemon.transfer.idle import Idle
-from ckptd_daemon.transfer.pace import Pacer
+from ckptd_daemon.transfer.pace import Limits, Pacer
 
+BLOCKS_BYTES = 160 << 20  # of all streams together
 GENERAL_BLOCK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
 class Means:
     """One budget of each: memory, streams, bandwidth, and the patience of hosts."""
 
-    config: Config
-    source: Source
-    buffers: Buffers
-    pacer: Pacer
-    hosts: Hosts
-    brakes: Brakes
-    abilities: Abilities
-    idle: Idle
-    general: Buffers = field(init=False)
-    """Of the general path: a slow reply holds its memory for long, and is not to hold up streams."""
-    fetching: CapacityLimiter = field(init=False)
-    connecting: CapacityLimiter = field(init=False)
-    """An abandoned one keeps its place until it ends."""
+    def __init__(self, config: Config, source: Source, brakes: Brakes) -> None:
+        streams_max = config.streams_max
+        self.config = config
+        self.source = source
+        self.brakes = brakes
+        self.hosts = Hosts(start=config.streams, streams_max=streams_max)
+        brakes.on_throttled = self.hosts.throttled
+        self.pacer = Pacer(Limits(config.max_bytes_per_s, config.source_max_bytes_per_s))
+        self.abilities = Abilities()
+        self.idle = Idle()
+        self.buffers = Buffers(BLOCKS_BYTES)
+        self.general = Buffers(streams_max * GENERAL_BLOCK_BYTES)
+        """Of the general path: a slow reply holds its memory for long, and is not to hold up streams."""
+        self.fetching = CapacityLimiter(streams_max)
+        self.connecting = CapacityLimiter(streams_max)
+        """An abandoned one keeps its place until it ends."""
 
-    def __post_init__(self) -> None:
-        streams_max = self.config.streams_max
-        object.__setattr__(self, "general", Buffers(streams_max * GENERAL_BLOCK_BYTES))
-        object.__setattr__(self, "fetching", CapacityLimiter(streams_max))
-        object.__setattr__(self, "connecting", CapacityLimiter(streams_max))
+    async def keep(self) -> None:
+        """Give back what nobody has used for a while; runs for ever, and closes all at its end."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.buffers.keep)
+            tasks.start_soon(self.general.keep)
+            tasks.start_soon(self.idle.keep)
