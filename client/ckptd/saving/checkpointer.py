@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,17 +14,15 @@ from ckptd.saving import exchange as exchanges
 from ckptd.saving.catalog import Catalog
 from ckptd.saving.exchange import settle
 from ckptd.saving.membership import Membership
-from ckptd.saving.planning import Planner
-from ckptd.saving.save import Save, raise_untold
-from ckptd.saving.stager import ON_EXISTING, Stager
+from ckptd.saving.run import Run
+from ckptd.saving.save import Save
 from ckptd.tensors import index, load
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
+from ckptd.tensors.local import take
 from ckptd.tensors.restore import Restore
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
-
-_STEP_MAX = (1 << 63) - 1
 
 
 class Checkpointer:
@@ -66,20 +64,16 @@ class Checkpointer:
         self._connection = Connection.open(socket)
         self._exchange = exchanges.choose(alone=ranks == "self", timeout_s=timeout)
         place = _checked_root(root)
-        self._member = Membership.join(
+        member = Membership.join(
             self._connection, self._exchange, place, experiment, run, read_only=read_only
         )
         self._read_only = read_only
+        self._run = Run(self._connection, self._exchange, member, timeout_s=timeout)
         self._catalog = Catalog(self._connection, place, experiment, run)
-        self._planner = Planner(self._exchange)
-        self._stager = Stager(self._connection, self._member, timeout)
-        self._sequence = 0
-        self._saves: list[Save] = []  # whose failure nobody may have heard of
         self._is_closed = False
 
     def __repr__(self) -> str:
-        flying = sum(not save.done() for save in self._saves)
-        return f"<Checkpointer {self._member.place} [{flying} saves in flight]>"
+        return f"<Checkpointer {self._run.place} [{self._run.saves_in_flight} saves in flight]>"
 
     def __enter__(self) -> Self:
         return self
@@ -103,10 +97,7 @@ class Checkpointer:
         Without it the first save does so, and takes longer than the others. Every rank calls it.
         """
         self._check_usable(to_save=True)
-        agreed, _, self._sequence = self._planner.agree(
-            state, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
-        )
-        self._stager.prepare(agreed)
+        self._run.prepare(partial(take, state))
 
     def save(
         self,
@@ -141,29 +132,10 @@ class Checkpointer:
             AlreadyExists: The step is committed, with another plan or by another job.
             CkptdError: Also what went wrong with an earlier save, if nobody has heard of it.
         """
-        started = time.monotonic()
         self._check_usable(to_save=True)
-        numbers: dict[str, float] = {}
-
-        def header() -> dict[str, Any]:
-            self._raise_untold()
-            numbers.update(_checked(step, metrics, on_existing))
-            return {
-                "call": "save",
-                "step": step,
-                "world size": self._exchange.world_size,
-                "on_existing": on_existing,
-                "sequence": self._sequence,
-            }
-
-        agreed, local, sequence = self._planner.agree(state, header)
-        self._sequence = sequence + 1
-        save = self._stager.save(
-            agreed, local, sequence=sequence, step=step, metrics=numbers, on_existing=on_existing
+        return self._run.save(
+            partial(take, state), step=step, metrics=metrics, on_existing=on_existing
         )
-        self._saves.append(save)
-        save.blocked_s = time.monotonic() - started
-        return save
 
     def latest(self) -> Checkpoint | None:
         """Return the committed checkpoint with the highest step; None if there is none."""
@@ -224,18 +196,16 @@ class Checkpointer:
         """
         if self._is_closed:
             return
-        self._wait_saved(timeout)
+        self._run.wait_saved(timeout)
         self._is_closed = True
-        self._stager.close()
-        self._member.leave()
-        self._exchange.close()
-        self._raise_untold()
+        self._run.leave()
+        self._run.raise_untold()
 
     def _agreed_checkpoint(self, which: Literal["latest"] | int) -> tuple[int, str]:
         """Return step and uuid of what *which* means to rank 0, the same for all ranks."""
 
         def choose() -> dict[str, Any]:
-            self._wait_saved(self._timeout_s)  # the latest is one's own, if it gets there
+            self._run.wait_saved(self._timeout_s)  # the latest is one's own, if it gets there
             if self._exchange.rank != 0:
                 return {}
             found = self._catalog.find(which)
@@ -244,15 +214,6 @@ class Checkpointer:
         chosen = settle(self._exchange, choose)[0]
         return chosen["step"], chosen["uuid"]
 
-    def _wait_saved(self, timeout_s: float | None) -> None:
-        """Wait until every save in flight has ended, one way or the other."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for save in self._saves:
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not save.wait(left_s):
-                text = f"step {save.step} is not committed after {timeout_s:g} s; it goes on"
-                raise errors.DeadlineExceeded(text)
-
     def _check_usable(self, *, to_save: bool = False) -> None:
         if self._is_closed:
             raise errors.FailedPrecondition("the Checkpointer is closed; make another")
@@ -260,31 +221,9 @@ class Checkpointer:
             text = "the Checkpointer is read-only; make one without read_only=True to save"
             raise errors.FailedPrecondition(text)
 
-    def _raise_untold(self) -> None:
-        done = [save for save in self._saves if save.done()]  # looked at once: others end now
-        self._saves = [save for save in self._saves if save not in done]
-        raise_untold(done)
-
 
 def _checked_root(root: str | os.PathLike[str]) -> Path:
     text = os.fspath(root)
     if "://" in text:
         raise errors.Unimplemented(f"checkpoints live in directories as yet, not at {text!r}")
     return Path(text).absolute()
-
-
-def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -> dict[str, float]:
-    """Return the metrics; raises `InvalidArgument`."""
-    if type(step) is not int or not 0 <= step <= _STEP_MAX:
-        raise errors.InvalidArgument(f"step is {step!r}; pass an int from 0 to 2^63 - 1")
-    if on_existing not in ON_EXISTING:
-        text = f'on_existing is {on_existing!r}; pass "error" or "replace"'
-        raise errors.InvalidArgument(text)
-    numbers: dict[str, float] = {}
-    for name, value in (metrics or {}).items():
-        try:
-            numbers[str(name)] = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            text = f"the metric {name!r} is a {type(value).__name__}; pass a number"
-            raise errors.InvalidArgument(text) from error
-    return numbers

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -72,10 +72,16 @@ class Alone:
 class ProcessGroup:
     """The ranks of the job's process group, over a CPU group of our own."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    def __init__(self, timeout_s: float, ranks: Sequence[int] | None = None) -> None:
+        """Meet all ranks, or only *ranks*: then the others need not take part."""
+        self._group = dist.new_group(
+            None if ranks is None else list(ranks),
+            backend="gloo",
+            timeout=timedelta(seconds=timeout_s),
+            use_local_synchronization=ranks is not None,
+        )
+        self.rank = dist.get_rank(self._group)
+        self.world_size = dist.get_world_size(self._group)
         self.lost: Callable[[], str] = str
         """Says which ranks have died, once somebody knows."""
 
@@ -228,6 +234,14 @@ def choose(*, alone: bool, timeout_s: float) -> Exchange:
         )
         raise errors.FailedPrecondition(text)
     return ThroughDaemon(rank, world_size, timeout_s)
+
+
+def among(ranks: Sequence[int], timeout_s: float) -> Exchange:
+    """Return the way between these *ranks* of the job's process group; all of them call it."""
+    if len(ranks) == 1:
+        return Alone()
+    is_all = len(ranks) == dist.get_world_size()
+    return ProcessGroup(timeout_s, None if is_all else sorted(ranks))
 
 
 def _from_environment() -> tuple[int, int]:

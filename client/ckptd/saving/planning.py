@@ -10,13 +10,15 @@ from typing import Any
 
 from ckptd.saving.exchange import Exchange, settle
 from ckptd.tensors import index, metadata, plan
-from ckptd.tensors.local import Local, take
+from ckptd.tensors.local import Local
 from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed, image_name
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
 Header = Callable[[], dict[str, Any]]
 """Gives what a rank says first; if it raises, every rank does."""
+Take = Callable[[Encoder], Local]
+"""Returns what a rank holds; raises `InvalidArgument`, naming the key, for what cannot be saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +58,26 @@ class Planner:
         self._hashes: list[str] = []  # of the local plans that `_agreed` was made from
         self._agreed: Agreed | None = None
 
+    @property
+    def agreed(self) -> Agreed:
+        """What the ranks agreed on last."""
+        assert self._agreed is not None, "nothing yet"
+        return self._agreed
+
     def agree(
-        self, state: Any, header: Header, *, is_kept: bool = True
+        self, take: Take, header: Header, *, is_kept: bool = True
     ) -> tuple[Agreed, Local, int]:
         """Return the plan, this rank's part, and the greatest `sequence` of all headers.
 
-        What the ranks hold alike is compared if it *is_kept*. Every other entry of the headers must be the same on every rank; raises `InvalidArgument`
-        telling who said what.
+        What the ranks hold alike is compared if it *is_kept*. Every other entry of the headers
+        must be the same on every rank; raises `InvalidArgument` telling who said what.
         """
         local: Local | None = None
 
         def say() -> dict[str, Any]:
             nonlocal local
             first = header()
-            local = take(state, self._encoder)
+            local = take(self._encoder)
             known = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
             said = {"plan": local.plan.hash(), "known": known, "contents": self._contents(local)}
             return {"header": first, **said}

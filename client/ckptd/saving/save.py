@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.catalog import checkpoint_of
@@ -31,12 +31,15 @@ class Save:
         self.step = step
         self.blocked_s = 0.0
         """How long the call to `save()` took."""
+        self.was_committed = False
+        """This job had committed the step before: nothing was copied."""
         self._lock = threading.Lock()  # guards what follows
         self._staged = threading.Event()
         self._done = threading.Event()
         self._checkpoint: Checkpoint | None = None
         self._failure: errors.CkptdError | None = None
         self._is_told = False
+        self._callbacks: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         if not self._done.is_set():
@@ -77,6 +80,20 @@ class Save:
         """Wait until it is done; say whether it is."""
         return self._done.wait(timeout_s)
 
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once `result` would return or raise at once; now, if it would."""
+        with self._lock:
+            if not self._done.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    @property
+    def failure(self) -> errors.CkptdError | None:
+        """What went wrong, if it is done; whether somebody has asked is another matter."""
+        with self._lock:
+            return self._failure
+
     def untold_failure(self) -> errors.CkptdError | None:
         """Return what went wrong, once, if nobody has asked for the result."""
         with self._lock:
@@ -87,16 +104,20 @@ class Save:
 
     def succeed(self, checkpoint: Checkpoint) -> None:
         """Note that it is committed."""
-        with self._lock:
-            self._checkpoint = checkpoint
         self._staged.set()
-        self._done.set()
+        self._end(checkpoint, None)
 
     def fail(self, failure: errors.CkptdError) -> None:
         """Note that it will not be."""
+        self._end(None, failure)
+
+    def _end(self, checkpoint: Checkpoint | None, failure: errors.CkptdError | None) -> None:
         with self._lock:
-            self._failure = failure
-        self._done.set()
+            self._checkpoint, self._failure = checkpoint, failure
+            self._done.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
 
     def watch(self, connection: Connection, request: saves_pb2.WatchRequest) -> None:
         """Follow the attempt on a thread of its own until it has ended."""

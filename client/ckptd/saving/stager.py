@@ -57,6 +57,7 @@ class Stager:
         save = Save(step)
         opened = self._open(agreed, sequence=sequence, step=step, on_existing=on_existing)
         if opened.HasField("committed"):
+            save.was_committed = True
             save.succeed(checkpoint_of(opened.committed))
             return save
         try:

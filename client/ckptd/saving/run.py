@@ -1,0 +1,128 @@
+"""One run as one of its ranks saves into it: plans, staged copies, saves in flight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ckptd.link.connection import Connection
+from ckptd.saving.exchange import Exchange
+from ckptd.saving.membership import Membership
+from ckptd.saving.planning import Agreed, Planner, Take
+from ckptd.saving.save import Save, raise_untold
+from ckptd.saving.stager import ON_EXISTING, Stager
+from ckptd_proto import errors
+
+_STEP_MAX: Final = (1 << 63) - 1
+
+
+class Run:
+    """A rank that has joined; every rank calls `prepare` and `save` alike."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        exchange: Exchange,
+        member: Membership,
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._exchange = exchange
+        self._member = member
+        self._planner = Planner(exchange)
+        self._stager = Stager(connection, member, timeout_s)
+        self._sequence = 0
+        self._saves: list[Save] = []  # whose failure nobody may have heard of
+
+    @property
+    def place(self) -> Path:
+        """Where the checkpoints appear."""
+        return self._member.place
+
+    @property
+    def saves_in_flight(self) -> int:
+        """How many saves are staged and not committed."""
+        return sum(not save.done() for save in self._saves)
+
+    @property
+    def agreed(self) -> Agreed:
+        """What was agreed last, for `prepare` or `save`."""
+        return self._planner.agreed
+
+    def prepare(self, take: Take) -> None:
+        """Agree on the plan of what *take* returns, and make memory ready in the background."""
+        agreed, _, self._sequence = self._planner.agree(
+            take, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
+        )
+        self._stager.prepare(agreed)
+
+    def save(
+        self, take: Take, *, step: int, metrics: Mapping[str, float] | None, on_existing: str
+    ) -> Save:
+        """Copy what *take* returns out of the training step; return once that is done.
+
+        Raises what is wrong with it on any rank, and what went wrong with an earlier save if
+        nobody has heard of it.
+        """
+        started = time.monotonic()
+        numbers: dict[str, float] = {}
+
+        def header() -> dict[str, Any]:
+            self.raise_untold()
+            numbers.update(_checked(step, metrics, on_existing))
+            return {
+                "call": "save",
+                "step": step,
+                "world size": self._exchange.world_size,
+                "on_existing": on_existing,
+                "sequence": self._sequence,
+            }
+
+        agreed, local, sequence = self._planner.agree(take, header)
+        self._sequence = sequence + 1
+        save = self._stager.save(
+            agreed, local, sequence=sequence, step=step, metrics=numbers, on_existing=on_existing
+        )
+        self._saves.append(save)
+        save.blocked_s = time.monotonic() - started
+        return save
+
+    def wait_saved(self, timeout_s: float | None) -> None:
+        """Wait until every save in flight has ended, one way or the other."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for save in self._saves:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not save.wait(left_s):
+                text = f"step {save.step} is not committed after {timeout_s:g} s; it goes on"
+                raise errors.DeadlineExceeded(text)
+
+    def raise_untold(self) -> None:
+        """Raise what went wrong with saves that have ended and nobody has asked about."""
+        done = [save for save in self._saves if save.done()]  # looked at once: others end now
+        self._saves = [save for save in self._saves if save not in done]
+        raise_untold(done)
+
+    def leave(self) -> None:
+        """Leave the job; what is in flight goes on."""
+        self._stager.close()
+        self._member.leave()
+        self._exchange.close()
+
+
+def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -> dict[str, float]:
+    """Return the metrics; raises `InvalidArgument`."""
+    if type(step) is not int or not 0 <= step <= _STEP_MAX:
+        raise errors.InvalidArgument(f"step is {step!r}; pass an int from 0 to 2^63 - 1")
+    if on_existing not in ON_EXISTING:
+        text = f'on_existing is {on_existing!r}; pass "error" or "replace"'
+        raise errors.InvalidArgument(text)
+    numbers: dict[str, float] = {}
+    for name, value in (metrics or {}).items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            text = f"the metric {name!r} is a {type(value).__name__}; pass a number"
+            raise errors.InvalidArgument(text) from error
+    return numbers
