@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckptd.values import Blob as Blob
     from ckptd.values import DaemonStatus as DaemonStatus
     from ckptd.values import FlightStatus as FlightStatus
+    from ckptd.values import Miss as Miss
     from ckptd.values import Progress as Progress
     from ckptd.values import Setting as Setting
     from ckptd.values import TensorInfo as TensorInfo
@@ -35,6 +36,7 @@ _WHERE = {
     "Client": "ckptd.client",
     "DaemonStatus": "ckptd.values",
     "FlightStatus": "ckptd.values",
+    "Miss": "ckptd.values",
     "Setting": "ckptd.values",
     "Verdict": "ckptd.values",
     "Progress": "ckptd.values",

@@ -17,7 +17,7 @@ import anyio.to_thread
 from ckptd.client import Client as BlockingClient
 from ckptd.fetching import Ask, OnProgress, Patterns, fetched, forget, release
 from ckptd.link import calls
-from ckptd.many import KEEP_S, Refs, fetched_many, prefetched
+from ckptd.many import KEEP_S, Refs, fetched_many, prefetched, withdrawn
 from ckptd.reading.awaited import Tensors
 from ckptd.reading.opening import TensorsAsk, Verify, opened_tensors
 from ckptd.reading.tensors import settle
@@ -101,6 +101,10 @@ class Client:
         """Have the node fetch *refs* ahead of need; see `ckptd.prefetch`."""
         ask = Ask("", keep_s=keep_s, include=include, exclude=exclude)
         await self._run(lambda client: prefetched(lambda: client.connection, refs, ask))
+
+    async def withdraw(self, refs: Refs) -> int:
+        """End what this user has the node prefetch of *refs*; see `Client.withdraw`."""
+        return await self._run(lambda client: withdrawn(lambda: client.connection, refs))
 
     @asynccontextmanager
     async def open(

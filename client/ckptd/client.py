@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ckptd import cache, node
 from ckptd.fetching import Ask, OnProgress, Patterns, fetched, opened
 from ckptd.link.connection import Connection
-from ckptd.many import KEEP_S, Refs, fetched_many, prefetched
+from ckptd.many import KEEP_S, Refs, fetched_many, prefetched, withdrawn
 from ckptd.reading.opening import TensorsAsk, Verify, read_tensors
 from ckptd.reading.tensors import Tensors
 from ckptd.values import Blob, DaemonStatus, Setting, Verdict
@@ -89,6 +89,13 @@ class Client:
         """Have the node fetch *refs* ahead of need; see `ckptd.prefetch`."""
         ask = Ask("", keep_s=keep_s, include=include, exclude=exclude)
         prefetched(lambda: self._connection, refs, ask)
+
+    def withdraw(self, refs: Refs) -> int:
+        """End what this user has the node prefetch of *refs*; returns how many were not done yet.
+
+        What has come of them stays in the cache, for whoever asks.
+        """
+        return withdrawn(lambda: self._connection, refs)
 
     def open(
         self,

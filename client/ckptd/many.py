@@ -72,8 +72,9 @@ def prefetch(
     """Have the node fetch *refs* ahead of need; returns once the daemon has taken them on.
 
     Nobody needs to wait: the flights go on when this process has ended, until they are done or
-    have failed, which the daemon's log and `ckptd status` tell. A daemon that is stopped keeps
-    what has come, and does not go on by itself.
+    have failed, which `ckptd status` tells, or `ckptd prefetch --withdraw` ends them. A daemon
+    that is restarted goes on with them, but for a URL with a password or query: these are not
+    written down, and `ckptd status` tells that it has to be asked for again.
 
     Args:
         refs: URLs, as for `fetch_many`; one that ends with `/` is a directory.
@@ -90,6 +91,19 @@ def prefetched(connect: Callable[[], Connection], refs: Refs, ask: Ask) -> None:
     for ref in refs:
         request = request_of(replace(ask, ref=os.fspath(ref)))
         connect().call(lambda stubs: stubs.blobs.Prefetch(request, timeout=ANSWER_S))  # noqa: B023  called at once
+
+
+def withdrawn(connect: Callable[[], Connection], refs: Refs) -> int:
+    """End the prefetches of *refs* by the daemon that *connect* gives; returns how many."""
+    from ckptd_proto.v1 import blobs_pb2
+
+    _require_several(refs)
+    count = 0
+    for ref in refs:
+        request = blobs_pb2.WithdrawRequest(ref=os.fspath(ref))
+        reply = connect().call(lambda stubs: stubs.blobs.Withdraw(request, timeout=ANSWER_S))  # noqa: B023  called at once
+        count += reply.prefetches
+    return count
 
 
 def fetched_many(

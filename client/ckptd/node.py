@@ -12,6 +12,7 @@ from ckptd.values import (
     CacheStatus,
     DaemonStatus,
     FlightStatus,
+    Miss,
     Setting,
 )
 from ckptd_proto.v1 import node_pb2, saves_pb2
@@ -48,6 +49,9 @@ def status(connection: Connection) -> DaemonStatus:
             idle_slots=reply.arena.idle_slots,
             used_bytes=reply.arena.used_bytes,
             budget_bytes=reply.arena.budget_bytes,
+        ),
+        misses=tuple(
+            Miss(each.id, each.object, each.error, each.sentence, each.at) for each in reply.misses
         ),
     )
 

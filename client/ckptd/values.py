@@ -69,6 +69,21 @@ class ArenaStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Miss:
+    """A prefetch that failed: told for a day, or until the same is fetched."""
+
+    id: str
+    """As in the daemon's log."""
+    object: str
+    error: str
+    """The class, as in `ckptd.errors`."""
+    sentence: str
+    """What happened, and what to do."""
+    at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """What a daemon is, and does now."""
 
@@ -89,6 +104,8 @@ class DaemonStatus:
     attempts: tuple[AttemptStatus, ...]
     cache: CacheStatus
     arena: ArenaStatus
+    misses: tuple[Miss, ...] = ()
+    """What was to be fetched ahead of need, and could not be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What a URL names, how it is shown, and how the secrets of URLs are kept out of words; pure.
 
-Three questions, three functions. Two URLs are one object if they differ in nothing but a known
+Each question has its function. Two URLs are one object if they differ in nothing but a known
 signature: any other value, a `token` too, may choose what the origin sends.
 """
 
@@ -73,6 +73,12 @@ def display(url: str) -> str:
     parts = urlsplit(url)
     path = quote(parts.path or "/", safe=_READABLE)
     return f"{parts.scheme}://{_host(parts)}{path}{'?…' if _chosen(parts) else ''}"
+
+
+def is_plain(url: str) -> bool:
+    """Whether nothing of *url* may be a secret: it has no user, query or fragment."""
+    parts = urlsplit(url)
+    return not ("@" in parts.netloc or parts.query or parts.fragment)
 
 
 def redacted(text: str) -> str:

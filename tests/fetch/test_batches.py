@@ -221,11 +221,6 @@ def test_the_command_prefetches_a_directory(daemon: Daemon, origin: Origin) -> N
     assert {path.name for path in tree.iterdir()} == {"a.bin", "b.bin"}
 
 
-def test_a_prefetch_that_fails_is_in_the_log(daemon: Daemon, origin: Origin) -> None:
-    daemon.client().prefetch([origin.url("gone")])
-    eventually(lambda: "prefetching" in daemon.log_text() and "404" in daemon.log_text())
-
-
 def test_what_is_no_reference_or_is_here_is_refused_at_once(daemon: Daemon, tmp_path: Path) -> None:
     for ref in ("gopher://host/model", str(tmp_path)):
         with pytest.raises(errors.InvalidArgument):

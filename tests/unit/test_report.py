@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from ckptd.cli.report import lines, rates, size
-from ckptd.values import ArenaStatus, AttemptStatus, CacheStatus, DaemonStatus, FlightStatus
+from ckptd.values import ArenaStatus, AttemptStatus, CacheStatus, DaemonStatus, FlightStatus, Miss
 
 GB = 10**9
+NOW = 1_000_000.0
 IDLE = DaemonStatus(
     version="1.0",
     pid=4711,
@@ -35,7 +36,7 @@ BUSY = replace(IDLE, idle=False, flights=(FLIGHT, RETRYING), attempts=(SAVE,))
 
 
 def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> None:
-    assert lines(IDLE, {}) == [
+    assert lines(IDLE, {}, NOW) == [
         "daemon  idle; ckptd 1.0, service, pid 4711",
         "up      1 h 1 min, 1 client process",
         "socket  /run/ckptd/ckptd.sock",
@@ -53,8 +54,8 @@ def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> No
 def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
     moving = replace(SAVE, done_bytes=SAVE.done_bytes + GB // 2)
     later = replace(BUSY, uptime_s=BUSY.uptime_s + 0.5, attempts=(moving,))
-    assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, {})[4]
-    assert lines(BUSY, rates(BUSY, later))[7:] == [
+    assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, {}, NOW)[4]
+    assert lines(BUSY, rates(BUSY, later), NOW)[7:] == [
         "fetching",
         "  downloading  3.0 GB of 12.0 GB  25%  1.0 GB/s  9 s left  8 waiting, 16 streams",
         "    https://h/a",
@@ -67,8 +68,18 @@ def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
     ]
 
 
+def test_a_prefetch_that_failed_is_told_with_its_age_and_what_to_do() -> None:
+    miss = Miss("5f0c", "https://h/c", "NotFound", "there is no c; check the URL", NOW - 200)
+    told = lines(replace(IDLE, misses=(miss,)), {}, NOW)
+    assert told[-3:] == [
+        "not prefetched",
+        "  https://h/c, 3 min 20 s ago",
+        "    NotFound: there is no c; check the URL",
+    ]
+
+
 def test_a_draining_daemon_says_what_that_means() -> None:
-    assert "draining (it takes nothing new" in lines(replace(BUSY, stopping=True), {})[0]
+    assert "draining (it takes nothing new" in lines(replace(BUSY, stopping=True), {}, NOW)[0]
 
 
 def test_a_restart_between_two_readings_is_no_speed() -> None:

@@ -122,20 +122,29 @@ def fetch(
     "--include", multiple=True, metavar="GLOB", help="Of a directory (URL/): only what matches."
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Of a directory: not what matches.")
+@click.option("--withdraw", is_flag=True, help="Have it fetched no more; what came stays.")
 @json_option
 def prefetch(
     refs: tuple[str, ...],
     keep: float,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    withdraw: bool,
     as_json: bool,
 ) -> None:
     """Have this node fetch each REF ahead of need.
 
-    Returns once the daemon has taken it on; `ckptd status` shows how far it is.
+    Returns once the daemon has taken it on; `ckptd status` shows how far it is, and what failed.
     """
+    from ckptd.fetching import usual_connection
     from ckptd.many import prefetch as prefetch_refs
+    from ckptd.many import withdrawn
 
+    if withdraw:
+        count = withdrawn(usual_connection, refs)
+        words = f"withdrew {counted(count, 'prefetch', 'prefetches')}"
+        click.echo(json.dumps({"withdrawn": count}) if as_json else words)
+        return
     for ref in refs:
         prefetch_refs([ref], keep_s=keep, include=include, exclude=exclude)
         shown = redacted(ref)

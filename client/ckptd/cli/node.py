@@ -53,7 +53,7 @@ def status(socket: Path | None, as_json: bool) -> None:
         time.sleep(BETWEEN_S)
         earlier, found = found, node.status(connection)
         speeds = report.rates(earlier, found)
-    for line in report.lines(found, speeds):
+    for line in report.lines(found, speeds, time.time()):
         click.echo(line)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ckptd.values import AttemptStatus, DaemonStatus, FlightStatus
+from ckptd.values import AttemptStatus, DaemonStatus, FlightStatus, Miss
 
 Rates = Mapping[str, float]
 """Bytes per second of each attempt, by id."""
@@ -29,8 +29,8 @@ def _done(status: DaemonStatus) -> dict[str, int]:
     return {attempt.id: attempt.done_bytes for attempt in status.attempts}
 
 
-def lines(status: DaemonStatus, rates: Rates) -> list[str]:
-    """Return the report."""
+def lines(status: DaemonStatus, rates: Rates, now: float) -> list[str]:
+    """Return the report; *now* is in seconds since the epoch."""
     saves = [_save(attempt, rates) for attempt in status.attempts]
     report = _aligned([*_daemon(status), *_room(status)], _LEFT + _RIGHT + _LEFT)
     if status.flights:
@@ -39,6 +39,8 @@ def lines(status: DaemonStatus, rates: Rates) -> list[str]:
         report += ["", "saving", *_aligned(saves, _LEFT + _RIGHT * 4 + _LEFT, indent=2)]
     if not status.flights and not saves:
         report += ["", "Nothing is being fetched or saved."]
+    if status.misses:
+        report += ["", "not prefetched", *_misses(status.misses, now)]
     return report
 
 
@@ -96,6 +98,15 @@ def _flight(flight: FlightStatus) -> tuple[str, ...]:
     waiting = f"{flight.waiters} waiting, {counted(flight.streams, 'stream')}"
     moved = _moved(flight.done_bytes, flight.total_bytes, flight.rate_bytes_per_s)
     return (flight.phase, *moved, waiting)
+
+
+def _misses(misses: Sequence[Miss], now: float) -> list[str]:
+    """Return what each was, how long ago, and below it why."""
+    found: list[str] = []
+    for miss in misses:
+        age = span(max(0.0, now - miss.at))
+        found += [f"  {miss.object}, {age} ago", f"    {miss.error}: {miss.sentence}"]
+    return found
 
 
 def _save(attempt: AttemptStatus, rates: Rates) -> tuple[str, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Self
 
@@ -22,8 +21,8 @@ from ckptd_daemon.fetch.directories import Directories
 from ckptd_daemon.fetch.flights import Flights
 from ckptd_daemon.fetch.gathering import Gathering
 from ckptd_daemon.fetch.lending import GoneError, Lender
+from ckptd_daemon.fetch.prefetches import Prefetches
 from ckptd_daemon.fetch.reading import Reading, Span, Terms
-from ckptd_daemon.fetch.selection import Selection
 from ckptd_daemon.fetch.single import Files
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics, unfinished
 from ckptd_daemon.sessions import Process, Sessions
@@ -37,18 +36,16 @@ from ckptd_daemon.store.leases import Lease, Leases
 from ckptd_daemon.store.room import Space
 from ckptd_daemon.store.scrub import Finding, Scrubber
 from ckptd_daemon.store.snapshots import SnapshotStore
+from ckptd_daemon.store.wishes import Wishes
 from ckptd_daemon.transfer.downloader import Downloader
 from ckptd_daemon.transfer.means import Means
 from ckptd_daemon.transfer.pace import Limits
 from ckptd_daemon.transfer.transfer import Transfer
 from ckptd_daemon.transfer.verify import Hasher
 from ckptd_proto import errors, refs
-from ckptd_proto.urls import display, redacted
-
-logger = logging.getLogger(__name__)
+from ckptd_proto.urls import display
 
 HASH_THREADS = 2
-PREFETCHES_MAX = 32  # at a time; nobody waits for them
 GRANTS_MAX = 4096  # answers that a caller may say it never saw
 
 
@@ -70,7 +67,6 @@ class Fetcher:
         self._leases = leases
         self._calls: set[Call] = set()
         self._grants: dict[tuple[Process, str], list[str]] = {}  # leases by call, oldest first
-        self._prefetching = anyio.Semaphore(PREFETCHES_MAX)
         self._quiet = anyio.Event()  # set by the last call to end
         self._is_refusing = False
         self._flights: Flights[Blob] = Flights(
@@ -99,6 +95,8 @@ class Fetcher:
         self._directories = Directories(
             config, tasks, gathering, self._listings, store, snapshots, leases
         )
+        wishes = Wishes(config.state_dir / "cache" / "prefetches")
+        self._prefetches = Prefetches(tasks, wishes, self.calling)
 
     @classmethod
     @asynccontextmanager
@@ -123,7 +121,9 @@ class Fetcher:
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            yield cls(config, tasks, store, snapshots, leases, source)
+            fetcher = cls(config, tasks, store, snapshots, leases, source)
+            await fetcher._prefetches.resume(config.allow_uids | {os.geteuid()})
+            yield fetcher
 
     def __repr__(self) -> str:
         return f"<Fetcher [{len(self._calls)} callers] {self._flights} {self._store}>"
@@ -131,15 +131,18 @@ class Fetcher:
     @property
     def is_idle(self) -> bool:
         """Nothing is in flight or leased."""
-        busy = self._calls, self._flights, self._directories.flights, self._leases
+        flights = self._flights, self._directories.flights
+        busy = self._calls, self._prefetches, *flights, self._leases
         return not any(map(bool, busy))
 
     def refuse_new(self) -> None:
         """From now on every new fetch raises `Unavailable`."""
         self._is_refusing = True
+        self._prefetches.stop()
 
     async def wait_idle(self) -> None:
         """Return when no fetch is going on; leases may live on."""
+        await self._prefetches.wait_idle()
         while self._calls:
             self._quiet = anyio.Event()
             await self._quiet.wait()
@@ -164,6 +167,7 @@ class Fetcher:
             quota_bytes=self._config.cache_bytes,
             free_bytes=durable.free_bytes(self._store.partials_dir),
             leases=len(self._leases),
+            misses=self._prefetches.misses.recent(),
         )
 
     def limits(self) -> Limits:
@@ -196,16 +200,18 @@ class Fetcher:
         finally:
             batch.leave()
 
-    def prefetch(self, request: Request, uid: int) -> None:
+    async def prefetch(self, request: Request, uid: int) -> None:
         """Fetch for nobody in particular, with the rights of *uid*; `keep_s` counts from its end.
 
-        What becomes of it is in the log, and in the cache.
+        It is noted when this returns, and survives the daemon. What becomes of it is in the cache,
+        or among the statistics' misses.
         """
-        if refs.parse(request.ref, request.sha256).url is None:
-            text = f"{request.ref} is a path of this node already; prefetch URLs"
-            raise errors.InvalidArgument(text)
-        Selection.of(request.include, request.exclude)
-        self._begin(Call(replace(self._in_force(request), is_detached=True), Process(0, 0, uid)))
+        self._require_taking()
+        await self._prefetches.take_on(request, uid)
+
+    def withdraw(self, ref: str, uid: int) -> int:
+        """End the prefetches of *ref* that *uid* asked for; returns how many there were."""
+        return self._prefetches.withdraw(ref, uid)
 
     @contextmanager
     def reading(
@@ -229,10 +235,13 @@ class Fetcher:
             call.leave()
 
     def _begin(self, call: Call) -> None:
-        if self._is_refusing:
-            raise errors.Unavailable("the daemon is stopping; ask again once it is back")
+        self._require_taking()
         self._calls.add(call)
         self._tasks.start_soon(self._run, call)
+
+    def _require_taking(self) -> None:
+        if self._is_refusing:
+            raise errors.Unavailable("the daemon is stopping; ask again once it is back")
 
     async def release(self, lease: str, holder: Process) -> None:
         """Give a lease back, if it is one of the holder's user."""
@@ -288,19 +297,15 @@ class Fetcher:
 
     async def _run(self, call: Call) -> None:
         handed, failure = None, None
-        turn = self._prefetching if call.request.is_detached else nullcontext()
         try:
             with call.scope:
-                async with turn:
-                    handed = await self._handed(call)
+                handed = await self._handed(call)
             if handed is not None and call.is_left:  # too late to be interrupted
                 await self._leases.release(handed.lease, call.holder.uid, wholly=False)
             elif handed is not None and call.request.call:
                 self._granted(call, handed.lease)
         except Exception as error:  # noqa: BLE001  re-raised to the caller
             failure = error
-            if call.request.is_detached:
-                logger.warning("prefetching %s failed: %s", call.gauge.title, redacted(str(error)))
         finally:
             self._calls.discard(call)
             call.end(handed, failure)
@@ -313,11 +318,15 @@ class Fetcher:
         if request.is_here and (url is None or is_directory(url)):
             raise GoneError  # it takes a while to tell
         if url is not None and is_directory(url):
-            return await self._directories.handed(call, url)
-        if url is not None and (request.include or request.exclude):
+            handed = await self._directories.handed(call, url)
+        elif url is not None and (request.include or request.exclude):
             text = f"{display(url)} is a file; patterns choose from a directory: end it with /"
             raise errors.InvalidArgument(text)
-        return await self._files.handed(call)
+        else:
+            handed = await self._files.handed(call)
+        if url is not None:
+            self._prefetches.misses.arrived(url, request, call.holder.uid)
+        return handed
 
     def _leases_on(self, key: str) -> int:
         return self._leases.on(key) + self._directories.holders(key)

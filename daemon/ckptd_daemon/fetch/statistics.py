@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ckptd_daemon.fetch.flights import Flight
+from ckptd_daemon.fetch.prefetches import Miss
 from ckptd_daemon.transfer.progress import Gauge, Progress
 
 
@@ -34,6 +35,7 @@ class Statistics:
     quota_bytes: int | None
     free_bytes: int
     leases: int
+    misses: tuple[Miss, ...]
 
 
 def unfinished(gauge: Gauge) -> str:

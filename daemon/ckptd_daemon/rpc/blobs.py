@@ -114,8 +114,15 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
     ) -> blobs_pb2.PrefetchReply:
         """Take it on."""
         holder = self._sessions.of(context.peer()).process
-        self._fetcher.prefetch(_request(request), holder.uid)
+        await self._fetcher.prefetch(_request(request), holder.uid)
         return blobs_pb2.PrefetchReply()
+
+    async def Withdraw(
+        self, request: blobs_pb2.WithdrawRequest, context: Context
+    ) -> blobs_pb2.WithdrawReply:
+        """End it."""
+        holder = self._sessions.of(context.peer()).process
+        return blobs_pb2.WithdrawReply(prefetches=self._fetcher.withdraw(request.ref, holder.uid))
 
     async def Read(
         self, request_iterator: AsyncIterator[blobs_pb2.ReadRequest], context: Context

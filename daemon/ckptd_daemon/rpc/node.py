@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ckptd_daemon import __version__
+from ckptd_daemon.fetch.prefetches import Miss
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
@@ -89,6 +90,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 free_bytes=fetches.free_bytes,
             ),
             saves=map(_save, saves.attempts),
+            misses=map(_miss, fetches.misses),
             arena=pb.ArenaStatus(
                 used_bytes=saves.arena.used_bytes,
                 budget_bytes=saves.arena.budget_bytes,
@@ -158,6 +160,12 @@ def _flight(flight: FlightStatistics) -> pb.Flight:
         rate_bytes_per_s=progress.rate_bytes_per_s,
         eta_s=progress.eta_s,
         key=flight.key,
+    )
+
+
+def _miss(miss: Miss) -> pb.Miss:
+    return pb.Miss(
+        id=miss.id, object=miss.title, error=miss.error, sentence=miss.sentence, at=miss.at
     )
 
 

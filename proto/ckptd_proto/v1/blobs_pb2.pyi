@@ -234,6 +234,37 @@ class PrefetchReply(google.protobuf.message.Message):
 Global___PrefetchReply: typing_extensions.TypeAlias = PrefetchReply
 
 @typing.final
+class WithdrawRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REF_FIELD_NUMBER: builtins.int
+    ref: builtins.str
+    def __init__(
+        self,
+        *,
+        ref: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ref", b"ref"]) -> None: ...
+
+Global___WithdrawRequest: typing_extensions.TypeAlias = WithdrawRequest
+
+@typing.final
+class WithdrawReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PREFETCHES_FIELD_NUMBER: builtins.int
+    prefetches: builtins.int
+    """How many were still going on, or waiting for their turn."""
+    def __init__(
+        self,
+        *,
+        prefetches: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["prefetches", b"prefetches"]) -> None: ...
+
+Global___WithdrawReply: typing_extensions.TypeAlias = WithdrawReply
+
+@typing.final
 class FetchProgress(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

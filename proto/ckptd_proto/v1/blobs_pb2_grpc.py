@@ -59,6 +59,11 @@ class BlobsStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.PrefetchReply.FromString,
                 _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/ckptd.v1.Blobs/Withdraw',
+                request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.WithdrawReply.FromString,
+                _registered_method=True)
         self.Release = channel.unary_unary(
                 '/ckptd.v1.Blobs/Release',
                 request_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.ReleaseRequest.SerializeToString,
@@ -123,7 +128,15 @@ class BlobsServicer(object):
 
     def Prefetch(self, request, context):
         """Answers once the daemon has taken it on. Nobody needs to wait: the flight ends when it is done
-        or has failed, and `keep_s` counts from then. It does not survive the daemon; its partial does.
+        or has failed, which Status tells, and `keep_s` counts from then. A daemon that is restarted goes
+        on with it, but for a URL with user, query or fragment: that is not written down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Withdraw(self, request, context):
+        """Ends the caller's prefetches of a reference; what came stays for whoever asks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +198,11 @@ def add_BlobsServicer_to_server(servicer, server):
                     servicer.Prefetch,
                     request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.PrefetchReply.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=ckptd__proto_dot_v1_dot_blobs__pb2.WithdrawRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_blobs__pb2.WithdrawReply.SerializeToString,
             ),
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
@@ -342,6 +360,33 @@ class Blobs(object):
             '/ckptd.v1.Blobs/Prefetch',
             ckptd__proto_dot_v1_dot_blobs__pb2.FetchRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_blobs__pb2.PrefetchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Blobs/Withdraw',
+            ckptd__proto_dot_v1_dot_blobs__pb2.WithdrawRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_blobs__pb2.WithdrawReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,6 +105,22 @@ _BlobsPrefetchType = typing_extensions.TypeVar(
     ],
 )
 
+_BlobsWithdrawType = typing_extensions.TypeVar(
+    '_BlobsWithdrawType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.WithdrawRequest,
+        ckptd_proto.v1.blobs_pb2.WithdrawReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.WithdrawRequest,
+        ckptd_proto.v1.blobs_pb2.WithdrawReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.WithdrawRequest,
+        ckptd_proto.v1.blobs_pb2.WithdrawReply,
+    ],
+)
+
 _BlobsReleaseType = typing_extensions.TypeVar(
     '_BlobsReleaseType',
     grpc.UnaryUnaryMultiCallable[
@@ -169,7 +185,7 @@ _BlobsRemoveType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsFindType, _BlobsReadType, _BlobsFetchManyType, _BlobsPrefetchType, _BlobsReleaseType, _BlobsListType, _BlobsVerifyType, _BlobsRemoveType]):
+class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsFindType, _BlobsReadType, _BlobsFetchManyType, _BlobsPrefetchType, _BlobsWithdrawType, _BlobsReleaseType, _BlobsListType, _BlobsVerifyType, _BlobsRemoveType]):
     @typing.overload
     def __init__(self: BlobsStub[
         grpc.UnaryStreamMultiCallable[
@@ -191,6 +207,10 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsFindType, _BlobsReadType, 
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.FetchRequest,
             ckptd_proto.v1.blobs_pb2.PrefetchReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.blobs_pb2.WithdrawRequest,
+            ckptd_proto.v1.blobs_pb2.WithdrawReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -231,6 +251,10 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsFindType, _BlobsReadType, 
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.FetchRequest,
             ckptd_proto.v1.blobs_pb2.PrefetchReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.blobs_pb2.WithdrawRequest,
+            ckptd_proto.v1.blobs_pb2.WithdrawReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -277,8 +301,12 @@ class BlobsStub(typing.Generic[_BlobsFetchType, _BlobsFindType, _BlobsReadType, 
 
     Prefetch: _BlobsPrefetchType
     """Answers once the daemon has taken it on. Nobody needs to wait: the flight ends when it is done
-    or has failed, and `keep_s` counts from then. It does not survive the daemon; its partial does.
+    or has failed, which Status tells, and `keep_s` counts from then. A daemon that is restarted goes
+    on with it, but for a URL with user, query or fragment: that is not written down.
     """
+
+    Withdraw: _BlobsWithdrawType
+    """Ends the caller's prefetches of a reference; what came stays for whoever asks."""
 
     Release: _BlobsReleaseType
     """Gives a lease back before its holder ends. Unknown or ended leases are no error."""
@@ -314,6 +342,10 @@ BlobsAsyncStub: typing_extensions.TypeAlias = BlobsStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.blobs_pb2.FetchRequest,
         ckptd_proto.v1.blobs_pb2.PrefetchReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.blobs_pb2.WithdrawRequest,
+        ckptd_proto.v1.blobs_pb2.WithdrawReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.blobs_pb2.ReleaseRequest,
@@ -386,8 +418,17 @@ class BlobsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[ckptd_proto.v1.blobs_pb2.PrefetchReply, collections.abc.Awaitable[ckptd_proto.v1.blobs_pb2.PrefetchReply]]:
         """Answers once the daemon has taken it on. Nobody needs to wait: the flight ends when it is done
-        or has failed, and `keep_s` counts from then. It does not survive the daemon; its partial does.
+        or has failed, which Status tells, and `keep_s` counts from then. A daemon that is restarted goes
+        on with it, but for a URL with user, query or fragment: that is not written down.
         """
+
+    @abc.abstractmethod
+    def Withdraw(
+        self,
+        request: ckptd_proto.v1.blobs_pb2.WithdrawRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.blobs_pb2.WithdrawReply, collections.abc.Awaitable[ckptd_proto.v1.blobs_pb2.WithdrawReply]]:
+        """Ends the caller's prefetches of a reference; what came stays for whoever asks."""
 
     @abc.abstractmethod
     def Release(

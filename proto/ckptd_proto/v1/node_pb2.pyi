@@ -91,6 +91,7 @@ class StatusReply(google.protobuf.message.Message):
     ARENA_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     SAVES_FIELD_NUMBER: builtins.int
+    MISSES_FIELD_NUMBER: builtins.int
     socket: builtins.str
     state_dir: builtins.str
     uptime_s: builtins.float
@@ -106,6 +107,8 @@ class StatusReply(google.protobuf.message.Message):
     def arena(self) -> Global___ArenaStatus: ...
     @property
     def saves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Save]: ...
+    @property
+    def misses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Miss]: ...
     def __init__(
         self,
         *,
@@ -119,11 +122,44 @@ class StatusReply(google.protobuf.message.Message):
         arena: Global___ArenaStatus | None = ...,
         draining: builtins.bool = ...,
         saves: collections.abc.Iterable[Global___Save] | None = ...,
+        misses: collections.abc.Iterable[Global___Miss] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "misses", b"misses", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
 
 Global___StatusReply: typing_extensions.TypeAlias = StatusReply
+
+@typing.final
+class Miss(google.protobuf.message.Message):
+    """A prefetch that failed: kept for a day, or until the same is fetched."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    OBJECT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    SENTENCE_FIELD_NUMBER: builtins.int
+    AT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """As in the daemon's log."""
+    object: builtins.str
+    error: builtins.str
+    """The class of the error, and its sentence."""
+    sentence: builtins.str
+    at: builtins.float
+    """Seconds since the epoch."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        object: builtins.str = ...,
+        error: builtins.str = ...,
+        sentence: builtins.str = ...,
+        at: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "error", b"error", "id", b"id", "object", b"object", "sentence", b"sentence"]) -> None: ...
+
+Global___Miss: typing_extensions.TypeAlias = Miss
 
 @typing.final
 class Save(google.protobuf.message.Message):
