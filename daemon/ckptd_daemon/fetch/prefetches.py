@@ -178,20 +178,16 @@ class Prefetches:
         self._tasks.start_soon(self._bring, wish, scope)
 
     async def _bring(self, wish: Wish, scope: CancelScope) -> None:
-        is_left = False
-        try:
-            with scope:
-                async with self._turns:
-                    is_left = not await self._is_settled(wish)
-        finally:
-            del self._going[wish.id]
-            if not self._going:
-                self._quiet.set()
-        if is_left:
-            return
+        is_settled = True  # also if it is withdrawn
+        with scope:
+            async with self._turns:
+                is_settled = await self._is_settled(wish)
         async with self._noting:
-            if wish.id not in self._going:  # else it was asked for again just now
+            del self._going[wish.id]
+            if is_settled:
                 await to_thread.run_sync(self._notes.remove, wish.id)
+        if not self._going:
+            self._quiet.set()
 
     async def _is_settled(self, wish: Wish) -> bool:
         """Bring what *wish* is for, or keep the failure; False if the next life is to try."""

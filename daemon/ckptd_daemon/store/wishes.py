@@ -80,8 +80,11 @@ class Wishes:
         durable.write_file(self._path(wish.id), text.encode(), mode=0o600)
 
     def remove(self, id: str) -> None:
-        """Forget a wish; a power cut may bring it back, and then it is here already."""
-        self._path(id).unlink(missing_ok=True)
+        """Forget a wish; if the disk, or a power cut, brings it back it is taken up once more."""
+        try:
+            self._path(id).unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("the note of prefetch %s cannot be removed: %s", id, error)
 
     def _path(self, id: str) -> Path:
         return self._directory / f"{id}.json"
