@@ -245,7 +245,9 @@ def _answer(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
 
     request, progress = request_of(ask), None
     try:
-        found = stubs.blobs.Find(request, timeout=left_s(deadline))
+        found = stubs.questions.find(request, timeout_s=left_s(deadline))
+        if found is None:
+            found = stubs.blobs.Find(request, timeout=left_s(deadline))
         if found.HasField("blob"):
             return found.blob
         events = stubs.blobs.Fetch(request, timeout=left_s(deadline))

@@ -20,6 +20,7 @@ from ckptd_daemon.door.descriptors import Descriptors
 from ckptd_daemon.door.frontdoor import FrontDoor, Hall
 from ckptd_daemon.door.listener import Listener
 from ckptd_daemon.door.notify import notify
+from ckptd_daemon.door.questions import Questions
 from ckptd_daemon.fetch.fetcher import Fetcher
 from ckptd_daemon.rpc.blobs import BlobsService
 from ckptd_daemon.rpc.checkpoints import CheckpointsService
@@ -72,9 +73,8 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         )
         server = _new_server(identity, stopping)
         node_pb2_grpc.add_NodeServicer_to_server(node, server)
-        blobs_pb2_grpc.add_BlobsServicer_to_server(
-            BlobsService(fetcher, sessions, descriptors.offer), server
-        )
+        blobs = BlobsService(fetcher, sessions, descriptors.offer)
+        blobs_pb2_grpc.add_BlobsServicer_to_server(blobs, server)
         saves_pb2_grpc.add_SavesServicer_to_server(SavesService(saver, sessions), server)
         checkpoints = CheckpointsService(saver, sessions)
         checkpoints_pb2_grpc.add_CheckpointsServicer_to_server(checkpoints, server)
@@ -82,12 +82,14 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         refusal = _new_server(identity, stopping)
         refusal.add_generic_rpc_handlers((Refusal(),))
         await stack.enter_async_context(_running(refusal, hall, "refusal"))
-        door = FrontDoor(listener.calls, hall, sessions, config.allow_uids | {os.geteuid()})
+        allowed = config.allow_uids | {os.geteuid()}
+        door = FrontDoor(listener.calls, hall, sessions, allowed)
+        questions = Questions(identity.instance, allowed, blobs.answer)
 
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         await tasks.start(stopping.listen)  # before anyone is told that we are ready
-        tasks.start_soon(descriptors.serve)
+        tasks.start_soon(descriptors.serve, questions)
         tasks.start_soon(door.serve)
         if config.private:
             tasks.start_soon(ask_when_idle, stopping, config.idle_s, sessions, halves)

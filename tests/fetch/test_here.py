@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -17,11 +18,25 @@ from fakes.origin import Origin
 SHA256 = hashlib.sha256(b"data").hexdigest()
 
 
-def find(client: Client, ref: str, *, sha256: str = "", offline: bool = False) -> Path | None:
-    """What the short call hands over."""
-    request = blobs_pb2.FetchRequest(ref=ref, sha256=sha256, offline=offline)
-    reply = client.connection.call(lambda stubs: stubs.blobs.Find(request))
-    return Path(reply.blob.path) if reply.HasField("blob") else None
+class Find(Protocol):
+    def __call__(
+        self, client: Client, ref: str, *, sha256: str = "", offline: bool = False
+    ) -> Path | None: ...
+
+
+@pytest.fixture(params=["gRPC", "the sibling socket"])
+def find(request: pytest.FixtureRequest) -> Find:
+    """What the short call hands over, by either way."""
+
+    def found(client: Client, ref: str, *, sha256: str = "", offline: bool = False) -> Path | None:
+        asked = blobs_pb2.FetchRequest(ref=ref, sha256=sha256, offline=offline)
+        stubs = client.connection._link.stubs
+        by_grpc = request.param == "gRPC"
+        reply = stubs.blobs.Find(asked) if by_grpc else stubs.questions.find(asked)
+        assert reply is not None
+        return Path(reply.blob.path) if reply.HasField("blob") else None
+
+    return found
 
 
 def leases(client: Client) -> int:
@@ -47,13 +62,14 @@ def test_a_fetch_of_what_is_here_asks_nobody_else_and_nothing_more(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("the short call was enough")
 
-    monkeypatch.setattr(client.connection._link.stubs.blobs, "Fetch", fail)
+    for method in ("Find", "Fetch"):
+        monkeypatch.setattr(client.connection._link.stubs.blobs, method, fail)
     with client.open(known) as path:
         assert path.read_bytes() == b"data"
     assert origin.requests == []
 
 
-def test_it_is_leased_before_it_is_announced(daemon: Daemon, known: str) -> None:
+def test_it_is_leased_before_it_is_announced(find: Find, daemon: Daemon, known: str) -> None:
     client = daemon.client()
     assert leases(client) == 0
     assert find(client, known) is not None
@@ -61,7 +77,9 @@ def test_it_is_leased_before_it_is_announced(daemon: Daemon, known: str) -> None
     assert len(list((daemon.state_dir / "cache" / "leases").glob("*.json"))) == 1
 
 
-def test_what_is_not_here_is_neither_asked_for_nor_leased(daemon: Daemon, origin: Origin) -> None:
+def test_what_is_not_here_is_neither_asked_for_nor_leased(
+    find: Find, daemon: Daemon, origin: Origin
+) -> None:
     origin.put("model", b"data")
     client = daemon.client()
     for name in ("model", "folder/"):
@@ -73,7 +91,7 @@ def test_what_is_not_here_is_neither_asked_for_nor_leased(daemon: Daemon, origin
 
 
 def test_a_version_that_nobody_has_asked_for_lately_is_not_handed_over(
-    short_path: Path, origin: Origin
+    find: Find, short_path: Path, origin: Origin
 ) -> None:
     origin.put("model", b"old")
     with Daemon(short_path, revalidate_s=0) as daemon:
@@ -85,7 +103,7 @@ def test_a_version_that_nobody_has_asked_for_lately_is_not_handed_over(
         assert client.fetch(origin.url("model")).read_bytes() == b"new"
 
 
-def test_what_has_another_sha256_is_not_handed_over(daemon: Daemon, known: str) -> None:
+def test_what_has_another_sha256_is_not_handed_over(find: Find, daemon: Daemon, known: str) -> None:
     client = daemon.client()
     assert find(client, known, sha256=SHA256) is None  # nobody has computed it yet
     client.fetch(known, sha256=SHA256)
@@ -96,7 +114,9 @@ def test_what_has_another_sha256_is_not_handed_over(daemon: Daemon, known: str) 
         client.fetch(known, sha256=other)
 
 
-def test_what_is_damaged_is_fetched_anew(daemon: Daemon, origin: Origin, known: str) -> None:
+def test_what_is_damaged_is_fetched_anew(
+    find: Find, daemon: Daemon, origin: Origin, known: str
+) -> None:
     client = daemon.client()
     (blob,) = client.blobs()
     os.truncate(blob.path, 1)

@@ -13,6 +13,8 @@ import pytest
 from ckptd import errors
 from ckptd.link import descriptors
 from ckptd_daemon.door.descriptors import TOKEN_S, Descriptors
+from ckptd_daemon.door.questions import Questions
+from ckptd_daemon.sessions import Process
 
 
 class Offered:
@@ -26,15 +28,19 @@ class Offered:
         return await anyio.to_thread.run_sync(descriptors.receive, self.path, token)
 
 
+async def echoed(question: bytes, _: Process) -> bytes:
+    return question
+
+
 @pytest.fixture
 async def offered(short_path: Path) -> AsyncIterator[Offered]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(f"{short_path}/s.fds")
         listener.listen()
         listener.setblocking(False)
-        daemon = Descriptors(listener)
+        daemon, questions = Descriptors(listener), Questions("life", frozenset(), echoed)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(daemon.serve)
+            tasks.start_soon(daemon.serve, questions)
             yield Offered(daemon, short_path / "s")
             tasks.cancel_scope.cancel()
 

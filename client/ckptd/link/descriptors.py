@@ -16,16 +16,29 @@ ANSWER_S = 10.0
 
 def receive(path: Path, token: str) -> int:
     """Return the descriptor that the daemon at *path* offers for *token*; the caller closes it."""
-    sibling = path.with_name(path.name + discovery.DESCRIPTORS_SUFFIX)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(ANSWER_S)
-            _connect(sock, sibling)
-            sock.sendall(token.encode() + b"\n")
+        with connected(path, token, timeout_s=ANSWER_S) as sock:
             return _received(sock)
     except OSError as error:
         text = f"the daemon at {path} handed over no descriptor ({error}); try again"
         raise errors.Unavailable(text) from error
+
+
+def connected(path: Path, request: str, *, timeout_s: float) -> socket.socket:
+    """Return a connection to the sibling socket of the daemon at *path*, *request* being sent.
+
+    Raises `OSError`.
+    """
+    sibling = path.with_name(path.name + discovery.DESCRIPTORS_SUFFIX)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        _connect(sock, sibling)
+        sock.sendall(request.encode() + b"\n")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect(sock: socket.socket, path: Path) -> None:

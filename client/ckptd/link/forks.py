@@ -23,8 +23,8 @@ class Connected(Protocol):
     """What holds connections that a child must not use."""
 
     @property
-    def peer_name(self) -> str:
-        """The name under which the daemon listens."""
+    def peer_names(self) -> set[str]:
+        """The names under which the daemon listens, as our sockets know them."""
 
     def untouchables(self) -> list[object]:
         """Return the objects that must never be freed in a child."""
@@ -54,7 +54,7 @@ def check_usable() -> None:
 def _give_up() -> None:
     global _forked
     _forked = True
-    names = {connection.peer_name for connection in _connected}
+    names = {name for connection in _connected for name in connection.peer_names}
     for connection in _connected:
         for thing in connection.untouchables():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

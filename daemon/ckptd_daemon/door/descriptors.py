@@ -1,7 +1,8 @@
 """Hands file descriptors to clients, each once, against a token.
 
 One connection, one request: the client sends its token and a newline; the answer is one line
-of JSON, `{}` with the descriptor beside it, or the error's class and sentence.
+of JSON, `{}` with the descriptor beside it, or the error's class and sentence. A client that has
+`questions` instead says so in that line, and stays.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 import anyio
 
 from ckptd_daemon.door.frontdoor import peer
+from ckptd_daemon.door.questions import GREETING, Questions
+from ckptd_daemon.sessions import Process
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ class Descriptors:
         self._offers[token] = _Offer(os.dup(fd), uid, anyio.current_time() + TOKEN_S)
         return token
 
-    async def serve(self) -> None:
+    async def serve(self, questions: Questions) -> None:
         """Answer until cancelled; what was not collected by then is dropped."""
         try:
             async with anyio.create_task_group() as tasks:
@@ -68,33 +71,47 @@ class Descriptors:
                             await anyio.sleep(0.1)
                         continue
                     connection.setblocking(False)
-                    tasks.start_soon(self._answer, connection, ticket)
+                    tasks.start_soon(self._receive, connection, ticket, questions)
         finally:
             for offer in self._offers.values():
                 os.close(offer.fd)
             self._offers.clear()
 
-    async def _answer(self, connection: socket.socket, ticket: object) -> None:
+    async def _receive(
+        self, connection: socket.socket, ticket: object, questions: Questions
+    ) -> None:
+        with connection:
+            process = None
+            try:
+                with anyio.move_on_after(REQUEST_S):
+                    process = await self._answer(connection, questions)
+            finally:
+                self._limiter.release_on_behalf_of(ticket)
+            if process is not None:
+                await questions.serve(connection, process)
+
+    async def _answer(self, connection: socket.socket, questions: Questions) -> Process | None:
+        """Answer the one request; returns who has questions and may ask them."""
+        request = await _line(connection)
+        process = peer(connection)
+        if request is None or process is None:
+            return None
+        await anyio.wait_writable(connection)
+        if request.startswith(GREETING):
+            if not questions.welcomes(request, process):
+                return None
+            _send(connection, {}, fd=None)
+            return process
         try:
-            with connection, anyio.move_on_after(REQUEST_S):
-                request = await _line(connection)
-                process = peer(connection)
-                if request is None or process is None:
-                    return
-                try:
-                    offer = self._collect(request, process.uid)
-                except errors.CkptdError as error:
-                    refusal = {"error": type(error).__name__, "message": str(error)}
-                    await anyio.wait_writable(connection)
-                    _send(connection, refusal, fd=None)
-                    return
-                try:
-                    await anyio.wait_writable(connection)
-                    _send(connection, {}, fd=offer.fd)
-                finally:
-                    os.close(offer.fd)
+            offer = self._collect(request, process.uid)
+        except errors.CkptdError as error:
+            _send(connection, {"error": type(error).__name__, "message": str(error)}, fd=None)
+            return None
+        try:
+            _send(connection, {}, fd=offer.fd)
         finally:
-            self._limiter.release_on_behalf_of(ticket)
+            os.close(offer.fd)
+        return None
 
     def _collect(self, token: str, uid: int) -> _Offer:
         self._drop_expired()

@@ -185,6 +185,16 @@ class Fetcher:
         with self._admitted(call):
             yield call
 
+    async def find(self, request: Request, holder: Process) -> Handed | None:
+        """Hand over what is here if nothing has to be asked or fetched for it."""
+        call = Call(replace(self._in_force(request), is_here=True), holder)
+        self._admit(call)
+        await self._run(call)
+        try:
+            return call.result()
+        except GoneError:
+            return None
+
     @contextmanager
     def calling_many(self, requests: Sequence[Request], holder: Process) -> Iterator[Batch]:
         """Fetch a batch for a caller that may leave at any time, by leaving the block."""
@@ -235,9 +245,12 @@ class Fetcher:
             call.leave()
 
     def _begin(self, call: Call) -> None:
+        self._admit(call)
+        self._tasks.start_soon(self._run, call)
+
+    def _admit(self, call: Call) -> None:
         self._require_taking()
         self._calls.add(call)
-        self._tasks.start_soon(self._run, call)
 
     def _require_taking(self) -> None:
         if self._is_refusing:
