@@ -78,7 +78,7 @@ def test_an_answer_may_come_in_pieces(short_path: Path) -> None:
         lambda it: it.shutdown(socket.SHUT_WR),
         lambda it: (it.sendall(framed(REPLY)[:-1]), it.shutdown(socket.SHUT_WR)),
         lambda it: it.sendall(FRAME.pack(2) + b"\xff\xff"),
-        lambda it: it.sendall(framed(REPLY) + b"\0"),
+        lambda it: it.sendall(framed(REPLY) + b"\x78\x01"),  # a field more, to a reader
     ],
     ids=["none", "cut off", "no message", "more than one"],
 )
@@ -120,12 +120,13 @@ def test_a_second_thread_does_not_wait_for_the_first(short_path: Path) -> None:
 
 
 def test_what_somebody_may_want_to_end_goes_by_grpc(short_path: Path) -> None:
-    questions = Questions(short_path / "s")
-    token = calls.current.set(calls.Calls())
-    try:
-        assert questions.find(REQUEST) is None
-    finally:
-        calls.current.reset(token)
+    with answering(short_path, lambda it: it.sendall(framed(REPLY))) as questions:
+        token = calls.current.set(calls.Calls())
+        try:
+            assert questions.find(REQUEST) is None
+        finally:
+            calls.current.reset(token)
+        assert questions.find(REQUEST) == REPLY
 
 
 def test_what_is_too_long_goes_by_grpc(short_path: Path) -> None:
