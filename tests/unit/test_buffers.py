@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from ckptd_daemon.store import buffers
-from ckptd_daemon.store.buffers import BLOCK_BYTES, Buffers
+from ckptd_daemon.store.buffers import BLOCK_BYTES, WARM_BYTES, Buffers
 
 
 async def test_no_more_is_lent_than_the_budget_and_in_turn() -> None:
@@ -61,17 +61,32 @@ def _resident_bytes() -> int:
     return int(line.split()[1]) << 10
 
 
+async def _used(lender: Buffers, blocks: int) -> None:
+    """Have so many blocks at once, and write all over them."""
+    async with AsyncExitStack() as stack:
+        for _ in range(blocks):
+            block = await stack.enter_async_context(lender.lend())
+            block[:] = b"x" * len(block)
+
+
+async def test_a_fetch_leaves_little_behind_and_that_is_what_the_next_one_gets() -> None:
+    lender = Buffers(8 * BLOCK_BYTES)
+    before = _resident_bytes()
+    await _used(lender, 8)
+    left = _resident_bytes()
+    assert WARM_BYTES - BLOCK_BYTES < left - before < WARM_BYTES + BLOCK_BYTES
+    await _used(lender, WARM_BYTES // BLOCK_BYTES)
+    assert _resident_bytes() - left < BLOCK_BYTES
+
+
 async def test_what_nobody_uses_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "REST_S", 0)
     lender = Buffers(8 * BLOCK_BYTES)
     before = _resident_bytes()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lender.keep)
-        async with AsyncExitStack() as stack:
-            for _ in range(8):
-                block = await stack.enter_async_context(lender.lend())
-                block[:] = b"x" * len(block)
-            assert _resident_bytes() - before > 7 * BLOCK_BYTES
+        await _used(lender, 8)
+        assert _resident_bytes() - before > WARM_BYTES - BLOCK_BYTES
         await anyio.wait_all_tasks_blocked()
         assert _resident_bytes() - before < 2 * BLOCK_BYTES
         tasks.cancel_scope.cancel()

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 import anyio
 
 BLOCK_BYTES = 8 << 20  # smaller writes cost more than the memory saves
-REST_S = 2.0  # how long memory that nobody uses stays warm
+WARM_BYTES = 32 << 20  # how much that nobody uses stays warm, to be faulted in by nobody again
+REST_S = 2.0  # and for how long
 
 
 class Buffers:
@@ -71,6 +72,7 @@ class Buffers:
         self._lent -= 1
         self._grant()
         if not self._lent:
+            self._cool(WARM_BYTES)
             self._rest.set()
 
     def _grant(self) -> None:
@@ -90,9 +92,10 @@ class Buffers:
         return block
 
     def _cool(self, budget_bytes: int) -> None:
-        """Drop from memory what of the idle blocks is above the budget."""
+        """Drop from memory what of the idle blocks is above the budget, the next ones last."""
         total = 0
-        for n, (block, warm_bytes) in enumerate(self._idle):
+        for n in reversed(range(len(self._idle))):
+            block, warm_bytes = self._idle[n]
             total += warm_bytes
             if warm_bytes and total > budget_bytes:
                 block.madvise(mmap.MADV_DONTNEED, 0, warm_bytes)
