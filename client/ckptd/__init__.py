@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckptd import aio as aio
+    from ckptd import dcp as dcp
     from ckptd import errors as errors
     from ckptd.client import Client as Client
     from ckptd.fetching import fetch as fetch
@@ -49,7 +50,7 @@ _WHERE = {
     "TensorInfo": "ckptd.values",
     "Tensors": "ckptd.reading.tensors",
 }
-_MODULES = ("aio", "errors")
+_MODULES = ("aio", "dcp", "errors")
 
 
 def __getattr__(name: str) -> object:

@@ -34,12 +34,11 @@ def overlap(left: Box, right: Box) -> Box | None:
     return starts, tuple(end - start for start, end in zip(starts, ends, strict=True))
 
 
-def element_span(sizes: Sequence[int], part: Box) -> tuple[int, int]:
-    """Return the half-open range of elements that holds *part* of a row-major chunk of *sizes*.
+def element_span(strides: Sequence[int], part: Box) -> tuple[int, int]:
+    """Return the half-open range of elements that holds *part* of a chunk with these *strides*.
 
     *part* is relative to the chunk and not empty.
     """
-    strides = row_major(sizes)
     first = sum(o * stride for o, stride in zip(part[0], strides, strict=True))
     last = sum((o + n - 1) * stride for o, n, stride in zip(*part, strides, strict=True))
     return first, last + 1

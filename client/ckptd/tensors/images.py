@@ -27,8 +27,8 @@ class Images:
         self._sums: dict[str, Sums] = {}
 
     @classmethod
-    def open(cls, directory: Path, uuid: str) -> Self:
-        """Return the images of *directory*, which the attempt *uuid* has made.
+    def open(cls, directory: Path, uuid: str | None = None) -> Self:
+        """Return the images of *directory*, which the attempt *uuid* has made, if given.
 
         Raises `NotFound` if nothing is committed there, and `Aborted` if it is another's by now.
         """
@@ -40,7 +40,7 @@ class Images:
             raise errors.NotFound(text) from error
         except OSError as error:
             raise _unreadable(path, error) from error
-        if raw["attempt"] != uuid:
+        if uuid is not None and raw["attempt"] != uuid:
             text = f"{directory} was replaced by attempt {raw['attempt']} while it was looked at"
             raise errors.Aborted(f"{text}; load again")
         return cls(directory, raw["images"])

@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -34,10 +35,27 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Stored:
+    """Where the elements of a saved chunk lie."""
+
+    file: str
+    offset: int
+    dtype: torch.dtype
+    strides: tuple[int, ...]
+    bits: tuple[str, ...] = ()
+    """`conj` or `neg`, if its elements are to be taken so."""
+
+    @classmethod
+    def of(cls, chunk: Chunk, dtype: torch.dtype) -> Self:
+        """Return where a *chunk* of our own index lies."""
+        return cls(chunk.range.file, chunk.range.offset, dtype, boxes.row_major(chunk.box[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
     """The part of one saved chunk that one target takes."""
 
-    chunk: Chunk
+    stored: Stored
     part: Box
     """Relative to the chunk."""
     target: torch.Tensor
@@ -46,10 +64,31 @@ class _Piece:
     @property
     def byte_range(self) -> tuple[str, int, int]:
         """The file, and the range in it that holds the part."""
-        first, last = boxes.element_span(self.chunk.box[1], self.part)
-        itemsize = self.target.dtype.itemsize
-        where = self.chunk.range
-        return where.file, where.offset + first * itemsize, where.offset + last * itemsize
+        stored = self.stored
+        first, last = boxes.element_span(stored.strides, self.part)
+        itemsize = stored.dtype.itemsize
+        return stored.file, stored.offset + first * itemsize, stored.offset + last * itemsize
+
+    def copy(self, data: torch.Tensor) -> None:
+        """Fill the target from the bytes of the range."""
+        elements = data.view(self.stored.dtype).as_strided(self.part[1], self.stored.strides)
+        for bit in self.stored.bits:
+            elements = torch.conj(elements) if bit == "conj" else torch._neg_view(elements)
+        self.target.copy_(elements)
+
+
+class Reader(Protocol):
+    """One file, read by one thread."""
+
+    def read_into(self, target: memoryview, offset: int, /) -> None:
+        """Fill *target* with the bytes at *offset*."""
+
+
+class Files(Protocol):
+    """The files of a checkpoint, wherever they are: all bytes that are loaded come from here."""
+
+    def cursor(self, name: str, /) -> AbstractContextManager[Reader]:
+        """Open a file for reading by one thread, best by rising offset."""
 
 
 def read_object(images: Images, found: Index, name: str) -> Any:
@@ -71,16 +110,18 @@ def read_object(images: Images, found: Index, name: str) -> Any:
         raise errors.DataLoss(text) from error
 
 
-def fill(images: Images, wishes: Iterable[Wish]) -> None:
+def fill(files: Files, wishes: Iterable[Wish]) -> None:
     """Copy what is saved into each target; raises `DataLoss` before a wrong byte is copied."""
-    pieces = sorted(
-        (piece for wish in wishes for piece in _pieces(wish)), key=lambda piece: piece.byte_range
-    )
-    batches = list(_batches(pieces))
+    fill_pieces(files, (piece for wish in wishes for piece in _pieces(wish)))
+
+
+def fill_pieces(files: Files, pieces: Iterable[Piece]) -> None:
+    """Copy what is saved into the target of each piece, none of them empty."""
+    batches = list(_batches(sorted(pieces, key=lambda piece: piece.byte_range)))
     mode = torch.is_inference_mode_enabled()
     threads = max(1, min(_THREADS_MAX, os.cpu_count() or 1, len(batches)))
     with ThreadPoolExecutor(threads, thread_name_prefix="ckptd-load") as pool:
-        copies = [pool.submit(_copy, images, file, batch, mode) for file, batch in batches]
+        copies = [pool.submit(_copy, files, file, batch, mode) for file, batch in batches]
         try:
             for copy in copies:
                 copy.result()
@@ -89,7 +130,7 @@ def fill(images: Images, wishes: Iterable[Wish]) -> None:
             raise
 
 
-def _pieces(wish: Wish) -> Iterator[_Piece]:
+def _pieces(wish: Wish) -> Iterator[Piece]:
     for offsets, local in chunks(wish.name, wish.target):
         target = local.detach()
         wanted = (offsets, tuple(target.shape))
@@ -99,8 +140,10 @@ def _pieces(wish: Wish) -> Iterator[_Piece]:
             if met is None or not target.numel():
                 continue
             found += math.prod(met[1])
-            yield _Piece(
-                chunk, _relative(met, chunk.box), _narrowed(target, _relative(met, wanted))
+            yield Piece(
+                Stored.of(chunk, target.dtype),
+                _relative(met, chunk.box),
+                _narrowed(target, _relative(met, wanted)),
             )
         if found != target.numel():
             text = f"the index holds {found} of the {target.numel()} elements of {wish.name!r}"
@@ -117,10 +160,10 @@ def _narrowed(tensor: torch.Tensor, part: Box) -> torch.Tensor:
     return tensor
 
 
-def _batches(pieces: list[_Piece]) -> Iterator[tuple[str, list[_Piece]]]:
+def _batches(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
     """Cut the work of each file into runs that threads take one by one."""
     for file, of_file in groupby(pieces, key=lambda piece: piece.byte_range[0]):
-        batch: list[_Piece] = []
+        batch: list[Piece] = []
         held_bytes = 0
         for piece in of_file:
             batch.append(piece)
@@ -132,16 +175,15 @@ def _batches(pieces: list[_Piece]) -> Iterator[tuple[str, list[_Piece]]]:
             yield file, batch
 
 
-def _copy(images: Images, file: str, batch: list[_Piece], is_inference: bool) -> None:
+def _copy(files: Files, file: str, batch: list[Piece], is_inference: bool) -> None:
     """Copy on a thread of its own, in the *is_inference* mode of the thread that loads."""
-    with images.cursor(file) as cursor, torch.inference_mode(is_inference), torch.no_grad():
+    with files.cursor(file) as cursor, torch.inference_mode(is_inference), torch.no_grad():
         for piece in batch:
             _, start, end = piece.byte_range
             data = torch.empty(end - start, dtype=torch.uint8, device="cpu")
             memory: Any = data.numpy()
             cursor.read_into(memoryview(memory), start)
-            strides = boxes.row_major(piece.chunk.box[1])
-            piece.target.copy_(data.view(piece.target.dtype).as_strided(piece.part[1], strides))
+            piece.copy(data)
 
 
 def check(name: str, info: TensorInfo, target: torch.Tensor) -> str:

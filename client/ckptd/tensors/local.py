@@ -62,6 +62,12 @@ def chunks(name: str, tensor: torch.Tensor) -> list[tuple[tuple[int, ...], torch
     return [(tuple(chunk.offsets), tensor.to_local()) for chunk in placed]
 
 
+def check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Raise `InvalidArgument` if *tensor* has no plain elements that could be saved."""
+    if reason := _refused(tensor):
+        raise errors.InvalidArgument(f"the tensor {name!r} cannot be saved: {reason}")
+
+
 def _object_entry(name: str, leaf: Leaf, encoder: values.Encoder) -> tuple[Entry, Source]:
     data, mark = encoder.encode(name, leaf.value)
     content = mark if leaf.compared else ""
@@ -70,8 +76,7 @@ def _object_entry(name: str, leaf: Leaf, encoder: values.Encoder) -> tuple[Entry
 
 def _tensor_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:
     tensor: torch.Tensor = leaf.value
-    if reason := _refused(tensor):
-        raise errors.InvalidArgument(f"the tensor {name!r} cannot be saved: {reason}")
+    check_plain(name, tensor)
     made: list[tuple[Entry, Source]] = []
     for offsets, piece in chunks(name, tensor):
         sizes = tuple(piece.shape)

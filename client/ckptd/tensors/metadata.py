@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -17,13 +18,18 @@ from torch.distributed.checkpoint.metadata import (
 
 from ckptd.tensors.framing import dtype_of
 from ckptd.tensors.plan import Entry, GlobalPlan, image_name
-from ckptd.tensors.tree import LEAF
+from ckptd.tensors.tree import LEAF, Node
 
 NAME = ".metadata"
 _DCP_VERSION = "1.0.0"
 
 
 def encode(plan: GlobalPlan) -> bytes:
+    """Return the metadata of *plan*, as it is written."""
+    return pickle.dumps(of_plan(plan))
+
+
+def of_plan(plan: GlobalPlan) -> Metadata:
     """Return the metadata of *plan*."""
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
@@ -39,13 +45,16 @@ def encode(plan: GlobalPlan) -> bytes:
         chunk = ChunkStorageMetadata(torch.Size(entry.offsets), torch.Size(entry.sizes))
         storage[MetadataIndex(entry.name, entry.offsets, len(tensor.chunks))] = where
         tensor.chunks.append(chunk)
-    # torch's paths have the keys of dicts as str, and only list positions as int
-    paths = {
+    return Metadata(described, paths(plan.nodes), storage, version=_DCP_VERSION)
+
+
+def paths(nodes: Iterable[Node]) -> dict[str, tuple[str | int, ...]]:
+    """Return where each leaf belongs, as torch says it: keys as str, positions in lists as int."""
+    return {
         node.name: tuple(str(item[0]) if isinstance(item, tuple) else item for item in node.path)
-        for node in plan.nodes
+        for node in nodes
         if node.kind == LEAF
     }
-    return pickle.dumps(Metadata(described, paths, storage, version=_DCP_VERSION))
 
 
 def _tensor(entry: Entry) -> TensorStorageMetadata:

@@ -13,11 +13,11 @@ import pickle
 import struct
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from pickle import UnpicklingError
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
@@ -32,14 +32,14 @@ _ELEMENTS_MAX = 1 << 47  # more than memory holds, and far from overflowing
 def unpickle(data: bytes) -> Any:
     """Return the value in *data*; raises whatever comes up if it is no plain value."""
     file = io.BytesIO(data)
-    magic, version, system = (_Reader(file, len(data)).load() for _ in range(3))
+    magic, version, system = (Reader(file, len(data)).load() for _ in range(3))
     if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION):
         raise UnpicklingError("it does not begin as torch.save begins")
     if system["little_endian"] != (sys.byteorder == "little"):
         raise UnpicklingError("it was saved on a machine of the other byte order")
-    reader = _Reader(file, len(data))
+    reader = Reader(file, len(data))
     value = reader.load()
-    reader.fill_storages(_Reader(file, len(data)).load(), file)
+    reader.fill_storages(Reader(file, len(data)).load(), file)
     return value
 
 
@@ -62,7 +62,7 @@ _OPCODES = (
 )
 
 
-class _Reader(pickle._Unpickler):
+class Reader(pickle._Unpickler):
     """The pickle machine in Python, whose memo takes no memory for numbers that are not used."""
 
     stack: list[Any]
@@ -70,7 +70,7 @@ class _Reader(pickle._Unpickler):
         code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES
     }
 
-    def __init__(self, file: io.BytesIO, size_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, size_bytes: int) -> None:
         super().__init__(file)
         self._left = _SPENT_PER_BYTE * size_bytes + _SPENT_FREELY
         self._storages: dict[str, _Storage] = {}
@@ -87,8 +87,8 @@ class _Reader(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the elements that a tensor stands on."""
-        kind, dtype, key, _, count, view = pid
-        if (kind, view) != ("storage", None) or type(count) is not int or count < 0:
+        kind, dtype, key, _, count, *view = pid  # no view in the zip format
+        if kind != "storage" or view not in ([], [None]) or type(count) is not int or count < 0:
             raise UnpicklingError("a tensor stands on something else than elements")
         if key not in self._storages:
             size_bytes = count * dtype.itemsize
@@ -96,6 +96,11 @@ class _Reader(pickle._Unpickler):
             memory = torch.empty(size_bytes, dtype=torch.uint8, device="cpu")
             self._storages[key] = _Storage(dtype, memory)
         return self._storages[key]
+
+    def memories(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what the elements of each storage go into, by its key."""
+        for key, storage in self._storages.items():
+            yield key, storage.memory
 
     def fill_storages(self, keys: list[str], file: io.BytesIO) -> None:
         """Read the elements, which follow in the order of *keys*."""
