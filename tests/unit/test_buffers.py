@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -71,6 +72,7 @@ async def _used(lender: Buffers, blocks: int) -> None:
 
 async def test_a_fetch_leaves_little_behind_and_that_is_what_the_next_one_gets() -> None:
     lender = Buffers(8 * BLOCK_BYTES)
+    gc.collect()  # what earlier tests left
     before = _resident_bytes()
     await _used(lender, 8)
     left = _resident_bytes()
@@ -82,6 +84,7 @@ async def test_a_fetch_leaves_little_behind_and_that_is_what_the_next_one_gets()
 async def test_what_nobody_uses_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "REST_S", 0)
     lender = Buffers(8 * BLOCK_BYTES)
+    gc.collect()  # what earlier tests left
     before = _resident_bytes()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lender.keep)
