@@ -1,9 +1,10 @@
 """A process that fetches at random until it is killed or told to stop; one line for each call.
 
-    python tests/chaos/caller.py SEED FILES.json
+    python tests/chaos/caller.py SEED TARGETS.json
 
 It goes on while its stdin is open. Every line says what was asked, when, and what came of it:
-the SHA-256 of the file that was handed over, or the error.
+the SHA-256 of each file or tensor that was handed over, or the error. What is drawn depends on the
+seed alone.
 """
 
 from __future__ import annotations
@@ -24,77 +25,146 @@ import ckptd
 from ckptd import aio, errors
 
 PATIENCE_S = 15.0
-KEPT_MAX = 1
+READERS = 0.25  # of all callers, for torch takes long to load
+MANY = 3
+
+Target = dict[str, Any]
+Got = dict[str, dict[str, str]]
+"""By name: the SHA-256 of the whole (as ``""``), or of each tensor."""
 
 
 class Caller:
-    def __init__(self, seed: str, files: list[dict[str, Any]]) -> None:
+    def __init__(self, seed: str, targets: list[Target]) -> None:
         self._random = random.Random(seed)
-        self._files = files
+        self._targets = targets
         self._client = client()
-        self._kept: list[tuple[str, Path, str]] = []  # leased until this process ends
-        self._ways: dict[str, Callable[[dict[str, Any]], str | None]] = {
-            "open": self._open,
-            "fetch": self._fetch,
-            "leave": self._leave,
-            "cancel": self._cancel,
-            "offline": self._offline,
+        self._kept: list[tuple[Target, Path, Got]] = []  # leased until this process ends
+        self._is_reader = self._random.random() < READERS
+        self._ways: dict[str, tuple[int, Callable[[Target], Got]]] = {
+            "open": (6, self._open),
+            "fetch": (3, self._fetch),
+            "many": (2, self._many),
+            "leave": (2, self._leave),
+            "cancel": (2, self._cancel),
+            "offline": (1, self._offline),
+            "prefetch": (1, self._prefetch),
         }
 
     def run(self, is_over: threading.Event) -> None:
+        weights = [weight for weight, _ in self._ways.values()]
+        with_tensors = [target for target in self._targets if target["tensors"]]
         while not is_over.is_set():
-            way = self._random.choices([*self._ways], [6, 3, 2, 2, 1])[0]
-            self._call(way, self._random.choice(self._files))
+            way = self._random.choices([*self._ways], weights)[0]
+            target = self._random.choice(self._targets)
+            if self._is_reader and self._random.random() < 0.7:
+                target = self._random.choice(with_tensors)
+                self._call("tensors", target, self._read)
+            else:
+                self._call(way, target, self._ways[way][1])
 
-    def _call(self, way: str, file: dict[str, Any]) -> None:
-        report: dict[str, Any] = {"way": way, "name": file["name"], "began": time.monotonic()}
+    def _call(self, way: str, target: Target, work: Callable[[Target], Got]) -> None:
+        report: dict[str, Any] = {"way": way, "name": target["name"], "began": time.monotonic()}
         try:
-            report["sha256"] = self._ways[way](file)
+            report["got"] = work(target)
         except errors.CkptdError as error:
             report |= {"error": type(error).__name__, "message": str(error)}
         report["ended"] = time.monotonic()
         sys.stdout.write(json.dumps(report) + "\n")
         sys.stdout.flush()
 
-    def _open(self, file: dict[str, Any]) -> str:
-        with self._client.open(file["url"], sha256=file["sha256"], timeout=PATIENCE_S) as path:
-            found = sha256_of(path)
-            if self._random.random() < 0.3:
-                time.sleep(self._random.uniform(0, 0.5))
-                assert sha256_of(path) == found, f"{path} changed while it was held"
+    def _open(self, target: Target) -> Got:
+        url, sha256 = target["url"], target["sha256"]
+        lingers_s = self._random.uniform(0, 0.5) if self._random.random() < 0.3 else None
+        with self._client.open(url, sha256=sha256, timeout=PATIENCE_S) as path:
+            found = got(target, path)
+            if lingers_s is not None:
+                time.sleep(lingers_s)
+                assert got(target, path) == found, f"{path} changed while it was held"
         return found
 
-    def _fetch(self, file: dict[str, Any]) -> str:
-        if len(self._kept) == KEPT_MAX:
-            name, path, found = self._random.choice(self._kept)
-            assert sha256_of(path) == found, f"{name} at {path} changed under its lease"
-            return self._open(file)
-        path = self._client.fetch(file["url"], sha256=file["sha256"], timeout=PATIENCE_S)
-        self._kept.append((file["name"], path, sha256_of(path)))
-        return self._kept[-1][2]
+    def _fetch(self, target: Target) -> Got:
+        if not self._may_keep():
+            return self._open(target)
+        path = self._client.fetch(target["url"], sha256=target["sha256"], timeout=PATIENCE_S)
+        return self._keep(target, path)
 
-    def _leave(self, file: dict[str, Any]) -> str:
+    def _many(self, _: Target) -> Got:
+        targets = self._random.sample(self._targets, MANY)
+        if not self._may_keep():
+            return self._open(targets[0])
+        paths = self._client.fetch_many(
+            [target["url"] for target in targets],
+            sha256=[target["sha256"] for target in targets],
+            timeout=PATIENCE_S,
+        )
+        found: Got = {}
+        for target, path in zip(targets, paths, strict=True):
+            found |= self._keep(target, path)
+        return found
+
+    def _may_keep(self) -> bool:
+        """Whether nothing is kept yet; else look whether it still is what it was."""
+        for target, path, found in self._kept:
+            assert got(target, path) == found, f"{path} changed under its lease"
+        return not self._kept
+
+    def _keep(self, target: Target, path: Path) -> Got:
+        found = got(target, path)
+        self._kept.append((target, path, found))
+        return found
+
+    def _leave(self, target: Target) -> Got:
         """Have little time."""
         until_s = self._random.uniform(0.02, 0.7)
-        with self._client.open(file["url"], sha256=file["sha256"], timeout=until_s) as path:
-            return sha256_of(path)
+        with self._client.open(target["url"], sha256=target["sha256"], timeout=until_s) as path:
+            return got(target, path)
 
-    def _cancel(self, file: dict[str, Any]) -> str | None:
+    def _cancel(self, target: Target) -> Got:
         """Be cancelled in the middle."""
+        until_s = self._random.uniform(0.02, 0.7)
 
-        async def fetch() -> str | None:
-            with anyio.move_on_after(self._random.uniform(0.02, 0.7)):
+        async def fetch() -> Got:
+            with anyio.move_on_after(until_s):
                 async with aio.Client().open(
-                    file["url"], sha256=file["sha256"], timeout=PATIENCE_S
+                    target["url"], sha256=target["sha256"], timeout=PATIENCE_S
                 ) as path:
-                    return sha256_of(path)
-            return None
+                    return got(target, path)
+            return {}
 
         return anyio.run(fetch)
 
-    def _offline(self, file: dict[str, Any]) -> str:
-        with self._client.open(file["url"], offline=True, timeout=PATIENCE_S) as path:
-            return sha256_of(path)
+    def _offline(self, target: Target) -> Got:
+        with self._client.open(target["url"], offline=True, timeout=PATIENCE_S) as path:
+            return got(target, path)
+
+    def _prefetch(self, target: Target) -> Got:
+        self._client.prefetch([target["url"]], keep_s=self._random.choice([0.0, 1.0, 3.0]))
+        return {}
+
+    def _read(self, target: Target) -> Got:
+        """Read some tensors, or all, early or only once the whole is verified."""
+        some = self._random.sample(target["tensors"], self._random.randint(1, 4))
+        is_early, is_some = self._random.random() < 0.5, self._random.random() < 0.5
+        if is_early and target["sha256"]:
+            is_some = False  # nobody would compare the whole
+        with self._client.open_tensors(
+            target["url"],
+            tensors=some if is_some else None,
+            sha256=target["sha256"],
+            verify="transport" if is_early else None,
+            timeout=PATIENCE_S,
+        ) as tensors:
+            found = {name: _sha256(tensor.numpy()) for name, tensor in tensors.items()}
+        return {target["name"]: found}
+
+
+def got(target: Target, path: Path) -> Got:
+    """Return the hash of the file at *path*, or of each in the tree there."""
+    if not target["members"]:
+        return {target["name"]: {"": sha256_of(path)}}
+    found = {str(file.relative_to(path)) for file in path.rglob("*")}
+    assert found == target["members"].keys(), f"{path} has {found}"
+    return {name: {"": sha256_of(path / file)} for file, name in target["members"].items()}
 
 
 def client() -> ckptd.Client:
@@ -109,6 +179,10 @@ def client() -> ckptd.Client:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def main() -> None:

@@ -108,9 +108,9 @@ class Arrival:
         with self._changed:
             return self._landed.covers(*span)
 
-    def wait_opened(self, deadline: float | None) -> Data:
-        """Wait until it is known what the object is."""
-        return self._wait(lambda: self._data, deadline)
+    def wait_begun(self, deadline: float | None) -> Data:
+        """Wait until something is here: before that, another version may take its place."""
+        return self._wait(lambda: self._data if self._has_landed else None, deadline)
 
     def wait_published(self, deadline: float | None) -> None:
         """Wait until all of the object is here, and verified."""

@@ -163,7 +163,7 @@ def settle(tensors: Tensors) -> None:
 def read_header(arrival: Arrival, want: Want, deadline: float | None) -> Header:
     """Return the header of what arrives, as soon as it is here; raises `DataLoss` if it is none."""
     want([(0, header.PREFIX_BYTES)])
-    size_bytes = arrival.wait_opened(deadline).size_bytes
+    size_bytes = arrival.wait_begun(deadline).size_bytes
     prefix = bytearray(min(header.PREFIX_BYTES, size_bytes))
     arrival.read(0, memoryview(prefix), deadline)
     length = header.length(prefix, size_bytes, where=arrival.title)

@@ -1,0 +1,278 @@
+"""The contract of the byte paths: what holds of one holds of the other, over plain HTTP and TLS.
+
+Whatever the origin does, the caller gets the right bytes or a typed error; nothing is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from ckptd_daemon.transfer.streams import Streams
+from ckptd_proto import errors
+from fakes.certificates import Authority
+from fakes.node import Node, clean
+from fakes.origin import Fault, File, Origin
+from fakes.tls import TlsFront
+
+Outcome = tuple[type[errors.CkptdError], str] | None
+RIGHT: Outcome = None
+GIVEN_UP: Outcome = (errors.Unavailable, "given up after 3 tries .* try again later")
+NO_HTTP: Outcome = (errors.Unavailable, "given up after 3 tries .* the answer is not valid HTTP")
+CHANGES: Outcome = (errors.Aborted, "changed 2 times .* ask again when it is settled")
+NO_CREDENTIALS: Outcome = (errors.Unauthenticated, "401: it wants credentials")
+FORBIDDEN: Outcome = (errors.PermissionDenied, "403: these credentials may not read it")
+GONE: Outcome = (errors.NotFound, "404: there is no such object")
+ENCODED: Outcome = (errors.FailedPrecondition, "gzip-encoded although the plain bytes were asked")
+CIRCLES: Outcome = (errors.FailedPrecondition, "more than 10 redirects")
+UNLABELLED: Outcome = (errors.FailedPrecondition, "206 with a Content-Range that was not asked for")
+ENDLESS: Outcome = (errors.FailedPrecondition, "neither the length nor the end of its reply")
+NO_WAY: Outcome = (errors.FailedPrecondition, "416, which is no way to send a file")
+
+OUTCOMES: dict[Fault, tuple[Outcome, Outcome]] = {
+    # the fault: when every body has it, when every answer has it
+    Fault.NONE: (RIGHT, RIGHT),
+    Fault.NO_RANGES: (RIGHT, RIGHT),
+    Fault.NO_LENGTH: (RIGHT, RIGHT),
+    Fault.NO_LABEL: (RIGHT, UNLABELLED),
+    Fault.OTHER_RANGE: (RIGHT, RIGHT),
+    Fault.OTHER_TOTAL: (CHANGES, CHANGES),
+    Fault.LABELLED_200: (RIGHT, RIGHT),
+    Fault.MULTIPART: (RIGHT, UNLABELLED),
+    Fault.LONGER: (RIGHT, RIGHT),
+    Fault.SHORTER: (RIGHT, RIGHT),
+    Fault.SURPLUS: (RIGHT, RIGHT),
+    Fault.OVERLONG: (GIVEN_UP, GIVEN_UP),
+    Fault.UNSATISFIABLE: (NO_WAY, NO_WAY),
+    Fault.CHURN: (CHANGES, CHANGES),
+    Fault.GZIP: (ENCODED, ENCODED),
+    Fault.TRUNCATE: (GIVEN_UP, GIVEN_UP),
+    Fault.RESET: (GIVEN_UP, GIVEN_UP),
+    Fault.STALL: (GIVEN_UP, GIVEN_UP),
+    Fault.DRIBBLE: (GIVEN_UP, GIVEN_UP),
+    Fault.MUTE: (GIVEN_UP, GIVEN_UP),
+    Fault.HANG_UP: (GIVEN_UP, GIVEN_UP),
+    Fault.ONE_SHOT: (RIGHT, RIGHT),
+    Fault.UNFRAMED: (ENDLESS, ENDLESS),
+    Fault.GARBAGE: (NO_HTTP, NO_HTTP),
+    Fault.LONG_HEADERS: (NO_HTTP, NO_HTTP),
+    Fault.THROTTLE: (GIVEN_UP, GIVEN_UP),
+    Fault.THROTTLE_UNTIL: (GIVEN_UP, GIVEN_UP),
+    Fault.UNAVAILABLE: (GIVEN_UP, GIVEN_UP),
+    Fault.UNAUTHORIZED: (NO_CREDENTIALS, NO_CREDENTIALS),
+    Fault.FORBID: (FORBIDDEN, FORBIDDEN),
+    Fault.LOSE: (GONE, GONE),
+    Fault.LOOP: (CIRCLES, CIRCLES),
+}
+ELSEWHERE = {
+    Fault.CHANGE,  # leads to another version
+    Fault.CORRUPT,  # can only be told by a checksum
+}
+ANSWERS_THAT_COUNT = {  # for the question: they are believed at once
+    Fault.NO_LABEL,
+    Fault.OTHER_TOTAL,
+    Fault.MULTIPART,
+    Fault.GZIP,
+    Fault.UNAUTHORIZED,
+    Fault.FORBID,
+    Fault.LOSE,
+}
+CHUNK_BYTES = 16 << 20
+SIZE_BYTES = CHUNK_BYTES + (1 << 20) + 4  # a chunk, and a tail that ends off a page
+SIZES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, SIZE_BYTES)
+
+
+def ids(fault: object) -> str:
+    return fault.name.lower() if isinstance(fault, Fault) else ""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of the byte paths, to an origin that is reached in one of the ways."""
+
+    origin: Origin
+    root: Path
+    front: TlsFront | None = None
+    is_fast: bool = True
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def url(self, name: str = "model") -> str:
+        return (self.front or self.origin).url(name)
+
+    def node(self, **settings: object) -> AbstractAsyncContextManager[Node]:
+        """A node that leaves nothing behind."""
+        return clean(self.root, self.front or self.origin, **self.settings, **settings)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("contract") / "ca")
+
+
+@pytest.fixture(params=["fast-plain", "fast-tls", "general-plain", "general-tls"])
+def way(
+    request: pytest.FixtureRequest,
+    short_path: Path,
+    origin: Origin,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Way]:
+    """Each byte path, which gets every chance; the other is what it falls back to, or nothing."""
+    path, transport = request.param.split("-")
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BASE_S", 0.01)
+    if path == "general":
+        monkeypatch.setattr(
+            "ckptd_daemon.transfer.abilities.Abilities.may_be_fast", lambda *_: False
+        )
+    if transport == "plain":
+        yield Way(origin, short_path, None, path == "fast")
+        return
+    with TlsFront(origin, authority) as front:
+        yield Way(origin, short_path, front, path == "fast", {"ca_file": authority.file})
+
+
+@pytest.fixture(scope="module")
+def content(data: bytes) -> bytes:
+    return data[:SIZE_BYTES]
+
+
+async def expect(node: Node, way: Way, content: bytes, outcome: Outcome) -> None:
+    """Fetch, and get the right bytes or the right error with the right sentence."""
+    if outcome is RIGHT:
+        assert (await node.fetch(way.url())).read_bytes() == content
+        assert node.entries("partials") == []
+        return
+    error, words = outcome
+    with pytest.raises(error, match=words) as caught:
+        await node.fetch(way.url())
+    assert way.url() in str(caught.value)
+    assert node.entries("blobs") == []
+
+
+def test_every_fault_has_its_outcome() -> None:
+    assert OUTCOMES.keys() | ELSEWHERE == set(Fault)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_file_of_any_size_comes_whole_by_the_path_that_is_meant(
+    size: int,
+    way: Way,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    filled: list[Streams] = []
+    fill = Streams.fill
+
+    async def counted(self: Streams) -> None:
+        filled.append(self)
+        await fill(self)
+
+    monkeypatch.setattr(Streams, "fill", counted)
+    way.origin.put("model", content[:size])
+    async with way.node() as node:
+        await expect(node, way, content[:size], RIGHT)
+    assert bool(filled) == (way.is_fast and size > 0)
+
+
+@pytest.mark.parametrize("fault", OUTCOMES, ids=ids)
+async def test_a_fault_of_some_bodies_costs_time_and_no_byte(
+    fault: Fault, way: Way, content: bytes
+) -> None:
+    may_pass = OUTCOMES[fault][0] in {RIGHT, GIVEN_UP, NO_HTTP}
+    times = 2 if may_pass else 1  # what is no matter of patience is asked again once
+    file = way.origin.put("model", content)
+    file.faults = [fault] * times
+    async with way.node() as node:
+        await expect(node, way, content, RIGHT)
+    assert len(file.faults) < times  # one reply may be all of it
+
+
+@pytest.mark.parametrize(("fault", "outcome"), [(f, o) for f, (o, _) in OUTCOMES.items()], ids=ids)
+async def test_a_fault_of_every_body_has_its_outcome(
+    fault: Fault, outcome: Outcome, way: Way, content: bytes
+) -> None:
+    way.origin.put("model", content).faults = [fault] * 1000
+    if fault is Fault.OTHER_TOTAL and not way.is_fast:
+        outcome = RIGHT  # it asks for no range at first, so that no total is said
+    async with way.node() as node:
+        await expect(node, way, content, outcome)
+
+
+@pytest.mark.parametrize("ignores_match", [False, True], ids=["honours_if_match", "cdn"])
+async def test_two_versions_are_never_mixed(way: Way, content: bytes, ignores_match: bool) -> None:
+    new = content[::-1]
+    file = way.origin.put("model", content, ignores_match=ignores_match)
+    file.next_version = File(new, '"v2"', ignores_match=ignores_match)
+    file.faults = [Fault.TRUNCATE, Fault.CHANGE]
+    async with way.node() as node:
+        await expect(node, way, new, RIGHT)
+
+
+@pytest.mark.parametrize("times", [1, 1000], ids=["once", "always"])
+async def test_damage_on_the_way_is_told_by_what_is_stated(
+    times: int, way: Way, content: bytes
+) -> None:
+    way.origin.put("model", content).faults = [Fault.CORRUPT] * times
+    sha256 = hashlib.sha256(content).hexdigest()
+    async with way.node() as node:
+        if times == 1:
+            assert (await node.fetch(way.url(), sha256)).read_bytes() == content
+        else:
+            with pytest.raises(errors.DataLoss, match=f"not the stated {sha256}"):
+                await node.fetch(way.url(), sha256)
+        assert node.entries("partials") == []
+
+
+async def test_what_has_landed_when_it_is_given_up_is_not_asked_for_again(
+    way: Way, content: bytes
+) -> None:
+    file = way.origin.put("model", content)
+    async with way.node(streams=1, streams_max=1, failure_s=0) as node:
+        file.faults = [Fault.NONE] * way.is_fast + [Fault.TRUNCATE] * 1000
+        with pytest.raises(errors.Unavailable, match="what was fetched is kept"):
+            await node.fetch(way.url())
+        file.faults, asked = [], len(way.origin.bodies("model"))
+        await expect(node, way, content, RIGHT)
+    again = way.origin.bodies("model")[asked:]
+    assert again
+    assert all(each is not None and not each.startswith("bytes=0-") for each in again)
+
+
+async def test_who_leaves_in_the_middle_leaves_nothing_running(way: Way, content: bytes) -> None:
+    way.origin.put("model", content)
+    way.origin.hold(after_bytes=CHUNK_BYTES + 4096)
+    async with way.node(stall_s=600) as node:
+        with node.calling(way.url()):
+            assert await to_thread.run_sync(way.origin.held.wait, 20)
+        with anyio.fail_after(20):
+            await node.fetcher.wait_idle()
+    way.origin.release()
+
+
+@pytest.mark.parametrize("fault", [*(OUTCOMES.keys() - ANSWERS_THAT_COUNT)], ids=ids)
+async def test_a_fault_of_the_first_answers_costs_time_and_no_byte(
+    fault: Fault, short_path: Path, origin: Origin, content: bytes
+) -> None:
+    file = origin.put("model", content)
+    file.question_faults = [fault, fault]
+    way = Way(origin, short_path)
+    async with way.node() as node:
+        await expect(node, way, content, RIGHT)
+    assert len(file.question_faults) < 2
+
+
+@pytest.mark.parametrize(("fault", "outcome"), [(f, o) for f, (_, o) in OUTCOMES.items()], ids=ids)
+async def test_a_fault_of_every_answer_has_its_outcome(
+    fault: Fault, outcome: Outcome, short_path: Path, origin: Origin, content: bytes
+) -> None:
+    origin.put("model", content).lasting = fault
+    way = Way(origin, short_path)
+    async with way.node() as node:
+        await expect(node, way, content, outcome)
