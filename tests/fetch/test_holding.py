@@ -82,10 +82,15 @@ def test_two_blocks_of_one_process_hold_two_leases(daemon: Daemon, origin: Origi
 
 
 def test_a_crowd_shares_one_flight_in_little_memory_and_is_told_a_bounded_number_of_times(
-    daemon: Daemon, origin: Origin, data: bytes
+    short_path: Path, origin: Origin, data: bytes
 ) -> None:
     origin.put("model", data)
     origin.hold(after_bytes=len(data) // 2)
+    with Daemon(short_path, stall_s=600) as daemon:  # the crowd takes its time to gather
+        _gather(daemon, origin, data)
+
+
+def _gather(daemon: Daemon, origin: Origin, data: bytes) -> None:
     client = daemon.client()
     told = threading.Semaphore(0)
     paths: list[Path] = []
@@ -108,7 +113,7 @@ def test_a_crowd_shares_one_flight_in_little_memory_and_is_told_a_bounded_number
     assert count <= 2 * CROWD + PROGRESS_PER_S * (time.monotonic() - began)
     assert len(paths) == CROWD
     assert len(set(paths)) == 1
-    assert origin.sent_bytes == len(data) + 1
+    assert origin.has_sent_once(len(data))
     assert memory < 256 << 20
 
 

@@ -90,6 +90,22 @@ def test_a_blob_of_a_newer_ckptd_is_left_alone_and_named(
     assert len(cache(daemon, "quarantine")) == 1
 
 
+def test_a_note_of_which_a_digit_changed_is_not_believed(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("a", data)
+    home = daemon.client().fetch(origin.url("a")).parent
+    daemon.stop()
+    note = (home / "blob.json").read_bytes()
+    digit = str(crc32c(data[: 16 << 20])).encode()
+    assert digit in note
+    (home / "blob.json").write_bytes(note.replace(digit, digit[:-1] + b"%d" % (9 - digit[-1] % 2)))
+    daemon.start()
+    assert daemon.client().blobs() == []
+    assert len(cache(daemon, "quarantine")) == 1
+    assert daemon.client().fetch(origin.url("a")).read_bytes() == data
+
+
 def test_an_unfinished_blob_of_a_newer_ckptd_is_left_alone_and_a_damaged_one_dropped(
     daemon: Daemon, origin: Origin, data: bytes
 ) -> None:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from ckptd_daemon.store import blobs
+from ckptd_daemon.store import blobs, notes
 from ckptd_daemon.store.blobs import FORMAT, NOTE, Blob, BlobStore
 
 KEY = "ab" * 20
@@ -30,7 +29,7 @@ def store(tmp_path: Path) -> BlobStore:
         "crc32c": [0],
         "published_at": 1.0,
     }
-    (home / NOTE).write_text(json.dumps(note))
+    (home / NOTE).write_bytes(notes.encode(note))
     found = BlobStore(tmp_path)
     found.load()
     return found

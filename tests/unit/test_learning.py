@@ -12,7 +12,7 @@ import pytest
 from crc32c import crc32c
 
 from ckptd_daemon.store import blobs, durable, scrub
-from ckptd_daemon.store.blobs import Blob, BlobStore, Verification
+from ckptd_daemon.store.blobs import NOTE, Blob, BlobStore, Verification
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES, Partial
 from ckptd_daemon.store.scrub import Scrubber
@@ -96,6 +96,16 @@ def test_a_blob_that_is_forgotten_while_it_is_touched_stays_forgotten(
     monkeypatch.setattr(time, "time", forgetting)
     assert store.touch(blob) is None
     assert store.find("key") is None
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b'{"format": 1}'], ids=["empty", "cut", "unchecked"])
+def test_a_note_that_was_damaged_meanwhile_is_set_aside(
+    note: bytes, store: BlobStore, blob: Blob
+) -> None:
+    (blob.path.parent / NOTE).write_bytes(note)
+    assert store.learn_sha256(blob, SHA256) is None
+    assert store.find("key") is None
+    assert len(store.quarantined()) == 1
 
 
 async def test_a_daemon_out_of_descriptors_finds_no_damage(

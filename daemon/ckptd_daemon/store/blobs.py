@@ -7,7 +7,6 @@ bytes are verified and durable; from then on start-up finishes what a crash inte
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -23,7 +22,7 @@ from typing import Any
 
 from crc32c import crc32c
 
-from ckptd_daemon.store import durable
+from ckptd_daemon.store import durable, notes
 from ckptd_daemon.store.partials import DATA, JOURNAL, Partial, claimed
 from ckptd_proto import errors
 
@@ -191,7 +190,7 @@ class BlobStore:
         }
         # `_finish` syncs the names; if a power cut takes that of the note and leaves that of the
         # data, the object is fetched again
-        text = json.dumps(note).encode()
+        text = notes.encode(note)
         durable.write_file(partial.path / NOTE, text, mode=0o600, names_later=True)
         blob = self._finish(partial.path)
         self._blobs[blob.key] = blob
@@ -310,10 +309,20 @@ class BlobStore:
         self._noted(blob, is_second=True)
 
     def _noted(self, blob: Blob, **learned: str | bool) -> Blob | None:
-        """Write down what was *learned* of *blob*; None if it was forgotten meanwhile."""
-        note_path = blob.path.parent / NOTE
-        note = json.loads(note_path.read_bytes()) | learned
-        durable.write_file(note_path, json.dumps(note).encode(), mode=0o600)
+        """Write down what was *learned* of *blob*; None if it was forgotten meanwhile.
+
+        One whose note was damaged meanwhile is set aside.
+        """
+        home = blob.path.parent
+        try:
+            note = _note(home) | learned
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            self.forget(blob.key)
+            self._quarantine(home)
+            return None
+        durable.write_file(home / NOTE, notes.encode(note), mode=0o600)
         return self._change(blob.key, **learned)
 
     def _change(self, key: str, **learned: Any) -> Blob | None:
@@ -369,13 +378,13 @@ def _is_whole(blob: Blob) -> bool:
 
 
 def _note(path: Path) -> dict[str, Any]:
-    note: dict[str, Any] = json.loads((path / NOTE).read_bytes())
-    if note["format"] != FORMAT:
+    try:
+        return notes.decode((path / NOTE).read_bytes(), format_=FORMAT)
+    except notes.FormatError as error:
         raise errors.FailedPrecondition(
-            f"{path / NOTE} has format {note['format']}, and this version reads {FORMAT}: "
+            f"{path / NOTE} {error}, and this version reads {FORMAT}: "
             "upgrade ckptd, or give it another state directory"
-        )
-    return note
+        ) from error
 
 
 def _remains(path: Path) -> Blob | None:

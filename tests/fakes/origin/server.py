@@ -95,6 +95,10 @@ class Origin:
         """Take connections at the same port again."""
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
 
+    def has_sent_once(self, size_bytes: int) -> bool:
+        """Whether it sent an object of *size_bytes* once: help at the end brings a part twice."""
+        return size_bytes <= self.sent_bytes < size_bytes * 1.5
+
     def bodies(self, name: str) -> list[str | None]:
         """The Range headers of the requests for more than the first byte."""
         return [asked for path, asked in self.requests if path == name and asked != FIRST_BYTE]
