@@ -143,6 +143,12 @@ def content(data: bytes) -> bytes:
     return data[:SIZE_BYTES]
 
 
+@pytest.fixture(scope="module")
+def long(data: bytes) -> bytes:
+    """Whose first half has a whole chunk."""
+    return data[: CHUNK_BYTES * 2 + 4]
+
+
 async def expect(node: Node, way: Way, content: bytes, outcome: Outcome) -> None:
     """Fetch, and get the right bytes or the right error with the right sentence."""
     if outcome is RIGHT:
@@ -206,9 +212,9 @@ async def test_a_fault_of_every_body_has_its_outcome(
 
 
 @pytest.mark.parametrize("ignores_match", [False, True], ids=["honours_if_match", "cdn"])
-async def test_two_versions_are_never_mixed(way: Way, content: bytes, ignores_match: bool) -> None:
-    new = content[::-1]
-    file = way.origin.put("model", content, ignores_match=ignores_match)
+async def test_two_versions_are_never_mixed(way: Way, long: bytes, ignores_match: bool) -> None:
+    new = long[::-1]
+    file = way.origin.put("model", long, ignores_match=ignores_match)
     file.next_version = File(new, '"v2"', ignores_match=ignores_match)
     file.faults = [Fault.TRUNCATE, Fault.CHANGE]
     async with way.node() as node:
@@ -231,15 +237,15 @@ async def test_damage_on_the_way_is_told_by_what_is_stated(
 
 
 async def test_what_has_landed_when_it_is_given_up_is_not_asked_for_again(
-    way: Way, content: bytes
+    way: Way, long: bytes
 ) -> None:
-    file = way.origin.put("model", content)
+    file = way.origin.put("model", long)
     async with way.node(streams=1, streams_max=1, failure_s=0) as node:
         file.faults = [Fault.NONE] * way.is_fast + [Fault.TRUNCATE] * 1000
         with pytest.raises(errors.Unavailable, match="what was fetched is kept"):
             await node.fetch(way.url())
         file.faults, asked = [], len(way.origin.bodies("model"))
-        await expect(node, way, content, RIGHT)
+        await expect(node, way, long, RIGHT)
     again = way.origin.bodies("model")[asked:]
     assert again
     assert all(each is not None and not each.startswith("bytes=0-") for each in again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,17 @@ from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
 from ckptd_daemon.transfer.reply import Reply
 from ckptd_daemon.transfer.retry import Damages, Patience, unbraked
 from ckptd_daemon.transfer.streams import IN_USE, Streams
+from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
+
+REFUSALS = (
+    errors.Unauthenticated,
+    errors.PermissionDenied,
+    errors.NotFound,
+    errors.FailedPrecondition,
+)
+"""What an origin may say once by mistake: it counts if it says so again, with nothing between."""
 
 
 class Downloader:
@@ -53,6 +65,7 @@ class Downloader:
         urls = [obj.url] if obj.direct is None else [obj.url, obj.direct.url]
         hold = functools.partial(gauge.enter, Phase.WAITING, Cause.THROTTLED)
         left = functools.partial(_left_bytes, obj, partial)
+        refused_at_bytes = -1
 
         def received(n_bytes: int) -> None:
             share.received(n_bytes, is_held=gauge.is_held)
@@ -79,6 +92,11 @@ class Downloader:
                     damages.note(error, partial.header)
                 except NoRangesError:
                     wishes.is_whole = True
+                except REFUSALS as error:
+                    if partial.landed_bytes == refused_at_bytes:
+                        raise
+                    refused_at_bytes = partial.landed_bytes
+                    logger.info("%s is asked for once more: %s", obj.title, error)
                 except TransientError as error:
                     if not wishes.is_whole and len(partial.landed) > landed:
                         patience.succeeded()
