@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +34,9 @@ def left_over(daemon: Daemon) -> list[Path]:
     return list((daemon.state_dir / "cache" / "partials").iterdir())
 
 
-def safetensors(size_bytes: int) -> bytes:
+def safetensors(size_bytes: int, metadata: dict[str, str] | None = None) -> bytes:
     extent = {"dtype": "U8", "shape": [size_bytes], "data_offsets": [0, size_bytes]}
-    header = json.dumps({"weight": extent}).encode()
+    header = json.dumps({"__metadata__": metadata or {}, "weight": extent}).encode()
     return len(header).to_bytes(8, "little") + header + bytes(size_bytes)
 
 
@@ -162,3 +166,57 @@ def test_a_file_that_its_origin_has_in_part_only_is_not_published(
     assert client.blobs() == []
     assert left_over(daemon) == []
     assert client.fetch(origin.url("model.safetensors")).read_bytes() == data
+
+
+def gguf(size_bytes: int) -> bytes:
+    """One tensor of so many bytes."""
+    name, kind_i8 = b"weight", 24
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", len(name)) + name
+    head += struct.pack("<IQIQ", 1, size_bytes, kind_i8, 0)
+    return head + bytes(-len(head) % 32) + bytes(size_bytes)
+
+
+def archive(size_bytes: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as written:
+        written.writestr("weight", bytes(size_bytes))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "lasting"),
+    [
+        ("m.safetensors", safetensors, None),
+        ("m.safetensors", safetensors, Fault.NO_RANGES),
+        ("m.gguf", gguf, None),
+        ("m.pt", archive, None),
+    ],
+)
+def test_that_a_file_was_cut_short_is_found_out_by_its_first_or_last_chunk(
+    name: str,
+    make: Callable[[int], bytes],
+    lasting: Fault | None,
+    short_path: Path,
+    origin: Origin,
+) -> None:
+    data = make(8 * CHUNK_BYTES)
+    origin.put(name, data[:-40]).lasting = lasting
+    with Daemon(short_path, streams=2, streams_max=2, max_bytes_per_s=4 * CHUNK_BYTES) as daemon:
+        with pytest.raises(errors.DataLoss, match="no sound file of its kind"):
+            daemon.client().fetch(origin.url(name))
+        assert left_over(daemon) == []
+    asked = [one for one in origin.bodies(name) if one is not None]
+    starts = {int(one.removeprefix("bytes=").partition("-")[0]) // CHUNK_BYTES for one in asked}
+    assert not starts & {4, 5, 6}
+    if lasting is not None:  # one reply for all
+        assert origin.sent_bytes < 0.9 * len(data)  # though it was asked for twice
+
+
+def test_what_was_damaged_on_its_way_and_seems_cut_short_comes_once_more(
+    short_path: Path, origin: Origin
+) -> None:
+    data = safetensors(3 * CHUNK_BYTES, {"note": "x" * (CHUNK_BYTES * 3 // 4)})
+    origin.put("m.safetensors", data).faults = [Fault.CORRUPT]  # in the middle of the first chunk
+    with Daemon(short_path, streams=1, streams_max=1) as daemon:
+        assert daemon.client().fetch(origin.url("m.safetensors")).read_bytes() == data
+        assert "its safetensors header cannot be read" in daemon.log_text()

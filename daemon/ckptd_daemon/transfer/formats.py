@@ -18,6 +18,7 @@ ReadAt = Callable[[int, int], bytes]
 
 SAFETENSORS_HEADER_MAX_BYTES = 100_000_000  # of the reference implementation
 READ_MAX_BYTES = 16 << 20  # a header beyond that is taken at its word
+_SAFETENSORS, _GGUF = ".safetensors", ".gguf"
 _ZIP_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".npz", ".pt2", ".keras")
 _ZIP_MAGIC = b"PK\x03\x04"
 _LFS_POINTER = b"version https://git-lfs"
@@ -30,13 +31,25 @@ _END64_MAGIC = b"PK\x06\x06"
 _COMMENT_MAX_BYTES = 0xFFFF
 
 
+def is_known(name: str) -> bool:
+    """Whether the file called *name* may be of a format that tells how long it is."""
+    return name.lower().endswith((_SAFETENSORS, _GGUF, *_ZIP_SUFFIXES))
+
+
+def telling(name: str, size_bytes: int) -> list[tuple[int, int]]:
+    """Return the bytes of the file called *name* that are looked at first, from and up to."""
+    end = min(size_bytes, len(_ZIP_MAGIC))
+    is_zip = name.lower().endswith(_ZIP_SUFFIXES)
+    return [(0, end), (_tail_at(size_bytes), size_bytes)] if is_zip else [(0, end)]
+
+
 def complaint(name: str, size_bytes: int, read_at: ReadAt) -> str | None:
     """Say what is wrong with the file called *name*, if its format tells; None if nothing is."""
     lower = name.lower()
     found = None
-    if lower.endswith(".safetensors"):
+    if lower.endswith(_SAFETENSORS):
         found = _safetensors(size_bytes, read_at)
-    elif lower.endswith(".gguf"):
+    elif lower.endswith(_GGUF):
         found = gguf.complaint(size_bytes, read_at)
     elif lower.endswith(_ZIP_SUFFIXES):
         found = _zip(size_bytes, read_at, must_be=lower.endswith(".zip"))
@@ -97,7 +110,7 @@ def _zip(size_bytes: int, read_at: ReadAt, *, must_be: bool) -> str | None:
     starts_as_zip = head == _ZIP_MAGIC
     if not starts_as_zip and not must_be:
         return None  # a legacy pickle, or something else altogether
-    tail_at = max(0, size_bytes - _END.size - _COMMENT_MAX_BYTES)
+    tail_at = _tail_at(size_bytes)
     tail = read_at(tail_at, size_bytes - tail_at)
     at = tail.rfind(_END_MAGIC)
     while at >= 0:
@@ -110,6 +123,11 @@ def _zip(size_bytes: int, read_at: ReadAt, *, must_be: bool) -> str | None:
         "it is a zip archive without the directory that ends one: "
         f"the {size_bytes} bytes that the origin has are not all of it"
     )
+
+
+def _tail_at(size_bytes: int) -> int:
+    """Return where the end of the directory is looked for."""
+    return max(0, size_bytes - _END.size - _COMMENT_MAX_BYTES)
 
 
 def _is_end(at: int, end: bytes, left: int, read_at: ReadAt, *, has_prefix: bool) -> bool:

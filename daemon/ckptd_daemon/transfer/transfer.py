@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -19,7 +19,8 @@ from ckptd_daemon.store.room import Space
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.downloader import Downloader
 from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
-from ckptd_daemon.transfer.verdict import MismatchError, judged, require_sound, unlike
+from ckptd_daemon.transfer.soundness import UnsoundError, is_telling, require_sound, watch
+from ckptd_daemon.transfer.verdict import MismatchError, judged, unlike
 from ckptd_daemon.transfer.verify import Hasher
 from ckptd_proto import errors
 
@@ -51,7 +52,7 @@ class Transfer:
         gauge.title = obj.title
         try:
             return await self._brought(obj, sha256, gauge, demand)
-        except MismatchError as error:  # bytes may be damaged on their way once
+        except (MismatchError, UnsoundError) as error:  # bytes may be damaged on their way once
             logger.warning("%s is thrown away and fetched again: %s", obj.title, error)
         try:
             return await self._brought(obj, sha256, gauge, demand)
@@ -59,6 +60,8 @@ class Transfer:
             if error.is_of_origin:
                 raise errors.DataLoss(unlike(obj, error)) from error
             raise
+        except UnsoundError as error:
+            raise errors.DataLoss(str(error)) from error
 
     async def _brought(self, obj: Object, sha256: str | None, gauge: Gauge, demand: Demand) -> Blob:
         wanted = sha256 or obj.checksums.sha256
@@ -104,7 +107,7 @@ class Transfer:
             try:
                 await self._resume(obj, partial, gauge)
                 yield partial
-            except (ChangedError, MismatchError, errors.DataLoss):
+            except (ChangedError, MismatchError, UnsoundError, errors.DataLoss):
                 partial.close()
                 await to_thread.run_sync(self._store.remove, partial.path)
                 await to_thread.run_sync(self._discard_remains, key)  # they may be what is wrong
@@ -191,28 +194,47 @@ class Transfer:
     async def _filled(
         self, obj: Object, partial: Partial, sha256: str | None, gauge: Gauge, demand: Demand
     ) -> tuple[int, str]:
-        """Fill *partial*; returns its size and, if one was stated, the SHA-256 that it has."""
-        if sha256 is None:
+        """Fill *partial*; returns its size and, if one was stated, the SHA-256 that it has.
+
+        Raises `UnsoundError` as soon as what has come cannot be a file of its kind.
+        """
+        tells = is_telling(obj, partial)
+        if sha256 is None and not tells:
             return await self._downloader.fill(obj, partial, gauge, demand), ""
         digests: list[str | None] = []
         failures: list[Exception] = []
+        watching = anyio.CancelScope()
         size_bytes = 0
 
-        async def trail() -> None:
+        async def beside(work: Callable[[], Awaitable[None]]) -> None:
             try:
-                digests.append(await self._hasher.trail(partial, demand))
-            except errors.CkptdError as error:  # re-raised outside the group
-                failures.append(error)
-                tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(trail)
-            try:
-                size_bytes = await self._downloader.fill(obj, partial, gauge, demand)
+                await work()
             except Exception as error:  # noqa: BLE001  re-raised outside the group
                 failures.append(error)
                 tasks.cancel_scope.cancel()
-            gauge.enter(Phase.VERIFYING, Cause.HASH)
+
+        async def trail() -> None:
+            digests.append(await self._hasher.trail(partial, demand))
+
+        async def look() -> None:
+            with watching:
+                await watch(obj, partial, demand)
+
+        async def fill() -> None:
+            nonlocal size_bytes
+            size_bytes = await self._downloader.fill(obj, partial, gauge, demand)
+            watching.cancel()
+            if sha256 is not None:
+                gauge.enter(Phase.VERIFYING, Cause.HASH)
+
+        async with anyio.create_task_group() as tasks:
+            if tells:
+                tasks.start_soon(beside, look)
+            if sha256 is not None:
+                tasks.start_soon(beside, trail)
+            await beside(fill)
         if failures:
             raise failures[0]
+        if sha256 is None:
+            return size_bytes, ""
         return size_bytes, digests[0] or await self._hasher.digest(partial, size_bytes)

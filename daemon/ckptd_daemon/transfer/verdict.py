@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import crc
 from ckptd_daemon.store.blobs import Verification
-from ckptd_daemon.store.partials import DATA, Partial
-from ckptd_daemon.transfer import formats
-from ckptd_proto import errors
+from ckptd_daemon.store.partials import Partial
 
 
 class MismatchError(Exception):
@@ -65,21 +62,3 @@ def _crc32c(partial: Partial, size_bytes: int) -> int:
     """Return the CRC32C of all of *partial*, from those of its chunks."""
     extents = ((chunk, partial.header.extent(at)) for at, chunk in sorted(partial.landed.items()))
     return crc.whole((chunk, min(end, size_bytes) - start) for chunk, (start, end) in extents)
-
-
-def require_sound(obj: Object, partial: Partial, size_bytes: int) -> None:
-    """Raise `DataLoss` if the file is not as long as its format says; blocks on the disk."""
-    fd = os.open(partial.path / DATA, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-
-        def read_at(at: int, count: int) -> bytes:
-            return os.pread(fd, max(0, min(count, size_bytes - at)), at)
-
-        complaint = formats.complaint(obj.name, size_bytes, read_at)
-    finally:
-        os.close(fd)
-    if complaint is not None:
-        raise errors.DataLoss(
-            f"{obj.title} is no sound file of its kind, and is not handed out: {complaint}; "
-            "ask whoever publishes it to upload it again"
-        )

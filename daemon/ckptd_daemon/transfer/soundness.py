@@ -1,0 +1,106 @@
+"""Whether a file is as long as its format says: asked early, and again before it is published.
+
+The chunks that tell are fetched before all others, so that an upload that was cut short costs
+these, and not the hours that the rest of it takes.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial as bound
+
+from anyio import to_thread
+
+from ckptd_daemon.sources.source import Object
+from ckptd_daemon.store.partials import DATA, Partial
+from ckptd_daemon.transfer import formats
+from ckptd_daemon.transfer.demand import Demand
+from ckptd_proto import errors
+
+FEW_CHUNKS = 2  # nothing is saved by knowing early of so few
+
+
+class UnsoundError(Exception):
+    """What has come of an object is no file of its kind, unless it was damaged on its way."""
+
+
+class _MissingError(Exception):
+    """It cannot be told before these chunks are here."""
+
+    def __init__(self, chunks: range) -> None:
+        super().__init__()
+        self.chunks = chunks
+
+
+def require_sound(obj: Object, partial: Partial, size_bytes: int) -> None:
+    """Raise `DataLoss` if the file is not as long as its format says; blocks on the disk."""
+    fd = os.open(partial.path / DATA, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+
+        def read_at(at: int, count: int) -> bytes:
+            return os.pread(fd, max(0, min(count, size_bytes - at)), at)
+
+        complaint = formats.complaint(obj.name, size_bytes, read_at)
+    finally:
+        os.close(fd)
+    if complaint is not None:
+        raise errors.DataLoss(unsound(obj, complaint))
+
+
+def is_telling(obj: Object, partial: Partial) -> bool:
+    """Whether it is worth asking before everything is here."""
+    return partial.header.chunk_count > FEW_CHUNKS and formats.is_known(obj.name)
+
+
+async def watch(obj: Object, partial: Partial, demand: Demand) -> None:
+    """Have what tells fetched first; raises `UnsoundError` as soon as it is known to be wrong."""
+    header = partial.header
+    for start, end in formats.telling(obj.name, header.size_bytes or 0):
+        demand.want(_chunks(start, end, header.chunk_bytes))
+    while True:
+        lives = partial.lives
+        try:
+            complaint = await to_thread.run_sync(bound(_complaint, obj, partial))
+        except _MissingError as missing:
+            demand.want(missing.chunks)
+            while any(chunk not in partial.landed for chunk in missing.chunks):
+                await demand.moved()
+            continue
+        if partial.lives != lives:  # what was read has been thrown away
+            continue
+        if complaint is not None:
+            raise UnsoundError(unsound(obj, complaint))
+        return
+
+
+def unsound(obj: Object, complaint: str) -> str:
+    """Say what to do about a file that is none of its kind."""
+    return (
+        f"{obj.title} is no sound file of its kind, and is not handed out: {complaint}; "
+        "ask whoever publishes it to upload it again"
+    )
+
+
+def _chunks(start: int, end: int, chunk_bytes: int) -> range:
+    return range(start // chunk_bytes, -(-end // chunk_bytes)) if start < end else range(0)
+
+
+def _complaint(obj: Object, partial: Partial) -> str | None:
+    """Ask the format, by what has landed; raises `_MissingError`."""
+    header = partial.header
+    size_bytes, chunk_bytes = header.size_bytes or 0, header.chunk_bytes
+    if (fd := partial.reader()) is None:
+        return None
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # beside it direct I/O is writing
+
+        def read_at(at: int, count: int) -> bytes:
+            end = min(at + count, size_bytes)
+            chunks = _chunks(at, end, chunk_bytes)
+            if any(chunk not in partial.landed for chunk in chunks):
+                raise _MissingError(chunks)
+            return os.pread(fd, max(0, end - at), at)
+
+        return formats.complaint(obj.name, size_bytes, read_at)
+    finally:
+        os.close(fd)
