@@ -68,7 +68,7 @@ def test_other_names_are_no_steps(name: str) -> None:
 def usable(root: Path, *, uid: int | None = None, below: tuple[Path, ...] = ()) -> None:
     stat = root.stat() if root.exists() else None
     places.check_user_below(root, os.getuid() if uid is None else uid, below)
-    places.make_root(root, stat.st_dev if stat else 0, stat.st_ino if stat else 0)
+    places.make_root(Place(root, "e", "r"), stat.st_dev if stat else 0, stat.st_ino if stat else 0)
 
 
 def test_a_missing_root_is_created(tmp_path: Path) -> None:
@@ -90,6 +90,19 @@ def test_a_file_is_no_root(tmp_path: Path) -> None:
         usable(tmp_path / "file" / "below")
 
 
+def test_a_root_that_cannot_be_written_will_do_if_what_is_below_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(errors.PermissionDenied, match="make it writable"):
+        usable(tmp_path)
+    (tmp_path / "e").mkdir()
+    usable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
+    with pytest.raises(errors.PermissionDenied, match=f"may not write in {tmp_path / 'e'};"):
+        usable(tmp_path)
+
+
 def test_a_root_that_the_client_sees_otherwise_is_refused_naming_both(tmp_path: Path) -> None:
     here = tmp_path.stat()
     for root, seen in (
@@ -97,7 +110,7 @@ def test_a_root_that_the_client_sees_otherwise_is_refused_naming_both(tmp_path: 
         (tmp_path / "x", "nothing"),
     ):
         with pytest.raises(errors.FailedPrecondition, match=f"inode 5 for this process.*{seen}"):
-            places.make_root(root, 1, 5)
+            places.make_root(Place(root, "e", "r"), 1, 5)
     assert not (tmp_path / "x").exists()
 
 

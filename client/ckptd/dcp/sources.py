@@ -124,7 +124,7 @@ class Foreign:
         with self._plain.cursor(info.relative_path) as cursor:
             data = io.BufferedReader(Window(cursor, info.offset, info.length)).read()
         try:
-            return entries.value(data)
+            return values.decode(data)
         except Exception as error:
             raise _unreadable(f"{name!r} in {self._directory}", error) from error
 

@@ -1,11 +1,9 @@
-"""Entries that torch itself has written, as zip archives or before: described, or read whole."""
+"""Tensors that torch itself has written, as zip archives or before: where their elements lie."""
 
 from __future__ import annotations
 
 import io
 import struct
-import sys
-import zipfile
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -13,11 +11,10 @@ from typing import Any, BinaryIO
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
+from ckptd.tensors.archive import MAGIC, Archive, check_order
 from ckptd.tensors.load import Stored
-from ckptd.tensors.unpickle import Reader, unpickle
+from ckptd.tensors.unpickle import Reader
 
-_ZIP = b"PK\x03\x04"
-_LOCAL_HEADER_BYTES = 30
 _PICKLE_BYTES_MAX = 1 << 20  # of the description of one tensor
 
 
@@ -29,28 +26,14 @@ class Described:
     shape: tuple[int, ...]
 
 
-def value(data: bytes) -> Any:
-    """Return the value that `torch.save` wrote as *data*; runs no code that *data* brings along."""
-    if not data.startswith(_ZIP):
-        return unpickle(data)
-    archive = _Archive(io.BytesIO(data))
-    reader = Reader(io.BytesIO(archive.read("data.pkl")), len(data))
-    found = reader.load()
-    for key, memory in reader.memories():
-        elements = archive.read(f"data/{key}")
-        if len(elements) != memory.numel():
-            raise UnpicklingError("a tensor has not that many elements")
-        memory.copy_(torch.frombuffer(bytearray(elements), dtype=torch.uint8))
-    return found
-
-
 def describe(file: BinaryIO, name: str, start: int) -> Described:
     """Return where the elements of a tensor lie that was saved at *start* of the file *name*.
 
     *file* holds just that entry. Raises whatever comes up if it is no plain tensor.
     """
-    if file.read(len(_ZIP)) == _ZIP:
-        archive = _Archive(file)
+    file.seek(0)
+    if file.read(len(MAGIC)) == MAGIC:
+        archive = Archive(file)
         pickled = archive.read("data.pkl")
         found = _Describer(io.BytesIO(pickled), len(pickled)).load()
         tensor = _checked(found)
@@ -60,47 +43,13 @@ def describe(file: BinaryIO, name: str, start: int) -> Described:
         magic, version, system = (_Describer(file, _PICKLE_BYTES_MAX).load() for _ in range(3))
         if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION):
             raise UnpicklingError("it does not begin as torch.save begins")
-        _check_order("little" if system["little_endian"] else "big")
+        check_order("little" if system["little_endian"] else "big")
         tensor = _checked(_Describer(file, _PICKLE_BYTES_MAX).load())
         if _Describer(file, _PICKLE_BYTES_MAX).load() != [tensor.key]:
             raise UnpicklingError("it is not the elements of one tensor that follow")
         (count,) = struct.unpack("<q", file.read(8))
         offset, held = file.tell(), count * tensor.storage_itemsize
     return tensor.placed(name, start + offset, held)
-
-
-class _Archive:
-    """What `torch.save` calls a zip archive: records, neither compressed nor ever checked."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-        top = records[0].filename.partition("/")[0]
-        self._records = {record.filename.removeprefix(f"{top}/"): record for record in records}
-        if "byteorder" in self._records:
-            _check_order(self.read("byteorder").decode())
-
-    def where(self, name: str) -> tuple[int, int]:
-        """Return offset and length of a record."""
-        record = self._records.get(name)
-        if record is None:
-            raise UnpicklingError(f"the record {name} is missing")
-        if record.compress_type != zipfile.ZIP_STORED:
-            raise UnpicklingError(f"the record {name} is compressed")
-        self._file.seek(record.header_offset)
-        header = self._file.read(_LOCAL_HEADER_BYTES)
-        names, extra = struct.unpack("<HH", header[26:30])
-        return record.header_offset + _LOCAL_HEADER_BYTES + names + extra, record.file_size
-
-    def read(self, name: str) -> bytes:
-        """Return a record."""
-        offset, length = self.where(name)
-        self._file.seek(offset)
-        data = self._file.read(length)
-        if len(data) != length:
-            raise UnpicklingError(f"the record {name} is cut off")
-        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +153,3 @@ def _checked(found: Any) -> _Tensor:
     if not isinstance(found, _Tensor):
         raise UnpicklingError(f"it is a {type(found).__name__} and no plain tensor")
     return found
-
-
-def _check_order(order: str) -> None:
-    if order != sys.byteorder:
-        raise UnpicklingError("it was saved on a machine of the other byte order")

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from ckptd.tensors import arrays
-from ckptd.tensors.unpickle import unpickle
+from ckptd.tensors import archive, arrays
 from ckptd_proto import errors
 
 _GRANULE_BYTES = 256
@@ -77,7 +76,7 @@ def encode(key: str, value: object) -> bytes:
 
 def decode(data: bytes) -> Any:
     """Return the value in *data*; runs no code that *data* brings along."""
-    return unpickle(data)
+    return archive.value(data)
 
 
 def padded_bytes(length: int) -> int:

@@ -132,13 +132,18 @@ def enter_to_save(
 ) -> tuple[int, int]:
     """Do as `enter_to_read` for a client who may save there; a missing root is made."""
     check_user_below(place.root, uid, allowed)
-    found = make_root(place.root, *seen)
+    found = make_root(place, *seen)
     check_no_links(place, uid)
     return found
 
 
-def make_root(root: Path, device: int, inode: int) -> tuple[int, int]:
-    """Create *root* if it is missing, and raise unless we may save there; else as `check_root`."""
+def make_root(place: Place, device: int, inode: int) -> tuple[int, int]:
+    """Create the root if it is missing, and raise unless we may save there; else as `check_root`.
+
+    It need not be writable itself, like `/scratch`, if the run's directory, or what is there of
+    its parents, is.
+    """
+    root = place.root
     if inode == 0:
         try:
             durable.make_dirs(root)
@@ -146,8 +151,10 @@ def make_root(root: Path, device: int, inode: int) -> tuple[int, int]:
             text = f"the root {root} cannot be a directory: {error}"
             raise errors.InvalidArgument(text) from error
     found = check_root(root, device, inode)
-    if not os.access(root, os.W_OK | os.X_OK):
-        text = f"the daemon (uid {os.getuid()}) may not write in {root}; make it writable for it"
+    parents = (place.directory, place.directory.parent)
+    there = next((path for path in parents if path.is_dir()), root)
+    if not os.access(there, os.W_OK | os.X_OK):
+        text = f"the daemon (uid {os.getuid()}) may not write in {there}; make it writable for it"
         raise errors.PermissionDenied(text)
     return found
 
