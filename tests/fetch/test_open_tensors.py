@@ -151,6 +151,25 @@ def test_early_tensors_of_a_file_that_fails_in_the_end_do_not_count(
     assert client.blobs() == []
 
 
+def test_a_wrong_hash_that_another_caller_states_does_not_disturb_a_reader(
+    one_stream: Daemon, origin: Origin, model: bytes, expected: dict[str, torch.Tensor]
+) -> None:
+    origin.put("model", model)
+    origin.hold(after_bytes=2 * CHUNK_BYTES)
+    client, url = one_stream.client(), origin.url("model")
+    stated = {"sha256": "0" * 64, "verify": "transport"}
+    with (
+        pytest.raises(errors.DataLoss, match=r"checksum|SHA-256"),
+        client.open_tensors(url, **stated, timeout=30) as mistaken,
+    ):
+        mistaken[NAMES[0]]
+        with client.open_tensors(url, timeout=30) as tensors:
+            assert torch.equal(tensors[NAMES[0]], expected[NAMES[0]])
+            origin.release()
+            read = dict(tensors.items())
+    assert all(torch.equal(read[name], expected[name]) for name in NAMES)
+
+
 def test_early_tensors_of_bytes_that_were_damaged_once_do_not_count_though_the_file_is_right(
     one_stream: Daemon, origin: Origin, model: bytes, expected: dict[str, torch.Tensor]
 ) -> None:

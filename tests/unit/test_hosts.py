@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import anyio
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,8 +34,9 @@ class Flight:
             hosts.share(url, lambda: self.left_bytes, self._recall, lambda: is_urgent)
         )
 
-    def _recall(self) -> None:
+    def _recall(self) -> bool:
         self.recalls += 1
+        return True
 
     def fill(self) -> int:
         while self.share.take_nowait():
@@ -44,6 +46,14 @@ class Flight:
     def reach_a_border(self) -> None:
         if self.share.seats and self.share.must_give:
             self.share.give()
+
+
+def wait(hosts: Hosts, flight: Flight) -> anyio.Event:
+    """Have *flight* wait for a seat; the event is set once it has one."""
+    granted = anyio.Event()
+    flight.share.waiting.append(granted)
+    hosts.settle()
+    return granted
 
 
 def test_a_flight_alone_gets_what_its_host_bears() -> None:
@@ -177,18 +187,97 @@ def test_what_somebody_waits_for_goes_before_what_nobody_does() -> None:
         ahead = Flight(hosts, stack, ONE, is_urgent=False)
         ahead.fill()
         urgent = Flight(hosts, stack, ONE)
-        waiting = urgent.share.granted = anyio.Event()
-        hosts.settle()
+        waiting = wait(hosts, urgent)
         assert ahead.recalls == 1
         ahead.share.give()
         assert waiting.is_set()
         for _ in range(7):  # every seat, one by one, and none of them back
-            urgent.share.granted = anyio.Event()
+            waiting = wait(hosts, urgent)
             ahead.reach_a_border()
-            assert urgent.share.granted.is_set()
-        ahead.share.granted = anyio.Event()
-        hosts.settle()
+            assert waiting.is_set()
+        wait(hosts, ahead)
         assert (urgent.share.seats, urgent.share.must_give, urgent.recalls) == (8, False, 0)
+
+
+def test_what_nobody_waits_for_gives_even_its_only_seat_to_who_has_none() -> None:
+    hosts = Hosts(start=1, streams_max=64)
+    with ExitStack() as stack:
+        ahead = Flight(hosts, stack, ONE, is_urgent=False)
+        ahead.fill()
+        wait(hosts, Flight(hosts, stack, ONE, is_urgent=False))
+        assert ahead.recalls == 0
+        wait(hosts, Flight(hosts, stack, ONE))
+        assert ahead.recalls == 1
+
+
+def test_who_cannot_make_place_is_passed_over() -> None:
+    hosts = Hosts(start=3, streams_max=64)
+    with ExitStack() as stack:
+        stuck = stack.enter_context(hosts.share(ONE, lambda: 1, bool, lambda: False))
+        assert stuck.take_nowait()
+        ahead = Flight(hosts, stack, ONE, is_urgent=False)
+        ahead.fill()
+        wait(hosts, Flight(hosts, stack, ONE))
+        assert (stuck.is_recalled, ahead.recalls) == (False, 1)
+
+
+async def test_who_stands_up_leaves_its_seat_to_another_flight_and_not_to_its_own() -> None:
+    hosts = Hosts(start=2, streams_max=64)
+    with ExitStack() as stack:
+        first, second = Flight(hosts, stack, ONE), Flight(hosts, stack, ONE)
+        first.fill()
+        async with first.share.stood():
+            assert (first.fill(), first.share.standing) == (1, 1)
+            assert second.fill() == 1
+            second.share.give()
+        assert (first.share.seats, first.share.standing, second.share.seats) == (2, 0, 0)
+
+
+async def test_who_stood_sits_down_before_others_of_its_flight() -> None:
+    hosts = Hosts(start=2, streams_max=64)
+    with ExitStack() as stack:
+        first, second = Flight(hosts, stack, ONE), Flight(hosts, stack, ONE)
+        first.fill()
+        async with anyio.create_task_group() as tasks:
+            resume = anyio.Event()
+
+            async def stand() -> None:
+                async with first.share.stood():
+                    await resume.wait()
+
+            tasks.start_soon(stand)
+            await anyio.wait_all_tasks_blocked()
+            recruit = wait(hosts, first)
+            assert second.fill() == 1
+            resume.set()
+            await anyio.wait_all_tasks_blocked()
+            second.share.give()
+            await anyio.wait_all_tasks_blocked()
+            assert (first.share.seats, recruit.is_set()) == (2, False)
+
+
+@pytest.mark.parametrize("waits_for_a_seat", [False, True])
+async def test_who_is_interrupted_while_it_stands_has_no_seat(waits_for_a_seat: bool) -> None:
+    hosts = Hosts(start=1, streams_max=64)
+    with ExitStack() as stack:
+        first, second = Flight(hosts, stack, ONE), Flight(hosts, stack, ONE)
+        first.fill()
+        async with anyio.create_task_group() as tasks:
+
+            async def stand() -> None:
+                async with first.share.stood():
+                    if not waits_for_a_seat:
+                        await anyio.sleep_forever()
+
+            second_waits = wait(hosts, second)
+            tasks.start_soon(stand)
+            await anyio.wait_all_tasks_blocked()
+            assert second_waits.is_set()
+            tasks.cancel_scope.cancel()
+        share = first.share
+        assert (share.seats, share.standing, list(share.waiting)) == (0, 0, [])
+        second.share.give()
+        assert first.fill() == 1
 
 
 async def test_questions_to_one_host_are_as_few_as_its_streams() -> None:

@@ -118,3 +118,15 @@ async def test_a_reader_that_wants_the_same_over_and_over_costs_no_more_than_onc
         await reading.listen(wants())
         with reading.wanting(demand, huge, KEY, None):
             assert len(list(demand.urgent())) == (1 << 40) // HEADER.chunk_bytes
+
+
+async def test_what_a_reader_wanted_is_wanted_no_more_once_it_has_left() -> None:
+    async def wants() -> AsyncIterator[tuple[int, int]]:
+        yield 0, 100
+
+    demand = Demand()
+    reading = Reading(Request("ref"), Process(1, 1, 0), Terms(is_whole=False, is_early=True))
+    await reading.listen(wants())
+    with reading.wanting(demand, OBJECT, KEY, None):
+        assert list(demand.urgent()) == [0]
+    assert list(demand.urgent()) == []

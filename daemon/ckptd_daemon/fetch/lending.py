@@ -107,7 +107,8 @@ class Lender:
                     flown_by = flight.asker
                     call.board(flight.gauge)
                     demand = flight.demand
-                    with demand.awaited(call.is_awaited), call.wanting(demand, obj, key, sha256):
+                    awaited = demand.awaited(call.is_awaited, sha256)
+                    with awaited, call.wanting(demand, obj, key, sha256):
                         await flight.outcome()
             except MismatchError as error:
                 if error.expected == sha256:

@@ -122,6 +122,8 @@ class Reading(Call):
 
         Raises `Aborted` or `DataLoss` if what the caller was told of is not part of it any more.
         """
+        if sha256 is not None and key == self._key:
+            self._check_as_stated(obj)
         self._require_untold(obj)
         self._partial = None
         is_judged = sha256 is not None or obj.checksums != NOTHING_STATED
@@ -146,6 +148,7 @@ class Reading(Call):
                     self._partial = None
                 self._flight = None
                 self._boarded = anyio.Event()
+                demand.unwant(self)
 
     async def wait_news(self, timeout_s: float) -> bool:
         """Wait until there is more to tell, for *timeout_s* at most; tell whether it has ended."""
@@ -236,7 +239,7 @@ class Reading(Call):
         while (new := self._unwanted.first(*chunks)) is not None:
             self._unwanted.take(*new)
             self._chunks += range(*new)
-            flight.demand.want(range(*new))
+            flight.demand.want(range(*new), self)
 
     def _want(self, span: Span) -> None:
         start, end = span
@@ -260,6 +263,14 @@ class Reading(Call):
         if self._partial.lives != self._lives:
             text = f"{title} had to be fetched anew, for its origin sends no ranges any more"
             raise errors.Aborted(f"{text}; open it again")
+
+    def _check_as_stated(self, obj: Object) -> None:
+        """Raise if what was told of became a blob that is not what this caller states."""
+        if self._told:
+            raise errors.DataLoss(
+                f"{obj.title} does not have the stated checksum: what was read of it may be wrong; "
+                "check the statement, and open it again"
+            )
 
     def _require_untold(self, obj: Object) -> None:
         if self._told:

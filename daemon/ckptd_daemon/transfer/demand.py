@@ -17,9 +17,12 @@ class Demand:
     """What the callers of one flight want of its object."""
 
     def __init__(self) -> None:
-        self._wanted: dict[int, None] = {}  # chunks that somebody waits for, first come first
+        self._wanted: dict[
+            int, set[object]
+        ] = {}  # chunks, and who waits for each; first come first
         self._whole = 0  # callers that want the whole object
         self._awaited: list[Callable[[], bool]] = []  # of callers: whether anybody waits for them
+        self._stated: list[str | None] = []  # by callers: the SHA-256 that it is to have
         self._partial: Partial | None = None
         self._moved = anyio.Event()
 
@@ -43,13 +46,22 @@ class Demand:
         return sum(not is_awaited() for is_awaited in self._awaited)
 
     @contextmanager
-    def awaited(self, is_awaited: Callable[[], bool]) -> Iterator[None]:
-        """Be a caller inside the block; *is_awaited* tells whether anybody waits for it."""
+    def awaited(self, is_awaited: Callable[[], bool], sha256: str | None = None) -> Iterator[None]:
+        """Be a caller inside the block; *is_awaited* tells whether anybody waits for it.
+
+        It may state the *sha256* that the object is to have.
+        """
         self._awaited.append(is_awaited)
+        self._stated.append(sha256)
         try:
             yield
         finally:
             self._awaited.remove(is_awaited)
+            self._stated.remove(sha256)
+
+    def is_stated_by_all(self, sha256: str) -> bool:
+        """Tell whether no caller has use for an object with another SHA-256."""
+        return all(stated == sha256 for stated in self._stated)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -62,10 +74,20 @@ class Demand:
             self._whole -= 1
             self._move()
 
-    def want(self, chunks: Iterable[int]) -> None:
-        """Have these brought before all others."""
+    def want(self, chunks: Iterable[int], caller: object) -> None:
+        """Have these brought before all others, as long as *caller* cares."""
         landed = self._partial.landed if self._partial is not None else {}
-        self._wanted |= dict.fromkeys(index for index in chunks if index not in landed)
+        for index in chunks:
+            if index not in landed:
+                self._wanted.setdefault(index, set()).add(caller)
+        self._move()
+
+    def unwant(self, caller: object) -> None:
+        """Have what nobody but *caller* waited for brought in its turn, if at all."""
+        for index, callers in list(self._wanted.items()):
+            callers.discard(caller)
+            if not callers:
+                del self._wanted[index]
         self._move()
 
     def urgent(self) -> KeysView[int]:
@@ -75,7 +97,8 @@ class Demand:
     def open(self, partial: Partial) -> None:
         """Tell that chunks are to be found in *partial* from now on."""
         self._partial = partial
-        self._wanted = {index: None for index in self._wanted if index not in partial.landed}
+        for index in self._wanted.keys() & partial.landed.keys():
+            del self._wanted[index]
         self._move()
 
     def landed(self, chunk: int) -> None:

@@ -10,6 +10,7 @@ limit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -59,19 +60,22 @@ class Share:
         hosts: Hosts,
         host: Host,
         left_bytes: Callable[[], int],
-        recall: Callable[[], object],
+        recall: Callable[[], bool],
         is_urgent: Callable[[], bool],
     ) -> None:
         self._hosts = hosts
         self.host = host
         self.left_bytes = left_bytes
         self.recall = recall
-        """Called when one seat is to be given back as soon as possible."""
+        """Called when one seat is to be given back as soon as possible; tells whether it will be."""
         self.is_urgent = is_urgent
         """Tells whether somebody waits for it."""
         self.seats = 0
+        self.standing = 0
+        """Who left a seat for a while, and will want one again: none of this flight sits down more."""
         self.is_recalled = False
-        self.granted: anyio.Event | None = None  # while it waits
+        self.waiting: deque[anyio.Event] = deque()
+        """For a seat each."""
 
     @property
     def must_give(self) -> bool:
@@ -80,23 +84,48 @@ class Share:
 
     def take_nowait(self) -> bool:
         """Take a seat if there is one; tells whether there was."""
-        self.granted = anyio.Event()
+        granted = anyio.Event()
+        self.waiting.append(granted)
         self._hosts.settle()
-        is_granted, self.granted = self.granted.is_set(), None
-        return is_granted
+        if not granted.is_set():
+            self.waiting.remove(granted)
+        return granted.is_set()
 
     async def take(self) -> None:
         """Wait for a seat."""
-        granted = self.granted = anyio.Event()
+        granted = anyio.Event()
+        self.waiting.append(granted)
+        await self._granted(granted)
+
+    @asynccontextmanager
+    async def stood(self) -> AsyncIterator[None]:
+        """Leave a seat to other flights inside the block, and wait for one at its end.
+
+        Nobody sits if the block, or that wait, is cancelled or fails.
+        """
+        self.standing += 1
+        self.give()
+        try:
+            yield
+        except BaseException:
+            self.standing -= 1
+            self._hosts.settle()
+            raise
+        self.standing -= 1
+        granted = anyio.Event()
+        self.waiting.appendleft(granted)
+        await self._granted(granted)
+
+    async def _granted(self, granted: anyio.Event) -> None:
         self._hosts.settle()
         try:
             await granted.wait()
         except BaseException:
             if granted.is_set():
                 self.give()
+            else:
+                self.waiting.remove(granted)
             raise
-        finally:
-            self.granted = None
 
     def give(self) -> None:
         """Give a seat back."""
@@ -131,7 +160,7 @@ class Hosts:
         self._shares: list[Share] = []  # first come first
 
     def __repr__(self) -> str:
-        waiting = sum(share.granted is not None for share in self._shares)
+        waiting = sum(bool(share.waiting) for share in self._shares)
         return f"<Hosts [{self.seats} of {self._streams_max} streams, {waiting} flights wait]>"
 
     @property
@@ -144,7 +173,7 @@ class Hosts:
         self,
         url: str,
         left_bytes: Callable[[], int],
-        recall: Callable[[], object] = bool,
+        recall: Callable[[], bool] = bool,
         is_urgent: Callable[[], bool] = lambda: True,
     ) -> Iterator[Share]:
         """Have a flight from the host of *url* take part inside the block."""
@@ -190,29 +219,30 @@ class Hosts:
     def settle(self) -> None:
         """Grant what there is to those who wait, and have the richest make place for the rest."""
         while True:
-            waiting = [share for share in self._shares if _waits(share)]
-            if self.seats >= self._streams_max:
-                ready = []
-            else:
-                ready = [share for share in waiting if _has_room(share.host)]
+            waiting = [share for share in self._shares if share.waiting]
+            ready = [share for share in waiting if self._may_sit(share)]
             if not ready:
                 break
             chosen = min(ready, key=_turn)
             chosen.seats += 1
             chosen.host.seats += 1
-            assert chosen.granted is not None
-            chosen.granted.set()
+            chosen.waiting.popleft().set()
         for poor in waiting:
             if poor.seats == 0:
                 self._recall_for(poor)
 
+    def _may_sit(self, share: Share) -> bool:
+        is_free = self.seats + share.standing < self._streams_max
+        return is_free and share.host.seats + share.standing < share.host.climb.level
+
     def _recall_for(self, poor: Share) -> None:
-        rich = [one for one in self._rivals(poor) if one.seats > 1 and _gives_way(one, poor)]
-        if not rich or any(share.is_recalled for share in rich):
-            return  # nobody has more than one; or it is on its way
-        richest = max(rich, key=lambda share: share.seats)
-        richest.is_recalled = True
-        richest.recall()
+        rich = [one for one in self._rivals(poor) if _gives_way(one, poor)]
+        if any(share.is_recalled for share in rich):
+            return  # it is on its way
+        for share in sorted(rich, key=lambda one: (one.is_urgent(), -one.seats)):
+            if share.recall():
+                share.is_recalled = True
+                return
 
     def is_above(self, share: Share) -> bool:
         """Tell whether *share* has more than is fair, now that others wait."""
@@ -223,7 +253,7 @@ class Hosts:
         return any(
             _owes(share, other) and share in self._rivals(other)
             for other in self._shares
-            if _waits(other)
+            if other.waiting
         )
 
     def _rivals(self, poor: Share) -> list[Share]:
@@ -233,16 +263,15 @@ class Hosts:
         return [share for share in self._shares if share.host is poor.host]
 
 
-def _waits(share: Share) -> bool:
-    return share.granted is not None and not share.granted.is_set()
-
-
 def _turn(share: Share) -> tuple[bool, int, int]:
     return not share.is_urgent(), share.seats, share.left_bytes()
 
 
-def _gives_way(share: Share, other: Share) -> bool:
-    return other.is_urgent() or not share.is_urgent()
+def _gives_way(share: Share, poor: Share) -> bool:
+    """Whether *share* can do without a seat sooner than *poor*, which has none."""
+    if poor.is_urgent() and not share.is_urgent():
+        return share.seats > 0
+    return share.seats > 1 and poor.is_urgent() == share.is_urgent()
 
 
 def _owes(share: Share, other: Share) -> bool:

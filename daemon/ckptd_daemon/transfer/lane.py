@@ -85,13 +85,15 @@ class Crew:
         self._closed_bytes += stream.received_bytes
         self.gauge.streams = len(self.open)
 
-    def recall(self) -> None:
+    def recall(self) -> bool:
         """Have the lane that has most to bring leave its rest to others, now."""
-        busy = [(lane.claim.end - lane.claim.got, lane) for lane in self.lanes if lane.claim]
+        seated = [lane for lane in self.lanes if lane.is_seated]
+        busy = [(lane.claim.end - lane.claim.got, lane) for lane in seated if lane.claim]
         if busy:
             lane = max(busy, key=lambda pair: pair[0])[1]
             lane.is_recalled = True
             lane.interrupt()
+        return bool(busy)
 
     def relieve(self) -> None:
         """Interrupt those whose claim another lane has brought, or taken over."""
@@ -117,6 +119,7 @@ class Lane:
     def __init__(self, crew: Crew, share: Share, claim: Claim) -> None:
         self.claim: Claim | None = claim
         self.patience = crew.patience()
+        self.is_seated = True
         self.is_recalled = False
         """Somebody else is to have its seat."""
         self._crew = crew
@@ -133,18 +136,24 @@ class Lane:
             self._stream.interrupt()
 
     async def run(self) -> None:
-        """Work until nothing is left, or the host wants to be left alone; then `claim` is left.
+        """Work until nothing is left, the host wants to be left alone, or the seat is another's.
 
-        Raises `NotFastError`, `ChangedError` or one of our typed errors, which concern all lanes.
+        Then `claim` may be left. Raises `NotFastError`, `ChangedError` or one of our typed errors, which concern all lanes.
         """
         link = self._crew.link
-        while self.claim is not None and link.is_fast and not link.is_braked:
+        while self.claim and self.is_seated and link.is_fast and not link.is_braked:
             await self._bring(link.endpoint)
 
     def end(self) -> None:
         """Be done with what it brings."""
         if self.claim is not None:
             self._crew.work.end(self.claim)
+
+    def leave(self) -> None:
+        """Be done altogether."""
+        self.end()
+        if self.is_seated:
+            self._share.give()
 
     async def _bring(self, endpoint: Endpoint) -> None:
         """Bring claims over one connection, until there is none or it breaks."""
@@ -228,22 +237,29 @@ class Lane:
             return
         if not self._crew.open:
             self._crew.gauge.retry(error)
-        with anyio.CancelScope() as self._resting:
+        async with self._standing():
             if self.claim.at > self._failed_at:
                 self._failed_at = self.claim.at
                 await self.patience.breathe()
             else:
                 await self.patience.wait(error)
-        if self.claim.is_over or self.is_recalled:
-            self._advance()
 
     async def _refused(self, error: RefusedError, endpoint: Endpoint) -> None:
         """Have the link asked for anew; waits before, if that one is refused as well."""
         self._refusals += 1
-        if self._refusals > 1:
-            with anyio.CancelScope() as self._resting:
+        async with self._standing():
+            if self._refusals > 1:
                 await anyio.sleep(delay_s(self._refusals, random.random()))
-        await self._crew.link.refresh(error, endpoint)
+            await self._crew.link.refresh(error, endpoint)
+
+    @asynccontextmanager
+    async def _standing(self) -> AsyncIterator[None]:
+        """Leave the seat to other flights inside the block; `interrupt` ends that without one."""
+        self.is_seated = False
+        with anyio.CancelScope() as self._resting:
+            async with self._share.stood():
+                yield
+            self.is_seated = True
 
 
 def _block_bytes(claim: Claim, seats: int) -> int:

@@ -63,8 +63,8 @@ class Link:
             left_bytes = self._work.left_bytes
             if left_bytes == self._left_at_refresh:
                 raise refusal(error.status, {}, self._object.title) from error
-            self._left_at_refresh = left_bytes
             self.endpoint = await self._found()
+            self._left_at_refresh = left_bytes
 
     async def _found(self) -> Endpoint:
         obj, means = self._object, self._means

@@ -9,7 +9,6 @@ from crc32c import crc32c
 
 from ckptd_daemon.sources.source import Object, Source, TransientError
 from ckptd_daemon.store.partials import Partial
-from ckptd_daemon.transfer.demand import Wishes
 from ckptd_daemon.transfer.pace import Pace
 from ckptd_daemon.transfer.progress import Gauge
 
@@ -38,8 +37,18 @@ class Reply:
         self._filled = 0
         self._unlanded_bytes = 0
 
-    async def read(self, source: Source, gauge: Gauge, first: int, wishes: Wishes) -> int:
-        """Return where in the object it stopped; every chunk from *first* to there has landed."""
+    async def read(
+        self,
+        source: Source,
+        gauge: Gauge,
+        first: int,
+        landed: Callable[[int], object],
+        goes_on: Callable[[int], bool],
+    ) -> int:
+        """Return where in the object it stopped; every chunk from *first* to there has *landed*.
+
+        *goes_on* tells whether the next one is to come, too.
+        """
         self._chunk, self._at = first, self._partial.header.extent(first)[0]
         gauge.streams = 1
         gauge.done_bytes = lambda: self._partial.landed_bytes + self._unlanded_bytes
@@ -48,17 +57,22 @@ class Reply:
                 async for block in blocks:
                     await self._pace.take_async(len(block))
                     self._received(len(block))
-                    if not await self._take(memoryview(block), wishes):
+                    if not await self._take(memoryview(block), landed, goes_on):
                         break
         finally:
             gauge.streams = 0
             self._unlanded_bytes = 0
         if self._at + self._filled > self._start():  # the end tells an unknown size
             await to_thread.run_sync(self._flush, True)
-            wishes.landed(self._chunk - 1)
+            landed(self._chunk - 1)
         return self._at
 
-    async def _take(self, block: memoryview, wishes: Wishes) -> bool:
+    async def _take(
+        self,
+        block: memoryview,
+        landed: Callable[[int], object],
+        goes_on: Callable[[int], bool],
+    ) -> bool:
         """Take what is wanted of *block*; returns whether more is."""
         while block:
             if self._object.size_bytes is None and self._at + self._filled == self._start():
@@ -74,8 +88,8 @@ class Reply:
                 ends_chunk = self._at + self._filled == self._end()
                 await to_thread.run_sync(self._flush, ends_chunk)
                 if ends_chunk:
-                    wishes.landed(self._chunk - 1)
-                    if not wishes.goes_on(self._chunk):
+                    landed(self._chunk - 1)
+                    if not goes_on(self._chunk):
                         return False
         return True
 

@@ -81,7 +81,7 @@ class Streams:
             return
         lane = Lane(self._crew, share, claim)
         self._crew.lanes.add(lane)
-        tasks.start_soon(self._run, lane, tasks, share)
+        tasks.start_soon(self._run, lane, tasks)
 
     async def _seated(self, share: Share) -> bool:
         """Wait for a seat while there is work for one; tell whether there is one.
@@ -110,12 +110,12 @@ class Streams:
         if not self._crew.open:
             self._gauge.enter(Phase.WAITING, Cause.THROTTLED, reason)
 
-    async def _run(self, lane: Lane, tasks: TaskGroup, share: Share) -> None:
+    async def _run(self, lane: Lane, tasks: TaskGroup) -> None:
         """Have *lane* work; whatever is wrong ends all lanes."""
         crew = self._crew
         try:
             await lane.run()
-            if lane.claim is not None:
+            if lane.claim is not None and not lane.claim.is_over:
                 crew.tries.append(lane.patience)
         except NotFastError as error:
             logger.info("%s takes the general path: %s", self._object.title, error)
@@ -125,9 +125,8 @@ class Streams:
             tasks.cancel_scope.cancel()
             crew.interrupt()
         finally:
-            lane.end()
             crew.lanes.remove(lane)
-            share.give()
+            lane.leave()
             self._work.turn()
 
     async def _follow(self) -> None:

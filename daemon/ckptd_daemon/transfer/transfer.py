@@ -10,7 +10,7 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.sources.source import ChangedError, Object
-from ckptd_daemon.store.blobs import Blob, BlobStore, Verification, key_of, safe_name
+from ckptd_daemon.store.blobs import Blob, BlobStore, key_of, safe_name
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.evict import Shortage
 from ckptd_daemon.store.journal import Header
@@ -71,12 +71,16 @@ class Transfer:
                 size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
             except errors.ResourceExhausted as error:
                 raise await self._full(obj, partial, error) from error
-            verification = judged(obj, partial, size_bytes, sha256, found)
-            stated = wanted if verification is Verification.SHA256 else None
+            try:
+                verification = judged(obj, partial, size_bytes, sha256, found)
+            except MismatchError as error:
+                if error.is_of_origin or demand.is_stated_by_all(error.expected):
+                    raise
+                verification = judged(obj, partial, size_bytes, None, found)  # right for the others
 
             def publish() -> Blob:
                 require_sound(obj, partial, size_bytes)
-                blob = self._store.publish(partial, size_bytes, stated, verification)
+                blob = self._store.publish(partial, size_bytes, found or None, verification)
                 self._discard_remains(blob.key)  # repaired
                 return blob
 
