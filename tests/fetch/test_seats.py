@@ -61,7 +61,7 @@ async def test_what_comes_the_general_way_for_nobody_makes_place_for_somebody(
     with Origin() as other:
         other.put("model", data)
         async with fetching(short_path, **ONE) as node:
-            node.fetcher.prefetch(Request(origin.url("ahead"), keep_s=60), os.getuid())
+            await node.fetcher.prefetch(Request(origin.url("ahead"), keep_s=60), os.getuid())
             await to_thread.run_sync(origin.held.wait, 20)
             assert (await node.fetch(other.url("model"))).read_bytes() == data
             origin.release()
@@ -78,7 +78,7 @@ async def test_what_cannot_be_joined_keeps_its_seat(
     with Origin() as other:
         other.put("model", data)
         async with fetching(short_path, **ONE) as node:
-            node.fetcher.prefetch(Request(origin.url("ahead"), keep_s=60), os.getuid())
+            await node.fetcher.prefetch(Request(origin.url("ahead"), keep_s=60), os.getuid())
             await to_thread.run_sync(origin.held.wait, 20)
             with node.calling(other.url("model")) as call:
                 await until(lambda: "in use by others" in call.progress().reason)
