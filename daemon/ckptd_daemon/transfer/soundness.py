@@ -56,13 +56,13 @@ async def watch(obj: Object, partial: Partial, demand: Demand) -> None:
     """Have what tells fetched first; raises `UnsoundError` as soon as it is known to be wrong."""
     header = partial.header
     for start, end in formats.telling(obj.name, header.size_bytes or 0):
-        demand.want(_chunks(start, end, header.chunk_bytes))
+        demand.want(_chunks(start, end, header.chunk_bytes), partial)
     while True:
         lives = partial.lives
         try:
             complaint = await to_thread.run_sync(bound(_complaint, obj, partial))
         except _MissingError as missing:
-            demand.want(missing.chunks)
+            demand.want(missing.chunks, partial)
             while any(chunk not in partial.landed for chunk in missing.chunks):
                 await demand.moved()
             continue
