@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptd.reading.opening import open_tensors as open_tensors
     from ckptd.reading.tensors import Tensors as Tensors
     from ckptd.saving.checkpointer import Checkpointer as Checkpointer
+    from ckptd.saving.retention import Retention as Retention
     from ckptd.saving.save import Save as Save
     from ckptd.values import Blob as Blob
     from ckptd.values import DaemonStatus as DaemonStatus
@@ -46,6 +47,7 @@ _WHERE = {
     "open": "ckptd.fetching",
     "open_tensors": "ckptd.reading.opening",
     "prefetch": "ckptd.many",
+    "Retention": "ckptd.saving.retention",
     "Save": "ckptd.saving.save",
     "TensorInfo": "ckptd.values",
     "Tensors": "ckptd.reading.tensors",

@@ -133,6 +133,8 @@ class Checkpoint:
     metrics: Mapping[str, float]
     committed_at: float
     """Seconds since the epoch, by the committing node's clock."""
+    pinned: bool = False
+    """It stays whatever the retention of its run says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from ckptd_daemon.rpc.node import Identity, NodeService
 from ckptd_daemon.rpc.refusal import Refusal
 from ckptd_daemon.rpc.saves import SavesService
 from ckptd_daemon.rpc.status import ErrorStatus
+from ckptd_daemon.save.keeper import Keeper
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.settings import Settings
@@ -58,7 +59,9 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         sessions = await stack.enter_async_context(Sessions.open())
         hall = stack.enter_context(Hall.open(config.state_dir / "door"))
         descriptors = Descriptors(listener.descriptors)
-        saver = await stack.enter_async_context(Saver.open(config, descriptors.offer))
+        keeper = await stack.enter_async_context(Keeper.open(config))
+        opening = Saver.open(config, descriptors.offer, keeper.committed)
+        saver = await stack.enter_async_context(opening)
         fetcher = await stack.enter_async_context(Fetcher.open(config, sessions))
         halves: list[Half] = [saver, fetcher]
         node = NodeService(
@@ -76,7 +79,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         blobs = BlobsService(fetcher, sessions, descriptors.offer)
         blobs_pb2_grpc.add_BlobsServicer_to_server(blobs, server)
         saves_pb2_grpc.add_SavesServicer_to_server(SavesService(saver, sessions), server)
-        checkpoints = CheckpointsService(saver, sessions)
+        checkpoints = CheckpointsService(saver, keeper, sessions)
         checkpoints_pb2_grpc.add_CheckpointsServicer_to_server(checkpoints, server)
         service = await stack.enter_async_context(_running(server, hall, "grpc"))
         refusal = _new_server(identity, stopping)

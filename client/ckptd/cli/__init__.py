@@ -16,11 +16,15 @@ _COMMANDS = {
     "config": "ckptd.cli.config",
     "demo": "ckptd.cli.demo",
     "fetch": "ckptd.cli.fetch",
+    "gc": "ckptd.cli.checkpoints",
     "ls": "ckptd.cli.checkpoints",
+    "pin": "ckptd.cli.checkpoints",
     "prefetch": "ckptd.cli.fetch",
+    "rm": "ckptd.cli.checkpoints",
     "serve": "ckptd.cli.node",
     "status": "ckptd.cli.node",
     "stop": "ckptd.cli.node",
+    "unpin": "ckptd.cli.checkpoints",
 }
 """Where each command lives; its module is loaded when it is run, or asked for help."""
 

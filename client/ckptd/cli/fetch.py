@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ckptd.cli import json_option
 from ckptd.cli.bar import short, showing
 from ckptd.cli.copying import copied, size_bytes
+from ckptd.cli.duration import Duration
 from ckptd.cli.report import counted
 from ckptd_proto import errors
 from ckptd_proto.urls import redacted
 
 if TYPE_CHECKING:
     from ckptd.values import Verdict
-
-_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class _Duration(click.ParamType[float]):
-    """Seconds, or a number with s, m, h or d."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no duration; write 90, 30s, 5m, 1h or 2d", param, ctx)
-        return float(found[1]) * _UNIT_S[found[2]]
 
 
 @click.command()
@@ -45,7 +29,7 @@ class _Duration(click.ParamType[float]):
 @click.option("--sha256", metavar="HEX", help="What the bytes must hash to (one REF only).")
 @click.option(
     "--keep",
-    type=_Duration(),
+    type=Duration(),
     default="1h",
     show_default=True,
     help="Hold it in the cache so long.",
@@ -113,7 +97,7 @@ def fetch(
 @click.argument("refs", nargs=-1, required=True, metavar="REF...")
 @click.option(
     "--keep",
-    type=_Duration(),
+    type=Duration(),
     default="1h",
     show_default=True,
     help="Hold it in the cache so long from when it is here.",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 from ckptd.link.connection import Connection, Stubs
+from ckptd.saving.retention import Retention
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
 from ckptd_proto.v1 import checkpoints_pb2
@@ -23,14 +25,23 @@ def checkpoint_of(message: checkpoints_pb2.Checkpoint) -> Checkpoint:
         size_bytes=message.size_bytes,
         metrics=MappingProxyType(dict(message.metrics)),
         committed_at=message.committed_at,
+        pinned=message.pinned,
     )
 
 
 class Catalog:
     """The committed checkpoints of one run."""
 
-    def __init__(self, connection: Connection, root: Path, experiment: str, run: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        root: Path,
+        experiment: str,
+        run: str,
+        rules: Retention | None = None,
+    ) -> None:
         self._connection = connection
+        self._rules = rules  # say what is best
         self._place = root / experiment / run
         self._request = checkpoints_pb2.ListCheckpointsRequest(
             root=str(root), experiment=experiment, run=run
@@ -47,17 +58,35 @@ class Catalog:
 
         return self._connection.call(listed)
 
-    def find(self, which: Literal["latest"] | int) -> Checkpoint:
-        """Return the checkpoint called *which*; raises `NotFound`, telling what there is."""
-        if which != "latest" and not (isinstance(which, int) and not isinstance(which, bool)):
-            text = f'{which!r} names no checkpoint; pass "latest" or a step'
+    def find(self, which: str | int) -> Checkpoint:
+        """Return the checkpoint called *which*: "latest", "best", a step or a uuid.
+
+        Raises `NotFound`, telling what there is.
+        """
+        if not isinstance(which, (str, int)) or isinstance(which, bool):
+            text = f'{which!r} names no checkpoint; pass "latest", "best", a step or a uuid'
             raise errors.InvalidArgument(text)
         committed = self.committed()
-        if which == "latest" and committed:
-            return committed[-1]
-        for checkpoint in committed:
-            if checkpoint.step == which:
-                return checkpoint
+        if which == "latest":
+            found = committed[-1:]
+        elif which == "best":
+            found = self._best(committed)
+        else:
+            found = [one for one in committed if which in (one.step, one.uuid)]
+        if found:
+            return found[0]
         steps = ", ".join(str(checkpoint.step) for checkpoint in committed[-10:]) or "none"
-        what = "no committed checkpoint" if which == "latest" else f"no committed step {which}"
-        raise errors.NotFound(f"{self._place} has {what}; there are: {steps}")
+        kind = "step" if isinstance(which, int) else "checkpoint called"
+        what = "committed checkpoint" if which == "latest" else f"committed {kind} {which}"
+        raise errors.NotFound(f"{self._place} has no {what}; there are: {steps}")
+
+    def _best(self, committed: Sequence[Checkpoint]) -> list[Checkpoint]:
+        if self._rules is None or not self._rules.monitor:
+            text = 'nobody has said what is best; pass retention=Retention(monitor="loss", ...)'
+            raise errors.InvalidArgument(text)
+        name, sign = self._rules.monitor, 1 if self._rules.mode == "min" else -1
+        ranked = [one for one in committed if not math.isnan(one.metrics.get(name, math.nan))]
+        if not ranked and committed:
+            text = f"no committed checkpoint in {self._place} has the metric {name!r}"
+            raise errors.NotFound(f"{text}; pass metrics={{{name!r}: ...}} to save()")
+        return sorted(ranked, key=lambda one: (sign * one.metrics[name], one.step))[:1]

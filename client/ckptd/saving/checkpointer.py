@@ -13,7 +13,9 @@ from ckptd.link.connection import Connection
 from ckptd.saving import exchange as exchanges
 from ckptd.saving.catalog import Catalog
 from ckptd.saving.exchange import settle
+from ckptd.saving.keeping import retain
 from ckptd.saving.membership import Membership
+from ckptd.saving.retention import Retention
 from ckptd.saving.run import Run
 from ckptd.saving.save import Save
 from ckptd.tensors import index, load
@@ -40,6 +42,7 @@ class Checkpointer:
         experiment: str,
         run: str,
         ranks: Literal["self"] | None = None,
+        retention: Retention | None = None,
         read_only: bool = False,
         socket: Path | None = None,
         timeout: float = 600.0,
@@ -51,6 +54,8 @@ class Checkpointer:
             experiment: What the run belongs to.
             run: The run; steps are unique in it.
             ranks: "self" if this process is a job of its own, whatever others run beside it.
+            retention: Which checkpoints of the run stay once another is committed; from this
+                job's first save on, for all that are there. By default all do.
             read_only: The job only loads: `root` need not be writable, and nothing can be saved.
             socket: The daemon's; by default the usual one, started if none runs.
             timeout: Seconds that `save` and `load` wait for other ranks, and for room to stage.
@@ -68,8 +73,15 @@ class Checkpointer:
             self._connection, self._exchange, place, experiment, run, read_only=read_only
         )
         self._read_only = read_only
-        self._run = Run(self._connection, self._exchange, member, timeout_s=timeout)
-        self._catalog = Catalog(self._connection, place, experiment, run)
+        rules = retention or Retention()
+        self._run = Run(
+            self._connection,
+            self._exchange,
+            member,
+            timeout_s=timeout,
+            on_first=lambda: retain(self._connection, place, experiment, run, rules),
+        )
+        self._catalog = Catalog(self._connection, place, experiment, run, retention)
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -139,10 +151,19 @@ class Checkpointer:
 
     def latest(self) -> Checkpoint | None:
         """Return the committed checkpoint with the highest step; None if there is none."""
-        committed = self._catalog.committed()
-        return committed[-1] if committed else None
+        return self._found("latest")
 
-    def load(self, state: dict[str, Any], which: Literal["latest"] | int = "latest") -> Checkpoint:
+    def best(self) -> Checkpoint | None:
+        """Return the committed checkpoint with the best metric, as `retention` says; else None."""
+        return self._found("best")
+
+    def _found(self, which: str) -> Checkpoint | None:
+        try:
+            return self._catalog.find(which)
+        except errors.NotFound:
+            return None
+
+    def load(self, state: dict[str, Any], which: str | int = "latest") -> Checkpoint:
         """Fill *state* in place with what was saved, by any number of ranks.
 
         Waits for saves in flight first, so that the latest may be one of them.
@@ -150,7 +171,7 @@ class Checkpointer:
         Args:
             state: As it was given to `save`, or some of its keys. Modules, optimizers and tensors
                 are filled where they are; other values are replaced in their dict or list.
-            which: "latest", or a step.
+            which: "latest", "best" (as `retention` says), a step, or a uuid.
 
         Raises:
             NotFound: Nothing of that name is committed.
@@ -201,7 +222,7 @@ class Checkpointer:
         self._run.leave()
         self._run.raise_untold()
 
-    def _agreed_checkpoint(self, which: Literal["latest"] | int) -> tuple[int, str]:
+    def _agreed_checkpoint(self, which: str | int) -> tuple[int, str]:
         """Return step and uuid of what *which* means to rank 0, the same for all ranks."""
 
         def choose() -> dict[str, Any]:

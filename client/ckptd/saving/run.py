@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,11 +28,14 @@ class Run:
         member: Membership,
         *,
         timeout_s: float,
+        on_first: Callable[[], object] = bool,
     ) -> None:
+        """*on_first* is called once, by rank 0 before its first save."""
         self._exchange = exchange
         self._member = member
         self._planner = Planner(exchange)
         self._stager = Stager(connection, member, timeout_s)
+        self._on_first = on_first
         self._sequence = 0
         self._saves: list[Save] = []  # whose failure nobody may have heard of
 
@@ -71,6 +74,7 @@ class Run:
 
         def header() -> dict[str, Any]:
             self.raise_untold()
+            self._begin()
             numbers.update(_checked(step, metrics, on_existing))
             return {
                 "call": "save",
@@ -88,6 +92,12 @@ class Run:
         self._saves.append(save)
         save.blocked_s = time.monotonic() - started
         return save
+
+    def _begin(self) -> None:
+        """Do what comes before the first save; again if it failed."""
+        if self._exchange.rank == 0:
+            self._on_first()
+            self._on_first = bool
 
     def wait_saved(self, timeout_s: float | None) -> None:
         """Wait until every save in flight has ended, one way or the other."""

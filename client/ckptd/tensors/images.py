@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +19,20 @@ from ckptd_proto import errors
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 class Images:
-    """The images of one checkpoint, with the checksums that its manifest vouches for."""
+    """The images of one checkpoint, with the checksums that its manifest vouches for.
 
-    def __init__(self, directory: Path, images: dict[str, Any]) -> None:
+    While this object lives the checkpoint is being read, and nobody removes it: the manifest is
+    locked, and the directory open, so that what is renamed meanwhile still is what it was.
+    """
+
+    def __init__(self, directory: Path, images: dict[str, Any], held: Held) -> None:
         self._directory = directory
         self._images = images
+        self._held = held
         self._sums: dict[str, Sums] = {}
 
     @classmethod
@@ -34,7 +43,8 @@ class Images:
         """
         path = directory / _MANIFEST
         try:
-            raw = _parsed(path, path.read_bytes())
+            held = Held(directory)
+            raw = _parsed(path, held.read(_MANIFEST))
         except FileNotFoundError as error:
             text = f"this process sees no {path}: is the directory mounted here as for the daemon?"
             raise errors.NotFound(text) from error
@@ -43,7 +53,7 @@ class Images:
         if uuid is not None and raw["attempt"] != uuid:
             text = f"{directory} was replaced by attempt {raw['attempt']} while it was looked at"
             raise errors.Aborted(f"{text}; load again")
-        return cls(directory, raw["images"])
+        return cls(directory, raw["images"], held)
 
     def read(self, name: str) -> bytes:
         """Return a whole image."""
@@ -59,7 +69,7 @@ class Images:
         sums = self.sums(name)
         path = self._directory / name
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = self._held.open(name)
         except FileNotFoundError as error:
             raise errors.DataLoss(f"{path} is missing; load another step") from error
         except OSError as error:
@@ -81,7 +91,7 @@ class Images:
             text = f"{self._directory / _MANIFEST} knows no {name}; load another step"
             raise errors.DataLoss(text)
         try:
-            data = path.read_bytes()
+            data = self._held.read(path.name)
         except FileNotFoundError as error:
             raise errors.DataLoss(f"{path} is missing; load another step") from error
         except OSError as error:
@@ -91,6 +101,34 @@ class Images:
             raise errors.DataLoss(text)
         raw = _parsed(path, data)
         return Sums(raw["size_bytes"], raw["chunk_bytes"], raw["crc32c"])
+
+
+class Held:
+    """A checkpoint's directory, open, and its manifest under a shared lock, while this lives."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open it; raises `Aborted` if it is being removed, and `OSError`."""
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._directory)
+        manifest = self.open(_MANIFEST)
+        weakref.finalize(self, os.close, manifest)
+        try:
+            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.Aborted(f"{directory} is being removed; load another step") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def open(self, name: str) -> int:
+        """Return a descriptor of the file *name*."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(name, flags, dir_fd=self._directory)
+
+    def read(self, name: str) -> bytes:
+        """Return what is in the file *name*."""
+        with os.fdopen(self.open(name), "rb") as file:
+            return file.read()
 
 
 class Sums:

@@ -1,36 +1,95 @@
-"""`Checkpoints`: what is committed."""
+"""`Checkpoints`: what is committed, and what becomes of it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+
+from anyio import to_thread
 
 from ckptd_daemon.rpc.status import Context
+from ckptd_daemon.save import pins
 from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.keeper import Keeper
+from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.retention import Retention
 from ckptd_daemon.save.saver import Saver
-from ckptd_daemon.sessions import Sessions
+from ckptd_daemon.sessions import Session, Sessions
 from ckptd_proto.v1 import checkpoints_pb2 as pb
 from ckptd_proto.v1 import checkpoints_pb2_grpc
 
 
 class CheckpointsService(checkpoints_pb2_grpc.CheckpointsServicer):
-    """Translates what `Saver` finds."""
+    """Translates what `Saver` and `Keeper` say."""
 
-    def __init__(self, saver: Saver, sessions: Sessions) -> None:
+    def __init__(self, saver: Saver, keeper: Keeper, sessions: Sessions) -> None:
         self._saver = saver
+        self._keeper = keeper
         self._sessions = sessions
 
     async def List(
         self, request: pb.ListCheckpointsRequest, context: Context
     ) -> AsyncIterator[pb.Checkpoint]:
         """Tell the committed checkpoints by rising step."""
-        session = self._sessions.of(context.peer())
-        for checkpoint in await self._saver.checkpoints(
-            request.root, request.experiment, request.run, session
+        found = await self._saver.checkpoints(
+            request.root, request.experiment, request.run, self._session(context)
+        )
+        pinned: dict[Place, Collection[int]] = {}
+        for one in found:
+            if one.place not in pinned:
+                pinned[one.place] = await to_thread.run_sync(pins.pinned, one.place)
+            yield checkpoint_message(one, pinned=one.step in pinned[one.place])
+
+    async def Retain(self, request: pb.RetainRequest, context: Context) -> pb.RetainReply:
+        """Have rules apply to a run."""
+        place = Place.named(request.root, request.experiment, request.run)
+        rules = _retention(request.retention)
+        await self._keeper.set_rules(place, rules, self._session(context))
+        return pb.RetainReply()
+
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinReply:
+        """Pin a step, or unpin it."""
+        place = Place.named(request.root, request.experiment, request.run)
+        changed = await self._keeper.pin(
+            place, request.step, self._session(context), pinned=request.pinned
+        )
+        return pb.PinReply(changed=changed)
+
+    async def Remove(
+        self, request: pb.RemoveCheckpointRequest, context: Context
+    ) -> pb.RemoveCheckpointReply:
+        """Remove a step."""
+        place = Place.named(request.root, request.experiment, request.run)
+        removed = await self._keeper.remove(
+            place,
+            request.step,
+            self._session(context),
+            dry_run=request.dry_run,
+            force=request.force,
+        )
+        return pb.RemoveCheckpointReply(removed=checkpoint_message(removed))
+
+    async def Collect(
+        self, request: pb.CollectRequest, context: Context
+    ) -> AsyncIterator[pb.Ruling]:
+        """Apply rules below a root, and tell what becomes of each checkpoint."""
+        rules = _retention(request.retention) if request.HasField("retention") else None
+        async for ruling in self._keeper.collect(
+            request.root,
+            request.experiment,
+            request.run,
+            self._session(context),
+            rules=rules,
+            dry_run=request.dry_run,
         ):
-            yield checkpoint_message(checkpoint)
+            yield pb.Ruling(
+                checkpoint=checkpoint_message(ruling.checkpoint), goes=ruling.goes, why=ruling.why
+            )
+
+    def _session(self, context: Context) -> Session:
+        return self._sessions.of(context.peer())
 
 
-def checkpoint_message(checkpoint: Checkpoint) -> pb.Checkpoint:
+def checkpoint_message(checkpoint: Checkpoint, *, pinned: bool = False) -> pb.Checkpoint:
     """Return the checkpoint as it travels."""
     place = checkpoint.place
     return pb.Checkpoint(
@@ -43,4 +102,16 @@ def checkpoint_message(checkpoint: Checkpoint) -> pb.Checkpoint:
         size_bytes=checkpoint.size_bytes,
         metrics=checkpoint.metrics,
         committed_at=checkpoint.committed_at,
+        pinned=pinned,
+    )
+
+
+def _retention(message: pb.Retention) -> Retention:
+    return Retention(
+        latest=message.latest,
+        best=message.best,
+        monitor=message.monitor,
+        mode="max" if message.maximize else "min",
+        every=message.every,
+        ttl_s=message.ttl_s or None,
     )

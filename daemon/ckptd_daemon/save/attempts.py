@@ -64,6 +64,8 @@ class Checkpoint:
     size_bytes: int
     metrics: Mapping[str, float]
     committed_at: float
+    uid: int | None = None
+    """Of whoever saved it; None if its manifest does not say."""
 
 
 @dataclass(frozen=True, slots=True)

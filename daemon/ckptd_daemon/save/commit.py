@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from ckptd_daemon.save import manifests, owner
+from ckptd_daemon.save import manifests, owner, removal
 from ckptd_daemon.save.attempts import Attempt, Checkpoint
 from ckptd_daemon.save.places import MANIFEST, Place
 from ckptd_daemon.save.proof import Receipt, prove
@@ -19,7 +18,6 @@ from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
-_GONE: Final = ".gone"  # may be deleted by anyone who finds it
 _REPLACED: Final = ".replaced"  # an old step on its way out, until the new one is in place
 
 
@@ -121,12 +119,12 @@ def _remove(directory: Path) -> None:
 def _move_away(directory: Path) -> None:
     """Delete the directory; first by name, so that no late commit finds it."""
     # a name of its own: a crash may have left what was moved away before
-    gone = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{_GONE}")
+    gone = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{removal.GONE}")
     try:
         durable.publish(directory, gone)
     except (FileNotFoundError, NotADirectoryError):
         return
-    _delete(gone)
+    removal.delete(gone)
 
 
 def put_back(place: Place, in_hand: Collection[str]) -> None:
@@ -147,8 +145,8 @@ def repair(place: Place, owner_name: str, in_hand: Collection[str]) -> None:
     """
     put_back(place, in_hand)
     for path in _left(place):
-        if path.name.endswith(_GONE):
-            _delete(path)
+        if path.name.endswith(removal.GONE):
+            removal.delete(path)
         elif owner.is_of(owner_name, path.name) and path.name not in in_hand:
             _remove(path)
 
@@ -170,10 +168,3 @@ def _put_back(path: Path, place: Place) -> None:
             logger.warning("step %s of %s was put back", old.step, place)
     except (OSError, ValueError, errors.CkptdError) as error:
         logger.warning("cannot put %s back: %s", path, error)
-
-
-def _delete(path: Path) -> None:
-    try:
-        shutil.rmtree(path)
-    except OSError as error:
-        logger.warning("cannot delete %s: %s", path, error)

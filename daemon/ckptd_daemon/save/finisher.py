@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -23,7 +23,14 @@ logger = logging.getLogger(__name__)
 class Finisher:
     """One task per staged attempt; a cancelled one leaves it staged, for the next start."""
 
-    def __init__(self, tracks: Tracks, tasks: TaskGroup, threads: int) -> None:
+    def __init__(
+        self,
+        tracks: Tracks,
+        tasks: TaskGroup,
+        threads: int,
+        on_committed: Callable[[Place], None],
+    ) -> None:
+        self._on_committed = on_committed
         self._tracks = tracks
         self._tasks = tasks
         self._threads = anyio.CapacityLimiter(threads)
@@ -50,6 +57,7 @@ class Finisher:
             else:
                 self._tracks.commit(track, checkpoint)
                 logger.info("committed step %s in %s", attempt.step, attempt.job.place)
+                self._on_committed(attempt.job.place)
 
     async def _make_durable(self, track: Track) -> Checkpoint:
         attempt = track.attempt

@@ -33,6 +33,7 @@ def encode(attempt: Attempt, receipts: Mapping[str, Receipt], committed_at: floa
         "world_size": job.world_size,
         "metrics": {name: _number_out(value) for name, value in attempt.metrics.items()},
         "committed_at": committed_at,
+        "uid": job.uid,
         "images": {
             name: {"size_bytes": receipt.image.size_bytes, "sums_sha256": receipt.sums_sha256}
             for name, receipt in sorted(receipts.items())
@@ -85,16 +86,25 @@ def committed(top: Path, experiment: str, run: str) -> list[Checkpoint]:
 
     A step of a newer format is left out and logged: this daemon cannot say what it is.
     """
+    return [found for place in runs(top, experiment, run) for found in of_run(place)]
+
+
+def of_run(place: Place) -> list[Checkpoint]:
+    """Return what is committed in *place*, by rising step."""
+    return sorted(_steps(place), key=lambda found: found.step)
+
+
+def runs(top: Path, experiment: str, run: str) -> list[Place]:
+    """Return the runs below *top* by name; empty names mean every name."""
     for kind, name in (("experiment", experiment), ("run", run)):
         if name:
             check_name(kind, name)
     found = [
-        checkpoint
+        Place(top, experiment_dir.name, run_dir.name)
         for experiment_dir in _children(top, experiment)
         for run_dir in _children(experiment_dir, run)
-        for checkpoint in _steps(Place(top, experiment_dir.name, run_dir.name))
     ]
-    return sorted(found, key=lambda found: (found.place.experiment, found.place.run, found.step))
+    return sorted(found, key=lambda place: (place.experiment, place.run))
 
 
 def _steps(place: Place) -> Iterator[Checkpoint]:
@@ -137,6 +147,7 @@ def _checkpoint(record: Mapping[str, Any], place: Place) -> Checkpoint:
         size_bytes=sum(int(image["size_bytes"]) for image in record["images"].values()),
         metrics={str(name): float(value) for name, value in record["metrics"].items()},
         committed_at=float(record["committed_at"]),
+        uid=int(record["uid"]) if "uid" in record else None,
     )
 
 

@@ -67,14 +67,20 @@ class Saver:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config, offer: Callable[[int, int], str]) -> AsyncIterator[Self]:
+    async def open(
+        cls,
+        config: Config,
+        offer: Callable[[int, int], str],
+        on_committed: Callable[[Place], None],
+    ) -> AsyncIterator[Self]:
         """Serve saves; begin with finishing what an earlier daemon left staged.
 
-        *offer* gives a token by which a process of a uid collects a descriptor.
+        *offer* gives a token by which a process of a uid collects a descriptor; *on_committed*
+        hears of each run that has a new step.
         """
         async with Arena.open(config) as (arena, left), anyio.create_task_group() as tasks:
             tracks = Tracks(arena)
-            finisher = Finisher(tracks, tasks, config.persist_threads)
+            finisher = Finisher(tracks, tasks, config.persist_threads, on_committed)
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             saver = cls(config, arena, tracks, finisher, offer, name)
             await recovery.take_up(left, tracks, finisher)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ckptd_proto/v1/checkpoints.proto\x12\x08\x63kptd.v1\"G\n\x16ListCheckpointsRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"\xf3\x01\n\nCheckpoint\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x0c\n\x04uuid\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12\x32\n\x07metrics\x18\x08 \x03(\x0b\x32!.ckptd.v1.Checkpoint.MetricsEntry\x12\x14\n\x0c\x63ommitted_at\x18\t \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32O\n\x0b\x43heckpoints\x12@\n\x04List\x12 .ckptd.v1.ListCheckpointsRequest\x1a\x14.ckptd.v1.Checkpoint0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ckptd_proto/v1/checkpoints.proto\x12\x08\x63kptd.v1\"j\n\tRetention\x12\x0e\n\x06latest\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x65st\x18\x02 \x01(\r\x12\x0f\n\x07monitor\x18\x03 \x01(\t\x12\x10\n\x08maximize\x18\x04 \x01(\x08\x12\r\n\x05\x65very\x18\x05 \x01(\r\x12\r\n\x05ttl_s\x18\x06 \x01(\x01\"f\n\rRetainRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12&\n\tretention\x18\x04 \x01(\x0b\x32\x13.ckptd.v1.Retention\"\r\n\x0bRetainReply\"Y\n\nPinRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\"\x1b\n\x08PinReply\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"v\n\x17RemoveCheckpointRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\">\n\x15RemoveCheckpointReply\x12%\n\x07removed\x18\x01 \x01(\x0b\x32\x14.ckptd.v1.Checkpoint\"\x8b\x01\n\x0e\x43ollectRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12+\n\tretention\x18\x04 \x01(\x0b\x32\x13.ckptd.v1.RetentionH\x00\x88\x01\x01\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x42\x0c\n\n_retention\"M\n\x06Ruling\x12(\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x14.ckptd.v1.Checkpoint\x12\x0c\n\x04goes\x18\x02 \x01(\x08\x12\x0b\n\x03why\x18\x03 \x01(\t\"G\n\x16ListCheckpointsRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"\x83\x02\n\nCheckpoint\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x0c\n\x04uuid\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12\x32\n\x07metrics\x18\x08 \x03(\x0b\x32!.ckptd.v1.Checkpoint.MetricsEntry\x12\x14\n\x0c\x63ommitted_at\x18\t \x01(\x01\x12\x0e\n\x06pinned\x18\n \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xc1\x02\n\x0b\x43heckpoints\x12@\n\x04List\x12 .ckptd.v1.ListCheckpointsRequest\x1a\x14.ckptd.v1.Checkpoint0\x01\x12\x38\n\x06Retain\x12\x17.ckptd.v1.RetainRequest\x1a\x15.ckptd.v1.RetainReply\x12/\n\x03Pin\x12\x14.ckptd.v1.PinRequest\x1a\x12.ckptd.v1.PinReply\x12L\n\x06Remove\x12!.ckptd.v1.RemoveCheckpointRequest\x1a\x1f.ckptd.v1.RemoveCheckpointReply\x12\x37\n\x07\x43ollect\x12\x18.ckptd.v1.CollectRequest\x1a\x10.ckptd.v1.Ruling0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHECKPOINT_METRICSENTRY']._loaded_options = None
   _globals['_CHECKPOINT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=46
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=117
-  _globals['_CHECKPOINT']._serialized_start=120
-  _globals['_CHECKPOINT']._serialized_end=363
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=317
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=363
-  _globals['_CHECKPOINTS']._serialized_start=365
-  _globals['_CHECKPOINTS']._serialized_end=444
+  _globals['_RETENTION']._serialized_start=46
+  _globals['_RETENTION']._serialized_end=152
+  _globals['_RETAINREQUEST']._serialized_start=154
+  _globals['_RETAINREQUEST']._serialized_end=256
+  _globals['_RETAINREPLY']._serialized_start=258
+  _globals['_RETAINREPLY']._serialized_end=271
+  _globals['_PINREQUEST']._serialized_start=273
+  _globals['_PINREQUEST']._serialized_end=362
+  _globals['_PINREPLY']._serialized_start=364
+  _globals['_PINREPLY']._serialized_end=391
+  _globals['_REMOVECHECKPOINTREQUEST']._serialized_start=393
+  _globals['_REMOVECHECKPOINTREQUEST']._serialized_end=511
+  _globals['_REMOVECHECKPOINTREPLY']._serialized_start=513
+  _globals['_REMOVECHECKPOINTREPLY']._serialized_end=575
+  _globals['_COLLECTREQUEST']._serialized_start=578
+  _globals['_COLLECTREQUEST']._serialized_end=717
+  _globals['_RULING']._serialized_start=719
+  _globals['_RULING']._serialized_end=796
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=798
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=869
+  _globals['_CHECKPOINT']._serialized_start=872
+  _globals['_CHECKPOINT']._serialized_end=1131
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=1085
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=1131
+  _globals['_CHECKPOINTS']._serialized_start=1134
+  _globals['_CHECKPOINTS']._serialized_end=1455
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,232 @@ else:
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
+class Retention(google.protobuf.message.Message):
+    """A rule that is 0 keeps nothing; what any rule keeps stays. No rule: everything stays."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LATEST_FIELD_NUMBER: builtins.int
+    BEST_FIELD_NUMBER: builtins.int
+    MONITOR_FIELD_NUMBER: builtins.int
+    MAXIMIZE_FIELD_NUMBER: builtins.int
+    EVERY_FIELD_NUMBER: builtins.int
+    TTL_S_FIELD_NUMBER: builtins.int
+    latest: builtins.int
+    """That many with the highest steps."""
+    best: builtins.int
+    """That many with the best `monitor`."""
+    monitor: builtins.str
+    """The name of a metric."""
+    maximize: builtins.bool
+    """Its best value is the greatest; else the least."""
+    every: builtins.int
+    """Steps divisible by it."""
+    ttl_s: builtins.float
+    """What is younger, in seconds since its commit."""
+    def __init__(
+        self,
+        *,
+        latest: builtins.int = ...,
+        best: builtins.int = ...,
+        monitor: builtins.str = ...,
+        maximize: builtins.bool = ...,
+        every: builtins.int = ...,
+        ttl_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["best", b"best", "every", b"every", "latest", b"latest", "maximize", b"maximize", "monitor", b"monitor", "ttl_s", b"ttl_s"]) -> None: ...
+
+Global___Retention: typing_extensions.TypeAlias = Retention
+
+@typing.final
+class RetainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    run: builtins.str
+    @property
+    def retention(self) -> Global___Retention: ...
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+        retention: Global___Retention | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["retention", b"retention"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "retention", b"retention", "root", b"root", "run", b"run"]) -> None: ...
+
+Global___RetainRequest: typing_extensions.TypeAlias = RetainRequest
+
+@typing.final
+class RetainReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___RetainReply: typing_extensions.TypeAlias = RetainReply
+
+@typing.final
+class PinRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    run: builtins.str
+    step: builtins.int
+    pinned: builtins.bool
+    """False: unpin."""
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+        step: builtins.int = ...,
+        pinned: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "pinned", b"pinned", "root", b"root", "run", b"run", "step", b"step"]) -> None: ...
+
+Global___PinRequest: typing_extensions.TypeAlias = PinRequest
+
+@typing.final
+class PinReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHANGED_FIELD_NUMBER: builtins.int
+    changed: builtins.bool
+    """It was otherwise before."""
+    def __init__(
+        self,
+        *,
+        changed: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changed", b"changed"]) -> None: ...
+
+Global___PinReply: typing_extensions.TypeAlias = PinReply
+
+@typing.final
+class RemoveCheckpointRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    run: builtins.str
+    step: builtins.int
+    dry_run: builtins.bool
+    """Only say whether it could be."""
+    force: builtins.bool
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+        step: builtins.int = ...,
+        dry_run: builtins.bool = ...,
+        force: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "experiment", b"experiment", "force", b"force", "root", b"root", "run", b"run", "step", b"step"]) -> None: ...
+
+Global___RemoveCheckpointRequest: typing_extensions.TypeAlias = RemoveCheckpointRequest
+
+@typing.final
+class RemoveCheckpointReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: builtins.int
+    @property
+    def removed(self) -> Global___Checkpoint: ...
+    def __init__(
+        self,
+        *,
+        removed: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["removed", b"removed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["removed", b"removed"]) -> None: ...
+
+Global___RemoveCheckpointReply: typing_extensions.TypeAlias = RemoveCheckpointReply
+
+@typing.final
+class CollectRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    """Empty: every experiment."""
+    run: builtins.str
+    """Empty: every run."""
+    dry_run: builtins.bool
+    """Only say what would become of them."""
+    @property
+    def retention(self) -> Global___Retention:
+        """Instead of the rules of each run."""
+
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+        retention: Global___Retention | None = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_retention", b"_retention", "retention", b"retention"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_retention", b"_retention", "dry_run", b"dry_run", "experiment", b"experiment", "retention", b"retention", "root", b"root", "run", b"run"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_retention", b"_retention"]) -> typing.Literal["retention"] | None: ...
+
+Global___CollectRequest: typing_extensions.TypeAlias = CollectRequest
+
+@typing.final
+class Ruling(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    GOES_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    goes: builtins.bool
+    """Removed, or to be with `dry_run`."""
+    why: builtins.str
+    """In a few words."""
+    @property
+    def checkpoint(self) -> Global___Checkpoint: ...
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+        goes: builtins.bool = ...,
+        why: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "goes", b"goes", "why", b"why"]) -> None: ...
+
+Global___Ruling: typing_extensions.TypeAlias = Ruling
+
+@typing.final
 class ListCheckpointsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -70,6 +296,7 @@ class Checkpoint(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
     COMMITTED_AT_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
     root: builtins.str
     experiment: builtins.str
     run: builtins.str
@@ -80,6 +307,8 @@ class Checkpoint(google.protobuf.message.Message):
     size_bytes: builtins.int
     committed_at: builtins.float
     """Seconds since the epoch, by the committing node's clock."""
+    pinned: builtins.bool
+    """It stays whatever the rules of its run say."""
     @property
     def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
     def __init__(
@@ -94,7 +323,8 @@ class Checkpoint(google.protobuf.message.Message):
         size_bytes: builtins.int = ...,
         metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         committed_at: builtins.float = ...,
+        pinned: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["committed_at", b"committed_at", "experiment", b"experiment", "metrics", b"metrics", "path", b"path", "root", b"root", "run", b"run", "size_bytes", b"size_bytes", "step", b"step", "uuid", b"uuid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["committed_at", b"committed_at", "experiment", b"experiment", "metrics", b"metrics", "path", b"path", "pinned", b"pinned", "root", b"root", "run", b"run", "size_bytes", b"size_bytes", "step", b"step", "uuid", b"uuid"]) -> None: ...
 
 Global___Checkpoint: typing_extensions.TypeAlias = Checkpoint

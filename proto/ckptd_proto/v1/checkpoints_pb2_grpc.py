@@ -39,6 +39,26 @@ class CheckpointsStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.Checkpoint.FromString,
                 _registered_method=True)
+        self.Retain = channel.unary_unary(
+                '/ckptd.v1.Checkpoints/Retain',
+                request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RetainRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RetainReply.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/ckptd.v1.Checkpoints/Pin',
+                request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.PinRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.PinReply.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/ckptd.v1.Checkpoints/Remove',
+                request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointReply.FromString,
+                _registered_method=True)
+        self.Collect = channel.unary_stream(
+                '/ckptd.v1.Checkpoints/Collect',
+                request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.CollectRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.Ruling.FromString,
+                _registered_method=True)
 
 
 class CheckpointsServicer(object):
@@ -51,6 +71,36 @@ class CheckpointsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Retain(self, request, context):
+        """Has rules decide which checkpoints of a run stay, from its next commit on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Has a step stay whatever the rules say, or not any more. NOT_FOUND if it is not committed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Removes a committed step. FAILED_PRECONDITION if it is pinned, being read, or, without
+        `force`, the newest of its run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Collect(self, request, context):
+        """Applies the rules of each run below a root, or other rules, and tells what becomes of each
+        checkpoint. Never the newest, a pinned one, or one that is being read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CheckpointsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +108,26 @@ def add_CheckpointsServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.Checkpoint.SerializeToString,
+            ),
+            'Retain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retain,
+                    request_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RetainRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RetainReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.PinRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.PinReply.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointReply.SerializeToString,
+            ),
+            'Collect': grpc.unary_stream_rpc_method_handler(
+                    servicer.Collect,
+                    request_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.CollectRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.Ruling.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +157,114 @@ class Checkpoints(object):
             '/ckptd.v1.Checkpoints/List',
             ckptd__proto_dot_v1_dot_checkpoints__pb2.ListCheckpointsRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_checkpoints__pb2.Checkpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Checkpoints/Retain',
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.RetainRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.RetainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Checkpoints/Pin',
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.PinRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.PinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Checkpoints/Remove',
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Collect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ckptd.v1.Checkpoints/Collect',
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.CollectRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.Ruling.FromString,
             options,
             channel_credentials,
             insecure,

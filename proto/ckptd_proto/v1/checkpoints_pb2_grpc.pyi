@@ -41,12 +41,92 @@ _CheckpointsListType = typing_extensions.TypeVar(
     ],
 )
 
-class CheckpointsStub(typing.Generic[_CheckpointsListType]):
+_CheckpointsRetainType = typing_extensions.TypeVar(
+    '_CheckpointsRetainType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RetainRequest,
+        ckptd_proto.v1.checkpoints_pb2.RetainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RetainRequest,
+        ckptd_proto.v1.checkpoints_pb2.RetainReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RetainRequest,
+        ckptd_proto.v1.checkpoints_pb2.RetainReply,
+    ],
+)
+
+_CheckpointsPinType = typing_extensions.TypeVar(
+    '_CheckpointsPinType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.PinRequest,
+        ckptd_proto.v1.checkpoints_pb2.PinReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.PinRequest,
+        ckptd_proto.v1.checkpoints_pb2.PinReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.PinRequest,
+        ckptd_proto.v1.checkpoints_pb2.PinReply,
+    ],
+)
+
+_CheckpointsRemoveType = typing_extensions.TypeVar(
+    '_CheckpointsRemoveType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
+    ],
+)
+
+_CheckpointsCollectType = typing_extensions.TypeVar(
+    '_CheckpointsCollectType',
+    grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.CollectRequest,
+        ckptd_proto.v1.checkpoints_pb2.Ruling,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.CollectRequest,
+        ckptd_proto.v1.checkpoints_pb2.Ruling,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.CollectRequest,
+        ckptd_proto.v1.checkpoints_pb2.Ruling,
+    ],
+)
+
+class CheckpointsStub(typing.Generic[_CheckpointsListType, _CheckpointsRetainType, _CheckpointsPinType, _CheckpointsRemoveType, _CheckpointsCollectType]):
     @typing.overload
     def __init__(self: CheckpointsStub[
         grpc.UnaryStreamMultiCallable[
             ckptd_proto.v1.checkpoints_pb2.ListCheckpointsRequest,
             ckptd_proto.v1.checkpoints_pb2.Checkpoint,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.RetainRequest,
+            ckptd_proto.v1.checkpoints_pb2.RetainReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.PinRequest,
+            ckptd_proto.v1.checkpoints_pb2.PinReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
+            ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.CollectRequest,
+            ckptd_proto.v1.checkpoints_pb2.Ruling,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -56,15 +136,63 @@ class CheckpointsStub(typing.Generic[_CheckpointsListType]):
             ckptd_proto.v1.checkpoints_pb2.ListCheckpointsRequest,
             ckptd_proto.v1.checkpoints_pb2.Checkpoint,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.RetainRequest,
+            ckptd_proto.v1.checkpoints_pb2.RetainReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.PinRequest,
+            ckptd_proto.v1.checkpoints_pb2.PinReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
+            ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.CollectRequest,
+            ckptd_proto.v1.checkpoints_pb2.Ruling,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     List: _CheckpointsListType
     """The committed checkpoints of a run, by rising step. An unknown run has none."""
 
+    Retain: _CheckpointsRetainType
+    """Has rules decide which checkpoints of a run stay, from its next commit on."""
+
+    Pin: _CheckpointsPinType
+    """Has a step stay whatever the rules say, or not any more. NOT_FOUND if it is not committed."""
+
+    Remove: _CheckpointsRemoveType
+    """Removes a committed step. FAILED_PRECONDITION if it is pinned, being read, or, without
+    `force`, the newest of its run.
+    """
+
+    Collect: _CheckpointsCollectType
+    """Applies the rules of each run below a root, or other rules, and tells what becomes of each
+    checkpoint. Never the newest, a pinned one, or one that is being read.
+    """
+
 CheckpointsAsyncStub: typing_extensions.TypeAlias = CheckpointsStub[
     grpc.aio.UnaryStreamMultiCallable[
         ckptd_proto.v1.checkpoints_pb2.ListCheckpointsRequest,
         ckptd_proto.v1.checkpoints_pb2.Checkpoint,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RetainRequest,
+        ckptd_proto.v1.checkpoints_pb2.RetainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.PinRequest,
+        ckptd_proto.v1.checkpoints_pb2.PinReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
+        ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.CollectRequest,
+        ckptd_proto.v1.checkpoints_pb2.Ruling,
     ],
 ]
 
@@ -76,5 +204,41 @@ class CheckpointsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.checkpoints_pb2.Checkpoint], collections.abc.AsyncIterator[ckptd_proto.v1.checkpoints_pb2.Checkpoint]]:
         """The committed checkpoints of a run, by rising step. An unknown run has none."""
+
+    @abc.abstractmethod
+    def Retain(
+        self,
+        request: ckptd_proto.v1.checkpoints_pb2.RetainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.checkpoints_pb2.RetainReply, collections.abc.Awaitable[ckptd_proto.v1.checkpoints_pb2.RetainReply]]:
+        """Has rules decide which checkpoints of a run stay, from its next commit on."""
+
+    @abc.abstractmethod
+    def Pin(
+        self,
+        request: ckptd_proto.v1.checkpoints_pb2.PinRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.checkpoints_pb2.PinReply, collections.abc.Awaitable[ckptd_proto.v1.checkpoints_pb2.PinReply]]:
+        """Has a step stay whatever the rules say, or not any more. NOT_FOUND if it is not committed."""
+
+    @abc.abstractmethod
+    def Remove(
+        self,
+        request: ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply, collections.abc.Awaitable[ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply]]:
+        """Removes a committed step. FAILED_PRECONDITION if it is pinned, being read, or, without
+        `force`, the newest of its run.
+        """
+
+    @abc.abstractmethod
+    def Collect(
+        self,
+        request: ckptd_proto.v1.checkpoints_pb2.CollectRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.checkpoints_pb2.Ruling], collections.abc.AsyncIterator[ckptd_proto.v1.checkpoints_pb2.Ruling]]:
+        """Applies the rules of each run below a root, or other rules, and tells what becomes of each
+        checkpoint. Never the newest, a pinned one, or one that is being read.
+        """
 
 def add_CheckpointsServicer_to_server(servicer: CheckpointsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

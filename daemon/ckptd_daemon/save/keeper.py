@@ -1,0 +1,219 @@
+"""What becomes of committed checkpoints: kept by their run's rules, pinned, or removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from ckptd_daemon.config import Config
+from ckptd_daemon.save import manifests, pins, places, pointers, removal, retention
+from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.retention import Retention
+from ckptd_daemon.sessions import Session
+from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What is to become of a checkpoint, and why."""
+
+    checkpoint: Checkpoint
+    goes: bool
+    why: str
+
+
+class Keeper:
+    """The one who removes committed checkpoints: one at a time in each run."""
+
+    def __init__(self, config: Config, tasks: TaskGroup) -> None:
+        self._config = config
+        self._tasks = tasks
+        self._turns: dict[Place, anyio.Lock] = {}
+        self._waiting: set[Place] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: Config) -> AsyncIterator[Self]:
+        """Keep to the rules of runs as they commit."""
+        async with anyio.create_task_group() as tasks:
+            yield cls(config, tasks)
+            tasks.cancel_scope.cancel()
+
+    def __repr__(self) -> str:
+        return f"<Keeper [{len(self._turns)} runs at work]>"
+
+    def committed(self, place: Place) -> None:
+        """Begin to apply the rules of the run, a step of which is durable now."""
+        if place not in self._waiting:
+            self._waiting.add(place)
+            self._tasks.start_soon(self._keep_to_rules, place)
+
+    async def set_rules(self, place: Place, rules: Retention, session: Session) -> None:
+        """Have *rules* apply to the run from its next commit on."""
+        await self._check_owner(place, session)
+        await to_thread.run_sync(pins.set_rules, place, rules)
+
+    async def pin(self, place: Place, step: int, session: Session, *, pinned: bool) -> bool:
+        """Pin the step, or unpin it; says whether that changed anything."""
+        await self._check_owner(place, session)
+        async with self._turn(place):
+            return await to_thread.run_sync(_pin if pinned else _unpin, place, step)
+
+    async def remove(
+        self, place: Place, step: int, session: Session, *, dry_run: bool, force: bool
+    ) -> Checkpoint:
+        """Remove the step, or only say that it could be; *force* also the newest.
+
+        Raises `NotFound`, and `FailedPrecondition` if it is pinned, read, or the newest.
+        """
+        await self._check_owner(place, session)
+        async with self._turn(place):
+            return await to_thread.run_sync(_remove, place, step, dry_run, force)
+
+    async def collect(
+        self,
+        root: str,
+        experiment: str,
+        run: str,
+        session: Session,
+        *,
+        rules: Retention | None,
+        dry_run: bool,
+    ) -> AsyncIterator[Ruling]:
+        """Apply *rules*, or those of each run, to all runs below *root*; yield what became of each step.
+
+        What was removed before and could not be deleted is deleted as well.
+        """
+        path = places.checked_root(root)
+        for place in await to_thread.run_sync(manifests.runs, path, experiment, run):
+            await self._check_owner(place, session)
+            async with self._turn(place):
+                found = await to_thread.run_sync(_apply, place, rules, dry_run)
+            for ruling in found:
+                yield ruling
+
+    async def _keep_to_rules(self, place: Place) -> None:
+        async with self._turn(place):
+            self._waiting.discard(place)
+            try:
+                for ruling in await to_thread.run_sync(_apply, place, None, False):
+                    if ruling.goes:
+                        logger.info("removed step %s of %s", ruling.checkpoint.step, place)
+            except (OSError, errors.CkptdError) as error:
+                logger.warning("cannot keep to the retention of %s: %s", place, error)
+
+    @asynccontextmanager
+    async def _turn(self, place: Place) -> AsyncIterator[None]:
+        lock = self._turns.setdefault(place, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and lock.statistics().tasks_waiting == 0:
+                self._turns.pop(place, None)
+
+    async def _check_owner(self, place: Place, session: Session) -> None:
+        """Raise `PermissionDenied` unless the caller may change what is in *place*."""
+        uid = session.process.uid
+        await to_thread.run_sync(_check_owner, place, uid, self._config.save_roots)
+
+
+def _check_owner(place: Place, uid: int, save_roots: tuple[Path, ...]) -> None:
+    places.check_user_below(place.root, uid, save_roots)
+    places.check_no_links(place, uid)
+    if uid != os.getuid() and any(one.uid != uid for one in manifests.of_run(place)):
+        text = f"not all checkpoints in {place} are of user {uid}; ask who runs the daemon"
+        raise errors.PermissionDenied(text)
+
+
+def _pin(place: Place, step: int) -> bool:
+    _found(place, step)
+    was = pins.is_pinned(place, step)
+    pins.pin(place, step)
+    return not was
+
+
+def _unpin(place: Place, step: int) -> bool:
+    return pins.unpin(place, step)
+
+
+def _remove(place: Place, step: int, dry_run: bool, force: bool) -> Checkpoint:
+    checkpoint = _found(place, step)
+    directory = place.step(step)
+    if pins.is_pinned(place, step):
+        text = f"{directory} is pinned; run `ckptd unpin {directory}` first"
+        raise errors.FailedPrecondition(text)
+    newest = max(one.step for one in manifests.of_run(place))
+    if step >= newest and not force:
+        text = f"{directory} is the newest of its run; pass --force to remove it all the same"
+        raise errors.FailedPrecondition(text)
+    if dry_run:
+        if removal.is_read(directory):
+            text = f"{directory} is being read; remove it when that has ended"
+            raise errors.FailedPrecondition(text)
+        return checkpoint
+    removal.remove(checkpoint)
+    pointers.move(place, manifests.of_run(place), pins.read_rules(place))
+    return checkpoint
+
+
+def _apply(place: Place, rules: Retention | None, dry_run: bool) -> list[Ruling]:
+    """Return a ruling for each step of the run, carried out unless it is a *dry_run*."""
+    own = pins.read_rules(place)
+    rules = own if rules is None else rules
+    found = manifests.of_run(place)
+    if not dry_run:
+        pointers.move(place, found, own)
+        _sweep(place)
+    kept = retention.reasons(
+        found, rules or Retention(), pinned=pins.pinned(place), now=time.time()
+    )
+    rulings = [_ruling(one, kept.get(one.step), dry_run) for one in found]
+    if not dry_run and any(ruling.goes for ruling in rulings):
+        pointers.move(place, manifests.of_run(place), own)
+    return rulings
+
+
+def _ruling(checkpoint: Checkpoint, why: str | None, dry_run: bool) -> Ruling:
+    if why is not None:
+        return Ruling(checkpoint, goes=False, why=why)
+    directory = checkpoint.place.step(checkpoint.step)
+    if pins.is_pinned(checkpoint.place, checkpoint.step):  # the listing of pins may be old
+        return Ruling(checkpoint, goes=False, why="pinned")
+    if dry_run and not removal.is_read(directory):
+        return Ruling(checkpoint, goes=True, why="no rule keeps it")
+    try:
+        if not dry_run:
+            removal.remove(checkpoint)
+            return Ruling(checkpoint, goes=True, why="no rule keeps it")
+    except errors.NotFound:
+        return Ruling(checkpoint, goes=True, why="removed by somebody else")
+    except errors.FailedPrecondition:
+        pass
+    return Ruling(checkpoint, goes=False, why="being read")
+
+
+def _sweep(place: Place) -> None:
+    """Delete what was removed and could not be deleted then."""
+    for path in place.attempts.glob(f"*{removal.GONE}"):
+        removal.delete(path)
+
+
+def _found(place: Place, step: int) -> Checkpoint:
+    if (found := manifests.read(place, step)) is None:
+        steps = ", ".join(str(one.step) for one in manifests.of_run(place)[-10:]) or "none"
+        raise errors.NotFound(f"{place} has no committed step {step}; there are: {steps}")
+    return found
