@@ -6,6 +6,7 @@ Whatever the origin does, the caller gets the right bytes or a typed error; noth
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -189,8 +190,9 @@ async def test_a_file_of_any_size_comes_whole_by_the_path_that_is_meant(
 
 @pytest.mark.parametrize("fault", OUTCOMES, ids=ids)
 async def test_a_fault_of_some_bodies_costs_time_and_no_byte(
-    fault: Fault, way: Way, content: bytes
+    fault: Fault, way: Way, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     may_pass = OUTCOMES[fault][0] in {RIGHT, GIVEN_UP, NO_HTTP}
     times = 2 if may_pass else 1  # what is no matter of patience is asked again once
     file = way.origin.put("model", content)
@@ -198,6 +200,8 @@ async def test_a_fault_of_some_bodies_costs_time_and_no_byte(
     async with way.node() as node:
         await expect(node, way, content, RIGHT)
     assert len(file.faults) < times  # one reply may be all of it
+    if way.is_fast and may_pass and OUTCOMES[fault][0] is not RIGHT:
+        assert "an odd reply" not in caplog.text  # it is waited out where it happened
 
 
 @pytest.mark.parametrize(("fault", "outcome"), [(f, o) for f, (o, _) in OUTCOMES.items()], ids=ids)
@@ -212,13 +216,17 @@ async def test_a_fault_of_every_body_has_its_outcome(
 
 
 @pytest.mark.parametrize("ignores_match", [False, True], ids=["honours_if_match", "cdn"])
-async def test_two_versions_are_never_mixed(way: Way, long: bytes, ignores_match: bool) -> None:
+async def test_two_versions_are_never_mixed(
+    ignores_match: bool, way: Way, long: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     new = long[::-1]
     file = way.origin.put("model", long, ignores_match=ignores_match)
     file.next_version = File(new, '"v2"', ignores_match=ignores_match)
     file.faults = [Fault.TRUNCATE, Fault.CHANGE]
     async with way.node() as node:
         await expect(node, way, new, RIGHT)
+    assert "an odd reply" not in caplog.text
 
 
 @pytest.mark.parametrize("times", [1, 1000], ids=["once", "always"])

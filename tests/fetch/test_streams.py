@@ -188,6 +188,20 @@ async def test_while_a_host_wants_a_pause_nobody_asks_it(
     assert all(name == "model" for name, _ in origin.requests[:asked])
 
 
+async def test_a_reply_that_says_nothing_is_left_of_the_quota_is_the_last_for_so_long(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    file = origin.put("model", data)
+    headers = {"RateLimit-Remaining": "0", "RateLimit-Reset": "1"}
+    file.next_version = File(data, file.etag, headers=headers)
+    file.faults = [Fault.CHANGE]
+    async with fetching(short_path, streams=1, streams_max=1) as node:
+        with node.calling(origin.url("model")) as call:
+            await until(lambda: call.progress().cause is Cause.THROTTLED)
+            assert await call.wait(20)
+            assert call.result().path.read_bytes() == data
+
+
 async def test_while_a_host_wants_a_pause_its_seats_are_for_others(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:
