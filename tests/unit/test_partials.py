@@ -35,6 +35,37 @@ def test_a_chunk_with_another_checksum_than_the_known_one_does_not_land(tmp_path
     again.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 'etag "v2"'},
+        {"size_bytes": 260},
+        {"chunk_bytes": 50},
+        {"object_id": "2e"},
+        {"is_resumable": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_was_begun_of_something_else_is_not_gone_on_with(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    partial = Partial(tmp_path / "p", HEADER)
+    partial.open()
+    partial.record(0, 5, 100)
+    partial.close()
+    other = Partial(tmp_path / "p", replace(HEADER, **change))
+    assert other.open() == {}
+    other.close()
+
+
+def test_what_no_other_life_may_go_on_with_is_begun_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        partial = Partial(tmp_path / "p", replace(HEADER, is_resumable=False))
+        assert partial.open() == {}
+        partial.record(0, 5, 100)
+        partial.close()
+
+
 @pytest.fixture
 def buffer() -> memoryview:
     return memoryview(mmap.mmap(-1, 1 << 16))
