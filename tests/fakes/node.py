@@ -68,7 +68,7 @@ async def clean(root: Path, *origins: Origin | TlsFront, **settings: object) -> 
     """A node that, whatever happened to it, leaves no thread, file, connection or lease."""
     async with fetching(root, **settings) as node:
         yield node
-        with anyio.fail_after(5):
+        with anyio.fail_after(FETCH_S):
             await node.fetcher.wait_idle()
         assert busy_threads() == []
         assert len(node.entries("leases")) == len(node.entries("blobs"))

@@ -128,7 +128,7 @@ def test_partials_and_leases_of_a_newer_ckptd_are_left_alone_and_named(
     origin.put("a", data)
     origin.hold(after_bytes=1 << 20)
     with pytest.raises(errors.DeadlineExceeded):
-        daemon.client().fetch(origin.url("a"), timeout=1)
+        daemon.client().fetch(origin.url("a"), timeout=3)
     daemon.kill()
     (partial,) = cache(daemon, "partials")
     line = b'{"format": 2}'

@@ -159,7 +159,7 @@ def test_who_leaves_the_line_lets_the_next_one_in(small: Daemon, origin: Origin)
     holder = Fetch(small, url["held"])
     assert holder.has_it.wait(30)
     with pytest.raises(errors.DeadlineExceeded, match="hold the rest"):
-        small.client().fetch(url["first"], timeout=2)
+        small.client().fetch(url["first"], timeout=4)
     next_one = Fetch(small, url["next"])
     assert next_one.has_it.wait(30)
     holder.leave()

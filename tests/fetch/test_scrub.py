@@ -86,7 +86,7 @@ def test_a_repair_survives_a_kill_and_a_restart(
     assert only(daemon.client().verify_blobs()).damaged_chunks == (0, 2)
     origin.hold(after_bytes=1 << 20)
     with pytest.raises(errors.DeadlineExceeded):
-        daemon.client().fetch(origin.url("a"), timeout=1)
+        daemon.client().fetch(origin.url("a"), timeout=3)
     daemon.kill()
     origin.release()
     sent = origin.sent_bytes

@@ -56,7 +56,7 @@ def test_stop_returns_when_the_daemon_is_gone(daemon: Daemon) -> None:
     done = ckptd("stop", env=daemon.env)
     assert done.stdout == f"stopped pid {daemon.pid}\n"
     assert daemon.process is not None
-    assert daemon.process.wait(1) == 0
+    assert daemon.process.wait(10) == 0
 
 
 @pytest.mark.parametrize("command", ["status", "stop"])
@@ -148,7 +148,7 @@ def test_a_dead_client_is_noticed_at_once(daemon: Daemon) -> None:
     client = daemon.client()
     before = client.status().sessions
     python("import ckptd; ckptd.Client().status()", env=daemon.env)
-    eventually(lambda: client.status().sessions == before, timeout_s=5)
+    eventually(lambda: client.status().sessions == before)
 
 
 def test_ctrl_c_stops_like_sigterm(short_path: Path) -> None:
