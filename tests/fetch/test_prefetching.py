@@ -67,6 +67,28 @@ async def test_prefetches_take_turns(short_path: Path, origin: Origin) -> None:
         assert node.fetcher.statistics().blobs == COUNT
 
 
+async def test_what_somebody_waits_for_of_one_host_has_the_streams_of_prefetches_of_another(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    with Origin() as other:
+        for name in ("a", "b"):
+            origin.put(name, data)
+        other.put("urgent", b"urgent")
+        patient = {"streams": 2, "streams_max": 2, "stall_s": 600, "first_byte_s": 600}
+        async with clean(short_path, origin, other, **patient) as node:
+            origin.hold(after_bytes=1 << 20)
+            for name in ("a", "b"):
+                await node.fetcher.prefetch(Request(origin.url(name), keep_s=60), os.getuid())
+            await anyio.to_thread.run_sync(origin.held.wait, 30)
+            with anyio.fail_after(20):  # while these two stand still on all streams that there are
+                path = await node.fetch(other.url("urgent"))
+            assert path.read_bytes() == b"urgent"
+            origin.release()
+            with anyio.fail_after(30):
+                await node.fetcher.wait_idle()
+            assert node.fetcher.statistics().blobs == 3
+
+
 def test_a_failure_is_told_by_the_status_until_the_same_is_here(
     hasty: Daemon, origin: Origin
 ) -> None:
