@@ -215,6 +215,8 @@ def test_a_cached_blob_is_hashed_late_and_a_wrong_statement_costs_one_fetch_more
                 client.fetch(origin.url("b"), sha256=stated * 64)
             assert held.read() == path.read_bytes() == data
         assert caught.value.id
+        (key,) = [blob.key for blob in client.blobs() if blob.object == origin.url("b")]
+        assert f"`ckptd cache rm --force {key}`" in str(caught.value)
         assert origin.sent_bytes - sent < 2.5 * len(data)
 
 

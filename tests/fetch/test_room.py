@@ -121,6 +121,43 @@ def test_who_can_never_fit_is_refused_at_once_with_the_numbers(
     assert small.client().blobs()  # nothing was evicted in vain
 
 
+def test_who_would_wait_for_itself_is_refused_at_once_and_told_so(
+    small: Daemon, origin: Origin
+) -> None:
+    url = put(origin, a=60, b=60)
+    client = small.client()
+    client.fetch(url["a"])  # until this process ends
+    with pytest.raises(errors.ResourceExhausted, match="waiting is in vain") as caught:
+        client.fetch(url["b"])
+    numbers = caught.value.need_bytes, caught.value.free_bytes, caught.value.evictable_bytes
+    assert numbers == (60 * MIB, 40 * MIB, 0)
+    assert f"{60 * MIB} bytes are held by leases of the very processes" in str(caught.value)
+
+
+def test_a_directory_that_has_no_room_beside_its_own_files_is_refused_at_once(
+    small: Daemon, origin: Origin
+) -> None:
+    put(origin, **{"m/a": 60, "m/b": 60})
+    files = "".join(f'<a href="{name}">{name}</a>' for name in "ab")
+    origin.put("m/", f"<h1>Index of /m/</h1>{files}".encode())
+    with pytest.raises(errors.ResourceExhausted, match="waiting is in vain"):
+        small.client().fetch(origin.url("m/"))
+
+
+def test_who_holds_something_still_waits_for_what_others_hold(
+    small: Daemon, origin: Origin
+) -> None:
+    url = put(origin, mine=20, others=60, b=60)
+    holder = Fetch(small, url["others"])
+    assert holder.has_it.wait(30)
+    small.client().fetch(url["mine"])
+    waiter = Fetch(small, url["b"])
+    eventually(waiting(small, url["b"]))
+    holder.leave()
+    assert waiter.has_it.wait(30)
+    waiter.leave()
+
+
 def test_nobody_waits_for_ever(short_path: Path, origin: Origin) -> None:
     url = put(origin, a=60, b=60)
     with Daemon(short_path, cache_bytes=100 * MIB, wait_for_room_s=1) as daemon:

@@ -62,6 +62,8 @@ class Call:
         self.gauge = Gauge()
         self.is_awaited: Callable[[], bool] = lambda: not request.is_detached
         """Tells whether anybody waits for it."""
+        self.holds: Callable[[str], bool] = lambda _key: False
+        """Tells of a blob whether the caller keeps it for as long as it waits."""
         self.on_end: Callable[[], object] = bool
         """Called when there is a result."""
         self._ended = anyio.Event()

@@ -19,6 +19,7 @@ from ckptd_daemon.fetch.call import Call, Handed
 from ckptd_daemon.fetch.flights import Flight, Flights
 from ckptd_daemon.fetch.gathering import Gathering
 from ckptd_daemon.fetch.selection import Selection
+from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.directories import directory_of
 from ckptd_daemon.sources.http import file_name
 from ckptd_daemon.sources.listing import Entry, Listing
@@ -59,6 +60,10 @@ class Directories:
         """Return how many leases hold the blob called *key* as part of a directory."""
         of_trees = sum(self._leases.on(snapshot) for snapshot in self._snapshots.having(key))
         return of_trees + self._gathering.on(key)
+
+    def last(self, key: str, holder: Process) -> bool:
+        """Whether *holder* has a directory until it ends that the blob called *key* is part of."""
+        return any(self._leases.lasts(one, holder) for one in self._snapshots.having(key))
 
     async def handed(self, call: Call, url: str) -> Handed:
         """Hand over the tree of what the call asks for of *url*; raises one of our typed errors."""
@@ -111,7 +116,7 @@ class Directories:
         work = partial(self._bring, call.holder.uid, listing, entries, selection)
         async with self.flights.board(_key(listing, entries, selection, only_public), work) as one:
             call.board(one.gauge)
-            with one.demand.awaited(call.is_awaited):
+            with one.demand.awaited(call.is_awaited, holds=call.holds):
                 return await one.outcome()
 
     async def _known(self, url: str, selection: Selection, *, only_public: bool) -> Snapshot:

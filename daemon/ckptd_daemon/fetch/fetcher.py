@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import anyio
@@ -250,6 +251,7 @@ class Fetcher:
 
     def _admit(self, call: Call) -> None:
         self._require_taking()
+        call.holds = partial(self._lasts, call.holder)
         self._calls.add(call)
 
     def _require_taking(self) -> None:
@@ -343,6 +345,10 @@ class Fetcher:
 
     def _leases_on(self, key: str) -> int:
         return self._leases.on(key) + self._directories.holders(key)
+
+    def _lasts(self, holder: Process, key: str) -> bool:
+        """Whether *holder* keeps the blob called *key* until it ends."""
+        return self._leases.lasts(key, holder) or self._directories.last(key, holder)
 
     def _granted(self, call: Call, lease: str) -> None:
         self._grants.setdefault((call.holder, call.request.call), []).append(lease)

@@ -37,6 +37,9 @@ class Hold:
         self._mine.update(keys)
         self._all.update(keys)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._mine
+
     def end(self) -> None:
         """Hold nothing any more."""
         self._all.subtract(self._mine)
@@ -87,6 +90,7 @@ class Gathering:
         async def bring(entry: Entry) -> None:
             call = calls[entry.path] = _call(listing, entry, uid)
             call.is_awaited = flight.demand.is_awaited
+            call.holds = lambda key: key in hold or flight.demand.holds(key)
             try:
                 blobs[entry.path] = await self._brought(call, listing, entry, hold)
             except errors.CkptdError as error:

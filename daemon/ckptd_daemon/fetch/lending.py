@@ -107,7 +107,7 @@ class Lender:
                     flown_by = flight.asker
                     call.board(flight.gauge)
                     demand = flight.demand
-                    awaited = demand.awaited(call.is_awaited, sha256)
+                    awaited = demand.awaited(call.is_awaited, sha256, call.holds)
                     with awaited, call.wanting(demand, obj, key, sha256):
                         await flight.outcome()
             except MismatchError as error:
@@ -160,7 +160,7 @@ def _require_sha256(blob: Blob, sha256: str | None) -> Blob:
         return blob
     text = _mismatch(blob.title, blob.sha256 or "", sha256)
     if blob.is_second:
-        text += f"; it was fetched twice: `ckptd cache rm {blob.key}` has it fetched anew"
+        text += f"; it was fetched twice: `ckptd cache rm --force {blob.key}` has it fetched anew"
     error = errors.DataLoss(text)
     error.shared_as(secrets.token_hex(4))
     logger.warning("the cache has another file than is stated: %s", error)

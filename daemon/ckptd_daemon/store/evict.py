@@ -54,6 +54,8 @@ class Holders:
     leases: int
     open_files: int
     fetches: int
+    own_bytes: int = 0
+    """Of `size_bytes`: held, for as long as they wait, by those who are waiting for room."""
 
     def __str__(self) -> str:
         counts = ((self.leases, "lease"), (self.open_files, "open file"), (self.fetches, "fetch"))
@@ -85,6 +87,11 @@ class Shortage:
     def _reachable(self) -> int:
         return self.room.available + self.evictable_bytes + self.holders.size_bytes
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it would fit only if those who wait for it gave up what they hold themselves."""
+        return self.need_bytes > self._reachable - self.holders.own_bytes
+
     def leaves_room_for(self, first_bytes: int) -> bool:
         """Whether somebody who needs *first_bytes* fits beside it, once the others have left."""
         return self.need_bytes + first_bytes <= self._reachable
@@ -102,10 +109,16 @@ class Shortage:
         limits += " (free_floor_bytes, free_floor_percent)"
         if self.room.quota is not None:
             limits += f", the quota is {self.room.quota} (cache_bytes), {self.room.used} are used"
+        advice = "free some disk, raise the limit or release leases"
+        if self.may_pass and self.is_own:
+            advice = (
+                f"{self.holders.own_bytes} bytes are held by leases of the very processes that ask, "
+                "so that waiting is in vain: hold files no longer than needed (`with ckptd.open(…)`), "
+                "or raise the limit"
+            )
         waited = f" after {waited_s:.0f} s of waiting" if waited_s >= 1 else ""
         return errors.ResourceExhausted(
-            f"there is no room in the cache{waited}: {self}: {limits}; "
-            "free some disk, raise the limit or release leases",
+            f"there is no room in the cache{waited}: {self}: {limits}; {advice}",
             need_bytes=self.need_bytes,
             free_bytes=max(0, self.room.available),
             evictable_bytes=self.evictable_bytes,

@@ -97,6 +97,11 @@ class Leases:
         """Return how many leases there are on *key*."""
         return self._per_key[key]
 
+    def lasts(self, key: str, holder: Process) -> bool:
+        """Whether *holder* has a lease on *key* that ends with it, and not before."""
+        lease = self._leases.get(lease_id(key, holder))
+        return lease is not None and lease.until is None
+
     def kept(self, key: str) -> list[Lease]:
         """Return the leases on *key* of processes that have ended, and asked to keep it longer."""
         found = (lease for lease in self._leases.values() if lease.key == key)

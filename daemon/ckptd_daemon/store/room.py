@@ -22,6 +22,9 @@ from ckptd_daemon.store.evict import Entry, Holders, Room, Shortage, surplus, vi
 
 logger = logging.getLogger(__name__)
 
+Holds = Callable[[str], bool]
+"""Of the key of a blob: whether somebody holds it."""
+
 RECHECK_S = 2.0  # nobody tells when a file is closed, or a disk gets room
 LOOK_S = 0.05  # for so long nobody else is thought to fill a disk that has room to spare
 
@@ -39,6 +42,8 @@ class _Waiter:
     """Somebody in line."""
 
     need_bytes: int
+    holds: Holds
+    """Tells which blobs it holds itself for as long as it waits."""
     passed_bytes: int = 0
     """What was let in before it though it came later."""
 
@@ -61,6 +66,7 @@ class Space:
         self._leases_on = leases_on
         self._config = config
         self._booked: dict[str, int] = {}  # the size that each may grow to
+        self._holds: dict[str, Holds] = {}  # of those who wait for each
         self._line: list[_Waiter] = []
         self._spare = _Spare()
         self._deciding = anyio.Lock()  # one at a time, so that the numbers stay true
@@ -76,20 +82,26 @@ class Space:
 
     @asynccontextmanager
     async def book(
-        self, key: str, size_bytes: int, tell: Callable[[Shortage], object]
+        self,
+        key: str,
+        size_bytes: int,
+        tell: Callable[[Shortage], object],
+        holds: Holds = lambda _: False,
     ) -> AsyncIterator[None]:
         """Hold room for *key* to grow to *size_bytes* inside the block.
 
         Waits its turn while it would fit once others have left, and tells why. Raises
-        `ResourceExhausted` with the numbers, at once if it can never fit.
+        `ResourceExhausted` with the numbers, at once if it can never fit, or only without what
+        those who ask for it hold themselves, which *holds* tells.
         """
-        waiter = _Waiter(size_bytes)
+        waiter = _Waiter(size_bytes, holds)
         self._line.append(waiter)
         await self._let_in(key, waiter, tell)
+        self._holds[key] = holds
         try:
             yield
         finally:
-            del self._booked[key]
+            del self._booked[key], self._holds[key]
             self.poke()
 
     async def grow(self, key: str, size_bytes: int) -> None:
@@ -98,7 +110,7 @@ class Space:
         It goes before those in line: they may be waiting for it to end.
         """
         if size_bytes > self._booked[key]:
-            waiter = _Waiter(size_bytes)
+            waiter = _Waiter(size_bytes, self._holds[key])
             self._line.insert(0, waiter)
             await self._let_in(key, waiter, lambda _: None)
 
@@ -114,7 +126,11 @@ class Space:
                         self._enter(key, waiter)
                         return
                 waited_s = anyio.current_time() - since
-                if not shortage.may_pass or waited_s >= self._config.wait_for_room_s:
+                if (
+                    not shortage.may_pass
+                    or shortage.is_own
+                    or waited_s >= self._config.wait_for_room_s
+                ):
                     raise shortage.error(waited_s)
                 tell(shortage)
                 with anyio.move_on_after(min(RECHECK_S, self._config.wait_for_room_s - waited_s)):
@@ -146,7 +162,7 @@ class Space:
         open_files: set[Path] = set()
         while True:
             survey = await to_thread.run_sync(self._survey)
-            candidates, holders = self._sorted(survey, key, open_files)
+            candidates, holders = self._sorted(survey, key, open_files, waiter.holds)
             evictable = sum(entry.size_bytes for entry in candidates)
             room = self._room(survey, key)
             ahead = self._line.index(waiter)
@@ -197,6 +213,9 @@ class Space:
             return self._leases_on(entry.key) > 0
         return entry.key in self._booked
 
+    def _is_own(self, entry: Entry, holds: Holds) -> bool:
+        return self._is_blob(entry) and holds(entry.key)
+
     def _in_use(self, entries: list[Entry]) -> set[Path]:
         """Return those of *entries* whose file somebody reads without a lease; blocks."""
         blobs = {blob.path.parent: blob.path for blob in self._store}
@@ -204,7 +223,7 @@ class Space:
         return {path for path in found if readers.in_use(blobs[path])}
 
     def _sorted(
-        self, survey: _Survey, key: str, open_files: set[Path]
+        self, survey: _Survey, key: str, open_files: set[Path], holds: Holds
     ) -> tuple[list[Entry], Holders]:
         """Tell what may be evicted for *key*, and who holds the rest."""
         blobs = [Entry(blob.path.parent, blob.size_bytes, blob.used_at) for blob in self._store]
@@ -218,6 +237,7 @@ class Space:
             leases=sum(self._leases_on(entry.key) for entry in held if self._is_blob(entry)),
             open_files=len(open_files),
             fetches=len(others),
+            own_bytes=sum(entry.size_bytes for entry in held if self._is_own(entry, holds)),
         )
         return [entry for entry in entries if entry not in held], holders
 
@@ -259,7 +279,7 @@ class Space:
     async def left(self) -> tuple[int, int]:
         """Return how much the disk has free, and how much of the cache could be evicted."""
         survey = await to_thread.run_sync(self._survey)
-        candidates, _ = self._sorted(survey, "", set())
+        candidates, _ = self._sorted(survey, "", set(), lambda _: False)
         return survey.free_bytes, sum(entry.size_bytes for entry in candidates)
 
 

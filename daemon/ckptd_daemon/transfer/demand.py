@@ -23,6 +23,7 @@ class Demand:
         self._whole = 0  # callers that want the whole object
         self._awaited: list[Callable[[], bool]] = []  # of callers: whether anybody waits for them
         self._stated: list[str | None] = []  # by callers: the SHA-256 that it is to have
+        self._holds: list[Callable[[str], bool]] = []  # of callers: whether they hold a blob
         self._partial: Partial | None = None
         self._moved = anyio.Event()
 
@@ -46,22 +47,34 @@ class Demand:
         return sum(not is_awaited() for is_awaited in self._awaited)
 
     @contextmanager
-    def awaited(self, is_awaited: Callable[[], bool], sha256: str | None = None) -> Iterator[None]:
+    def awaited(
+        self,
+        is_awaited: Callable[[], bool],
+        sha256: str | None = None,
+        holds: Callable[[str], bool] = lambda _key: False,
+    ) -> Iterator[None]:
         """Be a caller inside the block; *is_awaited* tells whether anybody waits for it.
 
-        It may state the *sha256* that the object is to have.
+        It may state the *sha256* that the object is to have. *holds* tells, of the key of a blob,
+        whether the caller keeps that for as long as it waits.
         """
         self._awaited.append(is_awaited)
         self._stated.append(sha256)
+        self._holds.append(holds)
         try:
             yield
         finally:
             self._awaited.remove(is_awaited)
+            self._holds.remove(holds)
             self._stated.remove(sha256)
 
     def is_stated_by_all(self, sha256: str) -> bool:
         """Tell whether no caller has use for an object with another SHA-256."""
         return all(stated == sha256 for stated in self._stated)
+
+    def holds(self, key: str) -> bool:
+        """Tell whether a caller keeps the blob called *key* for as long as it waits."""
+        return any(holds(key) for holds in self._holds)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

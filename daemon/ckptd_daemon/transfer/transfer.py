@@ -65,7 +65,7 @@ class Transfer:
 
     async def _brought(self, obj: Object, sha256: str | None, gauge: Gauge, demand: Demand) -> Blob:
         wanted = sha256 or obj.checksums.sha256
-        async with self._opened(obj, gauge) as partial:
+        async with self._opened(obj, gauge, demand) as partial:
             demand.open(partial)
             try:
                 size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
@@ -87,7 +87,7 @@ class Transfer:
             return await to_thread.run_sync(publish)
 
     @asynccontextmanager
-    async def _opened(self, obj: Object, gauge: Gauge) -> AsyncIterator[Partial]:
+    async def _opened(self, obj: Object, gauge: Gauge, demand: Demand) -> AsyncIterator[Partial]:
         """Open the object's partial, with room on the disk for all of it."""
         key = key_of(obj.id, obj.version)
         header = Header(
@@ -107,7 +107,7 @@ class Transfer:
             gauge.enter(Phase.WAITING, cause, str(shortage))
 
         gauge.enter(Phase.WAITING, Cause.DISK)
-        async with self._space.book(key, obj.size_bytes or 0, wait):
+        async with self._space.book(key, obj.size_bytes or 0, wait, demand.holds):
             try:
                 await self._resume(obj, partial, gauge)
                 yield partial
