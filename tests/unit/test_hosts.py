@@ -280,7 +280,9 @@ async def test_who_is_interrupted_while_it_stands_has_no_seat(waits_for_a_seat: 
         assert first.fill() == 1
 
 
-def test_of_those_who_wait_for_several_hosts_the_smallest_that_somebody_waits_for_is_first() -> None:
+def test_of_those_who_wait_for_several_hosts_the_smallest_that_somebody_waits_for_is_first() -> (
+    None
+):
     hosts = Hosts(start=8, streams_max=1)
     with ExitStack() as stack:
         first = Flight(hosts, stack, ONE)
@@ -291,7 +293,7 @@ def test_of_those_who_wait_for_several_hosts_the_smallest_that_somebody_waits_fo
             Flight(hosts, stack, OTHER, 2),
         )
         for one in (big, ahead, small):
-            one.share.granted = anyio.Event()
+            one.share.waiting.append(anyio.Event())
         for expected in (small, big, ahead):
             [holder] = [one for one in (first, big, ahead, small) if one.share.seats]
             holder.share.give()
