@@ -74,7 +74,7 @@ class Fetcher:
             tasks, linger_s=config.linger_s, failure_s=config.failure_s
         )
         means = Means(config, source, source.brakes)
-        self._pacer = means.pacer
+        self._means = means
         self._versions: Answers[Object] = Answers(
             source.stat, means.brakes, means.hosts, tasks, config
         )
@@ -123,6 +123,7 @@ class Fetcher:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             fetcher = cls(config, tasks, store, snapshots, leases, source)
+            await fetcher._means.load()
             await fetcher._prefetches.resume(config.allow_uids | {os.geteuid()})
             yield fetcher
 
@@ -173,11 +174,11 @@ class Fetcher:
 
     def limits(self) -> Limits:
         """Return the bandwidth limits in force."""
-        return self._pacer.limits
+        return self._means.pacer.limits
 
     def limit(self, limits: Limits) -> None:
         """Keep to other bandwidth limits from now on."""
-        self._pacer.change(limits)
+        self._means.pacer.change(limits)
 
     @contextmanager
     def calling(self, request: Request, holder: Process) -> Iterator[Call]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
@@ -19,6 +19,10 @@ _SPECIAL = tuple(
         "192.88.99.0/24",  # 6to4 relays
     )
 )
+
+
+Info = tuple[Any, Any, int, str, tuple[Any, ...]]
+"""An entry of `getaddrinfo`."""
 
 
 class PrivateAddressError(OSError):
@@ -63,20 +67,28 @@ def any_socket(info: tuple[Any, ...]) -> socket.socket:
     return socket.socket(info[0], info[1], info[2])
 
 
+def resolve(host: str, port: int, *, is_literal: bool = False) -> list[Info]:
+    """Return the addresses of *host*; blocks as long as its resolver likes, or is not asked.
+
+    Raises `gaierror`, also for a name where only what *is_literal* is wanted.
+    """
+    flags = socket.AI_NUMERICHOST if is_literal else 0
+    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))
+
+
 def dial(
-    host: str,
-    port: int,
+    addresses: Iterable[Info],
     timeout_s: float,
     *,
     only_public: bool,
     on_socket: Callable[[socket.socket], object],
 ) -> socket.socket:
-    """Connect to the first address of *host* that answers; blocks up to *timeout_s* for each.
+    """Connect to the first of *addresses* that answers; blocks up to *timeout_s* for each.
 
     *on_socket* gets every socket before it connects, so that it may be shut down meanwhile.
     """
     failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
-    for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for info in addresses:
         try:
             sock = public_socket(info) if only_public else any_socket(info)
         except OSError as error:

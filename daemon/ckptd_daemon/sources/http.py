@@ -29,6 +29,7 @@ from ckptd_daemon.sources.brakes import (
 from ckptd_daemon.sources.checksums import stated
 from ckptd_daemon.sources.listing import SIZE_END
 from ckptd_daemon.sources.proxies import Proxies
+from ckptd_daemon.sources.resolver import Resolver
 from ckptd_daemon.sources.source import (
     ChangedError,
     NoRangesError,
@@ -188,10 +189,11 @@ class HttpSource:
             )
 
         plugged = Unplugged if is_offline else aiohttp.TCPConnector
-        guarded = plugged(ssl=tls, socket_factory=public_socket)
+        resolver = Resolver(connect_s)
+        guarded = plugged(ssl=tls, resolver=resolver, socket_factory=public_socket)
         async with (
             session(guarded) as public,
-            session(plugged(ssl=tls)) as anywhere,
+            session(plugged(ssl=tls, resolver=resolver)) as anywhere,
         ):
             brakes = Brakes()
             own = Way(anywhere, tls, brakes, Proxies(proxy))

@@ -50,6 +50,12 @@ class Climb:
     def __repr__(self) -> str:
         return f"<Climb [{self.level} of {self.ceiling}]>"
 
+    @property
+    def safe(self) -> int:
+        """The last level that was found good: not one that is on trial, or a cure that is."""
+        doubted = self._trial or self._collapse
+        return self.level if doubted is None else doubted[0]
+
     def throttled(self, now: float) -> None:
         """Be refused for having asked too much."""
         if now < self._deaf_until:

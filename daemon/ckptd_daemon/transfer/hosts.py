@@ -11,7 +11,7 @@ limit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
@@ -154,10 +154,12 @@ class Hosts:
     """The streams of the daemon; of the event loop."""
 
     def __init__(self, *, start: int, streams_max: int) -> None:
-        self._start = start
+        self.start = start
+        """The level of a host of which nothing is known."""
         self._streams_max = streams_max
         self._hosts: dict[str, Host] = {}
         self._shares: list[Share] = []  # first come first
+        self._remembered: Mapping[str, int] = {}
 
     def __repr__(self) -> str:
         waiting = sum(bool(share.waiting) for share in self._shares)
@@ -167,6 +169,14 @@ class Hosts:
     def seats(self) -> int:
         """How many streams there are."""
         return sum(share.seats for share in self._shares)
+
+    def remember(self, levels: Mapping[str, int]) -> None:
+        """Begin with *levels* where there are any, learned by an earlier life."""
+        self._remembered = levels
+
+    def learned(self) -> dict[str, int]:
+        """Return the level of each host that is known to be good."""
+        return {name: host.climb.safe for name, host in self._hosts.items()}
 
     @contextmanager
     def share(
@@ -213,7 +223,8 @@ class Hosts:
             )
             if len(self._hosts) >= HOSTS_MAX and (oldest := next(idle, None)) is not None:
                 del self._hosts[oldest]
-            self._hosts[name] = Host(Climb(self._start, self._streams_max))
+            start = self._remembered.get(name, self.start)
+            self._hosts[name] = Host(Climb(start, self._streams_max))
         return self._hosts[name]
 
     def settle(self) -> None:

@@ -105,6 +105,7 @@ class Crew:
         """Interrupt the connections on which something should have come."""
         for stream in self.open:
             if stream.is_silent(time.monotonic()):
+                self.means.edges.blame(stream.address)
                 stream.interrupt()
 
     def interrupt(self) -> None:
@@ -195,14 +196,18 @@ class Lane:
             if (idle := means.idle.take(endpoint, is_public=is_public)) is not None:
                 stream.take_up(idle)
             else:
-                await to_thread.run_sync(
-                    stream.connect, limiter=means.connecting, abandon_on_cancel=True
-                )
+                addresses = await means.edges.of(*stream.next_hop, means.config.connect_s)
+                connect = functools.partial(stream.connect, addresses)
+                await to_thread.run_sync(connect, limiter=means.connecting, abandon_on_cancel=True)
             crew.opened(stream)
             crew.gauge.enter(Phase.DOWNLOADING)
             yield stream
             if (used := stream.release()) is not None:
                 means.idle.put(used, endpoint, is_public=is_public)
+        except TransientError as error:
+            if not (error.is_throttled or stream.is_interrupted):
+                means.edges.blame(stream.address)
+            raise
         finally:
             self._stream = None
             crew.closed(stream)

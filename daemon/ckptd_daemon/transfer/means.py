@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import anyio
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.sources.brakes import Brakes
 from ckptd_daemon.sources.source import Source
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.transfer.abilities import Abilities
+from ckptd_daemon.transfer.edges import Edges
 from ckptd_daemon.transfer.hosts import Hosts
 from ckptd_daemon.transfer.idle import Idle
+from ckptd_daemon.transfer.levels import Levels
 from ckptd_daemon.transfer.pace import Limits, Pacer
 
 BLOCKS_BYTES = 160 << 20  # of all streams together
@@ -37,6 +39,12 @@ class Means:
         self.fetching = CapacityLimiter(streams_max)
         self.connecting = CapacityLimiter(streams_max)
         """An abandoned one keeps its place until it ends."""
+        self.edges = Edges(CapacityLimiter(streams_max))
+        self._levels = Levels(config.state_dir / "hosts.json")
+
+    async def load(self) -> None:
+        """Take over what an earlier life learned of hosts."""
+        self.hosts.remember(await to_thread.run_sync(self._levels.load))
 
     async def keep(self) -> None:
         """Give back what nobody has used for a while; runs for ever, and closes all at its end."""
@@ -44,3 +52,4 @@ class Means:
             tasks.start_soon(self.buffers.keep)
             tasks.start_soon(self.general.keep)
             tasks.start_soon(self.idle.keep)
+            tasks.start_soon(self._levels.keep, self.hosts)

@@ -13,14 +13,14 @@ import re
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from crc32c import crc32c
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.sources.addresses import PrivateAddressError, dial
+from ckptd_daemon.sources.addresses import Info, PrivateAddressError, dial, resolve
 from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
 from ckptd_daemon.sources.http import unwell
 from ckptd_daemon.sources.proxies import tunnel
@@ -72,6 +72,8 @@ class Stream:
         self._interrupted = False
         self._is_idle = False
         self._piece_bytes = PIECE_FIRST_BYTES
+        self.address = ""
+        """Of the other end, as far as is known."""
         self.received_bytes = 0
         self.pause_s: float | None = None
         """How long the last reply asks not to be followed by another request."""
@@ -87,17 +89,33 @@ class Stream:
         due = self._due
         return due is not None and due < now
 
-    def connect(self) -> None:
-        """Connect, and shake hands; blocks for at most `connect_s` per address and step."""
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was ended from our side."""
+        return self._interrupted
+
+    @property
+    def next_hop(self) -> tuple[str, int]:
+        """Host and port to connect to: a proxy's, if there is one."""
+        proxy = self._endpoint.proxy
+        if proxy is not None:
+            return proxy.host, proxy.port
+        return self._connection.host, self._connection.port
+
+    def connect(self, addresses: Sequence[Info] | None = None) -> None:
+        """Connect, and shake hands; blocks for at most `connect_s` per address and step.
+
+        *addresses* are those of `next_hop`, in the order in which to try them.
+        """
         host, port, proxy = self._connection.host, self._connection.port, self._endpoint.proxy
-        to = (host, port) if proxy is None else (proxy.host, proxy.port)
         try:
             sock = dial(
-                *to,
+                resolve(*self.next_hop) if addresses is None else addresses,
                 self._config.connect_s,
                 only_public=self._object.is_public,
                 on_socket=self._adopt,
             )
+            self.address = str(sock.getpeername()[0])
             if isinstance(self._connection, http.client.HTTPSConnection):
                 if proxy is not None:
                     tunnel(sock, host, port, proxy)
@@ -121,6 +139,10 @@ class Stream:
         """Use a connection that another stream made, and left by `release`."""
         self._connection, self._socket = connection, connection.sock
         self._is_idle = True
+        try:
+            self.address = str(self._socket.getpeername()[0])
+        except OSError:
+            self.address = ""  # it ended while it was idle, as will be seen
 
     def release(self) -> http.client.HTTPConnection | None:
         """Part with the connection if another stream may use it."""
