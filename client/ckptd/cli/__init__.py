@@ -21,10 +21,12 @@ _COMMANDS = {
     "pin": "ckptd.cli.checkpoints",
     "prefetch": "ckptd.cli.fetch",
     "rm": "ckptd.cli.checkpoints",
+    "show": "ckptd.cli.verification",
     "serve": "ckptd.cli.node",
     "status": "ckptd.cli.node",
     "stop": "ckptd.cli.node",
     "unpin": "ckptd.cli.checkpoints",
+    "verify": "ckptd.cli.verification",
 }
 """Where each command lives; its module is loaded when it is run, or asked for help."""
 

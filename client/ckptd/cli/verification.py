@@ -1,0 +1,120 @@
+"""`ckptd verify` and `ckptd show`: what one checkpoint is, and whether it is what was saved."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptd.cli import json_option
+from ckptd.cli.report import counted, size
+from ckptd_proto import errors
+
+if TYPE_CHECKING:
+    from ckptd.saving.verification import Findings
+
+_SHOWN = 5  # chunks
+
+
+@click.command()
+@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--repair", is_flag=True, help="Mend what is bad from the copies.")
+@click.option(
+    "--from",
+    "copies",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True),
+    help="Another copy of the same checkpoint, to mend from.",
+)
+@json_option
+def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) -> None:
+    """Read the checkpoint PATH, or all below it, back and compare it with what was saved.
+
+    Names each bad file and exits with 5. No daemon is needed. With --repair, checksums that were
+    lost are made again, and bad chunks come from the copies that --from names.
+    """
+    from ckptd.saving import verification
+    from ckptd.saving.repair import repair as mended_by
+
+    bad = 0
+    for directory in verification.checkpoints_below(path):
+        findings = verification.verify(directory)
+        mended: list[str] = []
+        if repair and not findings.is_sound:
+            mended = mended_by(findings, copies)
+            findings = verification.verify(directory)
+        bad += not findings.is_sound
+        click.echo(json.dumps(_fields(findings, mended)) if as_json else _words(findings, mended))
+    if bad:
+        text = f"{counted(bad, 'checkpoint is', 'checkpoints are')} not what was saved"
+        raise errors.DataLoss(f"{text}; load another step, or mend it with --repair --from COPY")
+
+
+@click.command()
+@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@json_option
+def show(path: Path, as_json: bool) -> None:
+    """Say what the checkpoint PATH is: who made it, its metrics, files and tensors."""
+    from ckptd.saving import verification
+    from ckptd.tensors.images import Images
+    from ckptd.tensors.index import NAME, Index
+
+    manifest = verification.read_manifest(path)
+    if isinstance(manifest, verification.Fault):
+        if not path.is_dir():
+            raise errors.NotFound(f"there is no directory {path.absolute()}; name a checkpoint")
+        raise errors.DataLoss(f"{path / manifest.file} {manifest.what}; load another step")
+    index = Index.decode(Images.open(path).read(NAME), where=str(path / NAME))
+    tensors = {
+        name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "chunks": len(tensor.chunks)}
+        for name, tensor in index.tensors.items()
+    }
+    if as_json:
+        click.echo(json.dumps({**manifest, "tensors": tensors, "objects": sorted(index.objects)}))
+        return
+    when = datetime.fromtimestamp(manifest["committed_at"]).isoformat(" ", "seconds")
+    whole = sum(image["size_bytes"] for image in manifest["images"].values())
+    rows = {
+        "checkpoint": f"{manifest['experiment']}/{manifest['run']} step {manifest['step']}",
+        "committed": f"{when}, by {counted(manifest['world_size'], 'rank')}",
+        "attempt": manifest["attempt"],
+        "metrics": " ".join(f"{name}={value}" for name, value in manifest["metrics"].items()),
+        "size": f"{size(whole)} in {counted(len(manifest['images']), 'file')}",
+        "holds": f"{counted(len(tensors), 'tensor')}, {counted(len(index.objects), 'object')}",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<10}  {value or '-'}")
+    width = max((len(name) for name in tensors), default=0)
+    for name, tensor in tensors.items():
+        click.echo(f"  {name:<{width}}  {tensor['dtype']}  {tensor['shape']}")
+
+
+def _fields(findings: Findings, mended: list[str]) -> dict[str, Any]:
+    return {
+        "path": str(findings.path),
+        "sound": findings.is_sound,
+        "files": findings.files,
+        "size_bytes": findings.size_bytes,
+        "faults": [
+            {"file": fault.file, "what": fault.what, "chunks": list(fault.chunks)}
+            for fault in findings.faults
+        ],
+        "mended": mended,
+    }
+
+
+def _words(findings: Findings, mended: list[str]) -> str:
+    lines = [f"mended   {findings.path / name}" for name in mended]
+    for fault in findings.faults:
+        shown = ", ".join(map(str, fault.chunks[:_SHOWN]))
+        more = f" and {len(fault.chunks) - _SHOWN} more" if len(fault.chunks) > _SHOWN else ""
+        where = f" (chunks {shown}{more})" if fault.chunks else ""
+        lines.append(f"DAMAGED  {findings.path / fault.file} {fault.what}{where}")
+    if findings.is_sound:
+        what = f"{counted(findings.files, 'file')}, {size(findings.size_bytes)}"
+        lines.append(f"sound    {findings.path} ({what})")
+    return "\n".join(lines)

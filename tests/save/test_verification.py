@@ -1,0 +1,216 @@
+"""`ckptd verify` finds whatever is not as it was saved, and mends it from another copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import ckptd
+from ckptd.saving.verification import verify
+from fakes.daemon import Daemon
+from fakes.running import ckptd as run_ckptd
+
+IMAGE = "__0_0.distcp"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root with e/r/step-7: 9 MiB, so three chunks of the image."""
+    root = tmp_path_factory.mktemp("root")
+    with (
+        Daemon(tmp_path_factory.mktemp("d")) as daemon,
+        ckptd.Checkpointer(root, experiment="e", run="r", socket=daemon.socket) as ckpt,
+    ):
+        state = {"x": torch.arange((9 << 20) // 8), "note": "hello"}
+        ckpt.save(state, step=7, metrics={"loss": 0.5}).result(timeout=60)
+    yield root
+
+
+@pytest.fixture
+def step(original: Path, tmp_path: Path) -> Path:
+    """A copy of the step, to damage."""
+    shutil.copytree(original / "e", tmp_path / "e")
+    return tmp_path / "e" / "r" / "step-7"
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    # no daemon, and none may be started
+    return run_ckptd(*map(str, arguments), env=dict(os.environ) | {"CKPTD_AUTOSTART": "0"})
+
+
+def test_what_was_saved_is_sound(step: Path) -> None:
+    done = run("verify", step)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["sound", str(step)])
+
+
+def test_all_below_a_root_are_verified(step: Path) -> None:
+    shutil.copytree(step, step.with_name("step-8"))
+    done = run("verify", step.parents[2], "--json")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(Path(each["path"]).name, each["sound"]) for each in told] == [
+        ("step-7", True),
+        ("step-8", False),  # its manifest is that of step 7
+    ]
+
+
+def damage_image(step: Path) -> None:
+    flip(step / IMAGE, 5 << 20)
+
+
+def damage_metadata(step: Path) -> None:
+    flip(step / ".metadata", 10)
+
+
+def cut_image(step: Path) -> None:
+    os.truncate(step / IMAGE, 4 << 20)
+
+
+def lose_image(step: Path) -> None:
+    (step / IMAGE).unlink()
+
+
+def lose_sums(step: Path) -> None:
+    (step / f"{IMAGE}.sums").unlink()
+
+
+def damage_sums(step: Path) -> None:
+    flip(step / f"{IMAGE}.sums", -3)
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (damage_image, IMAGE),
+    (damage_metadata, ".metadata"),
+    (cut_image, IMAGE),
+    (lose_image, IMAGE),
+    (lose_sums, f"{IMAGE}.sums"),
+    (damage_sums, f"{IMAGE}.sums"),
+]
+
+
+@pytest.mark.parametrize(("damage", "file"), DAMAGES)
+def test_what_is_bad_is_named_and_mended_from_a_copy(
+    step: Path, original: Path, damage: Callable[[Path], None], file: str
+) -> None:
+    damage(step)
+    done = run("verify", step)
+    assert (done.returncode, done.stdout.split()[:2]) == (5, ["DAMAGED", str(step / file)])
+    copy = original / "e" / "r" / "step-7"
+    done = run("verify", step, "--repair", "--from", copy)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["mended", str(step / file)])
+    for path in copy.iterdir():
+        assert (step / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in step.iterdir()} == {path.name for path in copy.iterdir()}
+
+
+@pytest.mark.parametrize("damage", [lose_sums, damage_sums])
+def test_checksums_that_were_lost_are_made_again_from_the_image(
+    step: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(step)
+    assert run("verify", step, "--repair").returncode == 0
+    assert verify(step).is_sound
+
+
+def test_two_damaged_copies_make_a_good_one(step: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "step-7"
+    shutil.copytree(step, other)
+    flip(step / IMAGE, 0)
+    flip(other / IMAGE, 8 << 20)
+    assert run("verify", step, "--repair", "--from", other).returncode == 0
+
+
+def test_what_no_copy_has_stays_as_it_is(step: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "step-7"
+    flip(step / IMAGE, 0)
+    shutil.copytree(step, other)
+    before = (step / IMAGE).read_bytes()
+    done = run("verify", step, "--repair", "--from", other)
+    assert (done.returncode, "--from" in done.stderr) == (5, True)
+    assert (step / IMAGE).read_bytes() == before
+    assert not list(step.glob("*.tmp"))
+
+
+def test_a_copy_of_another_attempt_mends_nothing(
+    step: Path, original: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "step-7"
+    shutil.copytree(original / "e" / "r" / "step-7", other)
+    manifest = other / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"attempt": "', '"attempt": "x'))
+    flip(step / IMAGE, 0)
+    assert run("verify", step, "--repair", "--from", other).returncode == 5
+
+
+def test_a_file_that_another_step_links_is_replaced_and_not_changed(
+    step: Path, original: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    flip(step / IMAGE, 0)
+    os.link(step / IMAGE, linked)
+    before = linked.read_bytes()
+    copy = original / "e" / "r" / "step-7"
+    assert run("verify", step, "--repair", "--from", copy).returncode == 0
+    assert linked.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"", b"{}", b"[]", b'{"format": 1, "step": 7, "images": {"a": {}}}']
+)
+def test_a_damaged_manifest_is_named(step: Path, manifest: bytes) -> None:
+    (step / "manifest.json").write_bytes(manifest)
+    done = run("verify", step)
+    assert (done.returncode, str(step / "manifest.json") in done.stdout) == (5, True)
+
+
+def test_a_lost_manifest_is_named(step: Path) -> None:
+    (step / "manifest.json").unlink()
+    assert run("verify", step).returncode == 5
+
+
+def test_an_index_that_lacks_a_piece_is_incomplete(step: Path) -> None:
+    """Whoever made the manifest vouches for it; it is no checkpoint for all that."""
+    import hashlib
+
+    from crc32c import crc32c
+
+    index = json.loads((step / "index.json").read_bytes())
+    index["tensors"]["x"]["chunks"][0]["sizes"][0] -= 1
+    data = json.dumps(index).encode()
+    (step / "index.json").write_bytes(data)
+    sums = {"format": 1, "size_bytes": len(data), "chunk_bytes": 4 << 20, "crc32c": [crc32c(data)]}
+    (step / "index.json.sums").write_bytes(raw := json.dumps(sums).encode())
+    manifest = json.loads((step / "manifest.json").read_bytes())
+    manifest["images"]["index.json"] = {
+        "size_bytes": len(data),
+        "sums_sha256": hashlib.sha256(raw).hexdigest(),
+    }
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    done = run("verify", step)
+    assert (done.returncode, "pieces of x" in done.stdout) == (5, True)
+
+
+def test_nothing_there_is_not_found(tmp_path: Path) -> None:
+    assert run("verify", tmp_path).returncode == 3
+    assert run("show", tmp_path / "step-1").returncode == 3
+
+
+def test_a_checkpoint_is_shown(step: Path) -> None:
+    done = run("show", step)
+    assert "e/r step 7" in done.stdout
+    assert "loss=0.5" in done.stdout
+    told = json.loads(run("show", step, "--json").stdout)
+    assert told["tensors"] == {"x": {"dtype": "int64", "shape": [(9 << 20) // 8], "chunks": 1}}
+    assert told["objects"] == ["note"]
