@@ -63,6 +63,7 @@ class Disk:
             self._notes,
             self._blobs,
             self._set_aside,
+            self._prefetches,
             self._lease_of_nobody,
         ]
         files = sorted(drawn.choice(kinds)())
@@ -81,6 +82,9 @@ class Disk:
 
     def _partials(self) -> list[Path]:
         return [*self._cache_dir.glob("partials/*/*")]
+
+    def _prefetches(self) -> list[Path]:
+        return [*self._cache_dir.glob("prefetches/*.json")]
 
     def _set_aside(self) -> list[Path]:
         return [*self._cache_dir.glob("quarantine/*/*")]
