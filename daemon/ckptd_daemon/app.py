@@ -62,7 +62,9 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         keeper = await stack.enter_async_context(Keeper.open(config))
         opening = Saver.open(config, descriptors.offer, keeper.committed)
         saver = await stack.enter_async_context(opening)
-        fetcher = await stack.enter_async_context(Fetcher.open(config, sessions))
+        fetcher = await stack.enter_async_context(
+            Fetcher.open(config, sessions, lambda: not saver.is_idle)
+        )
         halves: list[Half] = [saver, fetcher]
         node = NodeService(
             identity,

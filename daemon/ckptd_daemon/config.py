@@ -110,6 +110,9 @@ class Config(BaseSettings):
     """When more than this share of the quota is taken, what nobody uses goes …"""
     quota_low_percent: float = Field(75.0, gt=0, le=100)
     """… until it is no more than this; what fits the quota is never refused for it."""
+    hash_after_s: float = Field(60.0, ge=0)
+    """When nothing was fetched or saved for so long, files that came without a SHA-256 get one; inf:
+    never."""
     wait_for_room_s: float = Field(300.0, ge=0)
     """How long a fetch waits for others to leave the cache, before it fails."""
     streams: int = Field(8, ge=1, le=64)

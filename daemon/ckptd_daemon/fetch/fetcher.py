@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -32,6 +32,7 @@ from ckptd_daemon.sources.http import HttpSource
 from ckptd_daemon.sources.listing import Listing
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import durable
+from ckptd_daemon.store.aliases import Aliases
 from ckptd_daemon.store.blobs import Blob, BlobStore
 from ckptd_daemon.store.leases import Lease, Leases
 from ckptd_daemon.store.room import Space
@@ -61,6 +62,7 @@ class Fetcher:
         snapshots: SnapshotStore,
         leases: Leases,
         source: HttpSource,
+        is_saving: Callable[[], bool],
     ) -> None:
         self._config = config
         self._tasks = tasks  # owns every flight, and every caller's fetch
@@ -98,11 +100,18 @@ class Fetcher:
         )
         wishes = Wishes(config.state_dir / "cache" / "prefetches")
         self._prefetches = Prefetches(tasks, wishes, self.calling)
+        self._aliases = Aliases(store, lambda: self._is_flying or is_saving(), config.hash_after_s)
+        tasks.start_soon(self._aliases.keep)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config, sessions: Sessions) -> AsyncIterator[Self]:
-        """Take stock of the cache and fetch until the block ends; flights then leave partials."""
+    async def open(
+        cls, config: Config, sessions: Sessions, is_saving: Callable[[], bool] = bool
+    ) -> AsyncIterator[Self]:
+        """Take stock of the cache and fetch until the block ends; flights then leave partials.
+
+        *is_saving* tells whether the disk has better to do than what can wait.
+        """
         cache_dir = config.state_dir / "cache"
         store = BlobStore(cache_dir)
         snapshots = SnapshotStore(cache_dir, store)
@@ -122,7 +131,7 @@ class Fetcher:
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            fetcher = cls(config, tasks, store, snapshots, leases, source)
+            fetcher = cls(config, tasks, store, snapshots, leases, source, is_saving)
             await fetcher._means.load()
             await fetcher._prefetches.resume(config.allow_uids | {os.geteuid()})
             yield fetcher
@@ -136,6 +145,10 @@ class Fetcher:
         flights = self._flights, self._directories.flights
         busy = self._calls, self._prefetches, *flights, self._leases
         return not any(map(bool, busy))
+
+    @property
+    def _is_flying(self) -> bool:
+        return any(map(bool, (self._calls, self._flights, self._directories.flights)))
 
     def refuse_new(self) -> None:
         """From now on every new fetch raises `Unavailable`."""
@@ -327,6 +340,7 @@ class Fetcher:
             call.end(handed, failure)
             if not self._calls:
                 self._quiet.set()
+                self._aliases.poke()
 
     async def _handed(self, call: Call) -> Handed:
         request = call.request

@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from io import FileIO
@@ -87,6 +88,7 @@ class BlobStore:
         self._trash_dir = cache_dir / "trash"
         self._blobs: dict[str, Blob] = {}
         self._changing = threading.Lock()  # threads say more of a blob, and no forgotten one
+        self._noting = threading.Lock()  # a note is read and written by one at a time
 
     def __repr__(self) -> str:
         return f"<BlobStore {self._blobs_dir} [{len(self._blobs)} blobs]>"
@@ -304,6 +306,12 @@ class BlobStore:
         verification = Verification.SHA256 if sha256 == stated else blob.verification
         return self._noted(blob, sha256=sha256, verification=verification)
 
+    def note_sha256(self, blob: Blob, sha256: str) -> None:
+        """Write down the SHA-256 that was computed of the blob; that is no use of it."""
+        if (known := self._noted(blob, sha256=sha256)) is not None:
+            with suppress(FileNotFoundError):
+                os.utime(known.path.parent / NOTE, (known.used_at, known.used_at))
+
     def settle_for(self, blob: Blob) -> None:
         """Write down that the blob is not to be fetched again for what somebody states."""
         self._noted(blob, is_second=True)
@@ -314,15 +322,16 @@ class BlobStore:
         One whose note was damaged meanwhile is set aside.
         """
         home = blob.path.parent
-        try:
-            note = _note(home) | learned
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            self.forget(blob.key)
-            self._quarantine(home)
-            return None
-        durable.write_file(home / NOTE, notes.encode(note), mode=0o600)
+        with self._noting:
+            try:
+                note = _note(home) | learned
+            except FileNotFoundError:
+                return None
+            except ValueError:
+                self.forget(blob.key)
+                self._quarantine(home)
+                return None
+            durable.write_file(home / NOTE, notes.encode(note), mode=0o600)
         return self._change(blob.key, **learned)
 
     def _change(self, key: str, **learned: Any) -> Blob | None:

@@ -7,12 +7,14 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 from crc32c import crc32c
 
@@ -23,7 +25,15 @@ from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
+Turn = Callable[[], Awaitable[object]]
 NICE = 19  # yields the processor, and by it the disk, to everybody else
+
+
+class Hash(Protocol):
+    """What `hashlib` computes."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Add *data*."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +53,21 @@ class Scrubber:
         self._store = store
         self._buffers = Buffers(BLOCK_BYTES)
 
-    async def check(self, blob: Blob) -> Finding | None:
+    async def check(
+        self, blob: Blob, digest: Hash | None = None, turn: Turn = anyio.lowlevel.checkpoint
+    ) -> Finding | None:
         """Read *blob* back, and serve it no more if it is damaged; None if it is gone.
 
-        It is read past the page cache: what counts is what the disk has.
+        It is read past the page cache: what counts is what the disk has. *digest* gets its bytes,
+        in order, and *turn* is waited for before each chunk.
         """
         fd = await to_thread.run_sync(_opened, blob.path)
         try:
-            damaged = range(len(blob.crc32c)) if fd is None else await self._damaged(fd, blob)
+            damaged = (
+                range(len(blob.crc32c))
+                if fd is None
+                else await self._damaged(fd, blob, digest, turn)
+            )
             is_here = await to_thread.run_sync(_is_at, blob.path, fd)
         finally:
             if fd is not None:
@@ -65,15 +82,16 @@ class Scrubber:
             quarantine = await to_thread.run_sync(self._store.set_aside, blob.path.parent)
         return Finding(blob, tuple(damaged), quarantine)
 
-    async def _damaged(self, fd: int, blob: Blob) -> Sequence[int]:
+    async def _damaged(self, fd: int, blob: Blob, digest: Hash | None, turn: Turn) -> Sequence[int]:
         """Return which chunks of *blob*, open as *fd*, are not what was published."""
         damaged = []
         async with self._buffers.lend() as buffer:
             with ThreadPoolExecutor(1, initializer=_step_back) as thread:
                 for index, expected in enumerate(blob.crc32c):
+                    await turn()
                     start = index * blob.chunk_bytes
                     end = min(start + blob.chunk_bytes, blob.size_bytes)
-                    read = functools.partial(_read, fd, blob.path, start, end, buffer)
+                    read = functools.partial(_read, fd, blob.path, start, end, buffer, digest)
                     if await to_thread.run_sync(thread.submit(read).result) != expected:
                         damaged.append(index)
         return damaged
@@ -102,7 +120,9 @@ def _is_at(path: Path, fd: int | None) -> bool:
     return fd is not None and os.path.samestat(found, os.fstat(fd))
 
 
-def _read(fd: int, path: Path, start: int, end: int, buffer: memoryview) -> int | None:
+def _read(
+    fd: int, path: Path, start: int, end: int, buffer: memoryview, digest: Hash | None
+) -> int | None:
     """Return the CRC32C of `[start, end)`; None if the disk does not give these bytes."""
     crc = 0
     for at in range(start, end, len(buffer)):
@@ -117,6 +137,8 @@ def _read(fd: int, path: Path, start: int, end: int, buffer: memoryview) -> int 
         if got < want:
             return None
         crc = crc32c(buffer[:want], crc)
+        if digest is not None:
+            digest.update(buffer[:want])
     return crc
 
 
