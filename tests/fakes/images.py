@@ -8,7 +8,6 @@ from typing import Any
 
 from ckptd.tensors import index, metadata, plan, stage
 from ckptd.tensors.local import take
-from ckptd.tensors.plan import image_name
 from ckptd.tensors.values import Encoder
 
 
@@ -18,9 +17,11 @@ def write(directory: Path, *states: Any) -> Path:
     locals_: Sequence[Any] = [take(state, Encoder()) for state in states]
     agreed = plan.agree([local.plan for local in locals_])
     for rank, local in enumerate(locals_):
-        image = memoryview(bytearray(agreed.image_bytes[rank]))
-        stage.fill(image, agreed.of_rank(rank), local.sources)
-        (directory / image_name(rank)).write_bytes(image)
+        for name, size_bytes in agreed.images[rank].items():
+            image = memoryview(bytearray(size_bytes))
+            mine = (placed for placed in agreed.of_rank(rank) if placed.file == name)
+            stage.fill(image, mine, local.sources)
+            (directory / name).write_bytes(image)
     (directory / metadata.NAME).write_bytes(metadata.encode(agreed))
     (directory / index.NAME).write_bytes(index.encode(agreed))
     return directory

@@ -149,7 +149,7 @@ def test_inference_tensors_are_filled_in_inference_mode(tmp_path: Path) -> None:
     saved = {"w": torch.arange(3.0)}
     taken = local.take(saved, Encoder())
     agreed = plan.agree([taken.plan])
-    image = bytearray(agreed.image_bytes[0])
+    image = bytearray(agreed.images[0][plan.image_name(0)])
     stage.fill(memoryview(image), agreed.placed, taken.sources)
     held = committed(tmp_path, plan.image_name(0), bytes(image))
     with torch.inference_mode():

@@ -29,7 +29,9 @@ def tensor(
     offsets = (0,) * len(shape) if offsets is None else offsets
     payload_bytes = 4 * math.prod(sizes)
     return Entry(
-        name, "float32", shape, offsets, sizes, PREFIX_BYTES, payload_bytes, balanced, content
+        *(name, "float32", shape, offsets, sizes, PREFIX_BYTES, payload_bytes),
+        balanced=balanced,
+        content=content,
     )
 
 
@@ -63,19 +65,29 @@ def test_shards_that_cover_a_tensor_are_each_written_once(
     assert len(agreed.placed) >= 1
 
 
-@given(st.lists(st.integers(0, 3 << 20), min_size=1, max_size=30), st.integers(1, 4))
-def test_pieces_of_an_image_are_aligned_and_do_not_overlap(sizes: list[int], world: int) -> None:
-    entries = [tensor(f"t{i}", (size // 4,), balanced=True) for i, size in enumerate(sizes)]
+@given(
+    st.lists(st.integers(0, 3 << 20), min_size=1, max_size=30),
+    st.integers(1, 4),
+    st.integers(1, 7),
+)
+def test_pieces_of_an_image_are_aligned_and_do_not_overlap(
+    sizes: list[int], world: int, every: int
+) -> None:
+    entries = [
+        replace(tensor(f"t{i}", (size // 4,), balanced=True), still=i % every == 0)
+        for i, size in enumerate(sizes)
+    ]
     agreed = plan.agree([local(*entries)] * world)
     assert sorted(placed.entry.name for placed in agreed.placed) == sorted(e.name for e in entries)
     for rank in range(world):
-        end = 0
+        ends: dict[str, int] = {}
         for placed in agreed.of_rank(rank):
-            assert placed.start >= end
+            assert placed.file == f"__{rank}_{int(placed.entry.still)}.distcp"
+            assert placed.start >= ends.get(placed.file, 0)
             big = placed.entry.payload_bytes >= 1 << 20
             assert placed.payload_start % (4096 if big else 64) == 0
-            end = placed.end
-        assert agreed.image_bytes[rank] == end
+            ends[placed.file] = placed.end
+        assert agreed.images[rank] == ends
 
 
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=40), st.integers(2, 5))
@@ -87,6 +99,14 @@ def test_replicated_parameters_are_spread_evenly_by_bytes(sizes: list[int], worl
     ]
     largest = max(entry.payload_bytes for entry in entries)
     assert max(loads) - min(loads) <= largest + PREFIX_BYTES * len(sizes)
+
+
+def test_what_is_still_and_what_changes_are_each_spread_evenly() -> None:
+    entries = [replace(tensor(f"t{i}", (1000,), balanced=True), still=i < 4) for i in range(8)]
+    agreed = plan.agree([local(*entries)] * 2)
+    for rank in range(2):
+        mine = [placed.entry.still for placed in agreed.of_rank(rank)]
+        assert mine == [False, False, True, True]
 
 
 def test_buffers_and_objects_held_by_several_ranks_come_from_the_lowest() -> None:

@@ -14,12 +14,17 @@ from typing_extensions import TypeIs
 from ckptd.tensors import framing
 from ckptd.tensors.local import Local, Source, check_plain
 from ckptd.tensors.plan import Entry, LocalPlan
+from ckptd.tensors.state import storage_of
 from ckptd.tensors.tree import LEAF, LIST, Node, Path
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
 _BALANCED_MIN_BYTES = 64 << 10
 """Smaller replicas may be buffers that each rank has otherwise: all are the lowest rank's."""
+
+
+Frozen = frozenset[int]
+"""The storages of tensors that are not expected to change."""
 
 
 def is_plain(planner: SavePlanner) -> bool:
@@ -31,7 +36,13 @@ def is_plain(planner: SavePlanner) -> bool:
     )
 
 
-def take(items: Iterable[WriteItem], paths: object, planner: SavePlanner, known: Encoder) -> Local:
+def take(
+    items: Iterable[WriteItem],
+    paths: object,
+    planner: SavePlanner,
+    frozen: Frozen,
+    known: Encoder,
+) -> Local:
     """Return what this rank holds of *items*; *paths* are where torch says they belong.
 
     Raises `InvalidArgument`, naming the key, for what could not be given back.
@@ -41,7 +52,9 @@ def take(items: Iterable[WriteItem], paths: object, planner: SavePlanner, known:
     for item in items:
         name = item.index.fqn
         is_object = item.type == WriteItemType.BYTE_IO
-        entry, source = _object(item, planner, known) if is_object else _tensor(item, planner)
+        entry, source = (
+            _object(item, planner, known) if is_object else _tensor(item, planner, frozen)
+        )
         if (name, entry.offsets) in sources:
             raise errors.InvalidArgument(f"{name!r} is there twice on this rank: rename one")
         entries.append(entry)
@@ -49,12 +62,12 @@ def take(items: Iterable[WriteItem], paths: object, planner: SavePlanner, known:
     return Local(LocalPlan(tuple(entries), _nodes(entries, paths)), sources)
 
 
-def of_state(state: Mapping[str, Any], known: Encoder) -> Local:
+def of_state(state: Mapping[str, Any], frozen: Frozen, known: Encoder) -> Local:
     """Return what this rank holds of *state*, named as torch's own planner names it."""
     planner = DefaultSavePlanner()
     planner.set_up_planner(dict(state), None, False)
     plan: SavePlan = planner.create_local_plan()
-    return take(plan.items, plan.planner_data, planner, known)
+    return take(plan.items, plan.planner_data, planner, frozen, known)
 
 
 def _object(item: WriteItem, planner: SavePlanner, known: Encoder) -> tuple[Entry, bytes]:
@@ -71,7 +84,7 @@ def _object(item: WriteItem, planner: SavePlanner, known: Encoder) -> tuple[Entr
     return Entry(name, "", (), (), (), 0, len(data)), data
 
 
-def _tensor(item: WriteItem, planner: SavePlanner) -> tuple[Entry, torch.Tensor]:
+def _tensor(item: WriteItem, planner: SavePlanner, frozen: Frozen) -> tuple[Entry, torch.Tensor]:
     name, described = item.index.fqn, item.tensor_data
     tensor = planner.resolve_data(item)
     if described is None or not isinstance(tensor, torch.Tensor):
@@ -93,6 +106,7 @@ def _tensor(item: WriteItem, planner: SavePlanner) -> tuple[Entry, torch.Tensor]
         len(framing.prefix(tensor.dtype, sizes)),
         payload_bytes,
         balanced=is_shard or payload_bytes >= _BALANCED_MIN_BYTES,
+        still=storage_of(tensor) in frozen,
     )
     return entry, tensor.detach()
 

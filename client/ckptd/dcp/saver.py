@@ -124,13 +124,13 @@ def async_save(
 
 def _taking(state: dict[str, Any], planner: SavePlanner | None, writer: StorageWriter) -> Take:
     if planner is None:
-        return partial(items.of_state, state)
+        return partial(items.of_state, state, writer.frozen)
 
     def take(known: Encoder) -> Local:
         planner.set_up_planner(state, writer.storage_meta(), is_coordinator=False)
         plan = planner.create_local_plan()
         if not plan.usable:  # torch has it cached: then the whole of it is the planner's
             plan = planner.plan  # type: ignore[attr-defined]  # as torch's own planners have
-        return items.take(plan.items, plan.planner_data, planner, known)
+        return items.take(plan.items, plan.planner_data, planner, writer.frozen, known)
 
     return take

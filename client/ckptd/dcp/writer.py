@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -23,6 +24,7 @@ from ckptd.saving.planning import Take
 from ckptd.saving.save import Save
 from ckptd.tensors.local import Local
 from ckptd.tensors.plan import GlobalPlan
+from ckptd.tensors.state import storage_of
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
@@ -44,6 +46,7 @@ class StorageWriter(AnyWriter, AsyncStager):
         *,
         overwrite: bool = False,
         metrics: Mapping[str, float] | None = None,
+        frozen: Iterable[torch.Tensor] = (),
         process_group: dist.ProcessGroup | None = None,
         socket: Path | None = None,
     ) -> None:
@@ -54,6 +57,8 @@ class StorageWriter(AnyWriter, AsyncStager):
                 what `checkpoint_id` of `dcp.save` says.
             overwrite: Replace a checkpoint that is there, in one step.
             metrics: Numbers to find it by.
+            frozen: Parameters that are not trained: they get files of their
+                own, which later checkpoints of the run share on the disk while nothing changes.
             process_group: Of `dcp.async_save`, if it is given one; `dcp.save` needs none here.
             socket: The daemon's; by default the usual one, started if none runs.
 
@@ -64,6 +69,8 @@ class StorageWriter(AnyWriter, AsyncStager):
         self._target = None if path is None else Target.of(path)
         self._on_existing = "replace" if overwrite else "error"
         self._metrics = metrics
+        self.frozen = frozenset(map(storage_of, frozen))
+        """The storages of what is not expected to change."""
         self._group = process_group
         self._socket = socket
         self._planned: SavePlan | None = None
@@ -110,7 +117,7 @@ class StorageWriter(AnyWriter, AsyncStager):
             if is_busy:  # said here, where every rank hears of it
                 text = "an earlier async_save of this StorageWriter is not done: make one per save"
                 raise errors.FailedPrecondition(text)
-            return items.of_state(state_dict, known)
+            return items.of_state(state_dict, self.frozen, known)
 
         self._save, _ = self.begin(take, runs.ranks_of(self._group))
         self._is_staged = True
@@ -154,7 +161,7 @@ class StorageWriter(AnyWriter, AsyncStager):
                 raise errors.InvalidArgument(text)
         else:
             whole = self._planned if items.is_plain(planner) and self._planned else plan
-            take = partial(items.take, whole.items, whole.planner_data, planner)
+            take = partial(items.take, whole.items, whole.planner_data, planner, self.frozen)
             self._save, _ = self.begin(take, plan.storage_data)
         done: Future[list[WriteResult]] = Future()
         done.set_result([])

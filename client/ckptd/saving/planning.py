@@ -11,7 +11,7 @@ from typing import Any
 from ckptd.saving.exchange import Exchange, settle
 from ckptd.tensors import index, metadata, plan
 from ckptd.tensors.local import Local
-from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed, image_name
+from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
@@ -37,15 +37,14 @@ class Agreed:
 
     def images(self, rank: int) -> dict[str, int]:
         """Return the sizes of the images that *rank* writes, by name."""
-        size_bytes = self.plan.image_bytes[rank]
-        images = {image_name(rank): size_bytes} if size_bytes else {}
+        images = dict(self.plan.images[rank])
         if rank == 0:
             images |= {name: len(document) for name, document in self.documents.items()}
         return images
 
     def all_images(self) -> dict[str, int]:
         """Return the sizes of all images of the checkpoint, as rank 0 knows them."""
-        world = range(len(self.plan.image_bytes))
+        world = range(len(self.plan.images))
         return {name: size for rank in world for name, size in self.images(rank).items()}
 
 

@@ -102,7 +102,8 @@ class Stager:
             if (document := agreed.documents.get(name)) is not None:
                 image[:] = document
             else:
-                stage.fill(image, agreed.mine, local.sources)
+                mine = (placed for placed in agreed.mine if placed.file == name)
+                stage.fill(image, mine, local.sources)
         seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
         if rank == 0:
             seal.plan.extend(_images(agreed.all_images()))

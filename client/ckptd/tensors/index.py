@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ckptd.tensors.boxes import Box
-from ckptd.tensors.plan import GlobalPlan, image_name
+from ckptd.tensors.plan import GlobalPlan
 from ckptd.tensors.tree import Node, Tree
 from ckptd_proto import errors
 
@@ -71,7 +71,7 @@ def encode(plan: GlobalPlan) -> bytes:
     for placed in plan.placed:
         entry = placed.entry
         where = {
-            "file": image_name(placed.rank),
+            "file": placed.file,
             "offset": placed.payload_start,
             "length": entry.payload_bytes,
         }

@@ -90,6 +90,7 @@ def _tensor_entries(name: str, leaf: Leaf) -> list[tuple[Entry, Source]]:
             len(framing.prefix(tensor.dtype, sizes)),
             payload_bytes,
             balanced=leaf.balanced,
+            still=leaf.still,
             content="" if isinstance(tensor, DTensor) else _content(leaf, piece, payload_bytes),
         )
         made.append((entry, piece.detach()))

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ckptd.tensors.framing import dtype_of
-from ckptd.tensors.plan import Entry, GlobalPlan, image_name
+from ckptd.tensors.plan import Entry, GlobalPlan
 from ckptd.tensors.tree import LEAF, Node
 
 NAME = ".metadata"
@@ -35,7 +35,7 @@ def of_plan(plan: GlobalPlan) -> Metadata:
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for placed in plan.placed:
         entry = placed.entry
-        where = _StorageInfo(image_name(placed.rank), placed.start, placed.end - placed.start)
+        where = _StorageInfo(placed.file, placed.start, placed.end - placed.start)
         if entry.is_object:
             described[entry.name] = BytesStorageMetadata()
             storage[MetadataIndex(entry.name)] = where

@@ -37,6 +37,8 @@ class Entry:
     payload_bytes: int
     balanced: bool = False
     """Any rank that holds it may write it; otherwise the lowest does."""
+    still: bool = False
+    """It is not expected to change: such pieces have a file of their own."""
     content: str = field(default="", compare=False)
     """Hash of what must not differ between ranks; empty if it may."""
 
@@ -80,7 +82,7 @@ class LocalPlan:
         entries = [
             [
                 *(entry.name, entry.dtype, entry.shape, entry.offsets, entry.sizes),
-                *(entry.prefix_bytes, entry.payload_bytes, entry.balanced),
+                *(entry.prefix_bytes, entry.payload_bytes, entry.balanced, entry.still),
                 entry.content if with_content else bool(entry.content),
             ]
             for entry in self.entries
@@ -99,6 +101,11 @@ class Placed:
     """Where its prefix begins."""
 
     @property
+    def file(self) -> str:
+        """The image that holds it."""
+        return image_name(self.rank, still=self.entry.still)
+
+    @property
     def payload_start(self) -> int:
         """Where its elements begin."""
         return self.start + self.entry.prefix_bytes
@@ -115,20 +122,20 @@ class GlobalPlan:
 
     placed: tuple[Placed, ...]
     nodes: tuple[Node, ...]
-    image_bytes: tuple[int, ...]
-    """Per rank; 0: the rank writes nothing."""
+    images: tuple[Mapping[str, int], ...]
+    """Per rank: the sizes of what it writes, by name; empty if it writes nothing."""
     shared: Mapping[tuple[int, ...], tuple[str, ...]]
     """By ranks that hold them: names whose contents must agree."""
     hash: str
 
     def of_rank(self, rank: int) -> list[Placed]:
-        """Return what *rank* writes, in the order of its image."""
+        """Return what *rank* writes, in the order of its images."""
         return [placed for placed in self.placed if placed.rank == rank]
 
 
-def image_name(rank: int) -> str:
-    """Return the file that holds what *rank* writes."""
-    return f"__{rank}_0.distcp"
+def image_name(rank: int, *, still: bool = False) -> str:
+    """Return the file that holds what *rank* writes, or what of it is not expected to change."""
+    return f"__{rank}_{int(still)}.distcp"
 
 
 def agree(plans: Sequence[LocalPlan], *, is_kept: bool = True) -> GlobalPlan:
@@ -147,11 +154,11 @@ def agree(plans: Sequence[LocalPlan], *, is_kept: bool = True) -> GlobalPlan:
             _check_contents(name, held)
         _check_coverage(name, [entry for _, entry in held])
     owned = _owned(holders, len(plans))
-    placed, image_bytes = _laid_out(owned)
+    placed, images = _laid_out(owned)
     nodes = _merged(plans)
     shared = _shared(holders)
     digest = hashlib.sha256("".join(plan.hash() for plan in plans).encode()).hexdigest()
-    return GlobalPlan(placed, nodes, image_bytes, shared, digest)
+    return GlobalPlan(placed, nodes, images, shared, digest)
 
 
 def _check_alike(name: str, held: Sequence[tuple[int, Entry]]) -> None:
@@ -205,9 +212,12 @@ def _check_coverage(name: str, entries: Iterable[Entry]) -> None:
 
 
 def _owned(holders: Mapping[str, list[tuple[int, Entry]]], world: int) -> list[list[Entry]]:
-    """Give each chunk to one rank: replicas to the one with the least to write."""
+    """Give each chunk to one rank: replicas to the one with the least to write.
+
+    What is still counts apart: it is written once, and everything else by every save.
+    """
     owned: list[list[Entry]] = [[] for _ in range(world)]
-    load = [0] * world
+    loads = {is_still: [0] * world for is_still in (False, True)}
     free: list[tuple[Entry, list[int]]] = []
     for held in holders.values():
         copies: dict[Any, tuple[Entry, list[int]]] = {}
@@ -220,9 +230,10 @@ def _owned(holders: Mapping[str, list[tuple[int, Entry]]], world: int) -> list[l
                 free.append((entry, ranks))
             else:
                 owned[ranks[0]].append(entry)
-                load[ranks[0]] += entry.payload_bytes
+                loads[entry.still][ranks[0]] += entry.payload_bytes
     for entry, ranks in sorted(free, key=lambda pair: -pair[0].payload_bytes):  # stable
-        rank = min(ranks, key=lambda rank: (load[rank], rank))
+        load = loads[entry.still]
+        rank = min((load[rank], rank) for rank in ranks)[1]
         owned[rank].append(entry)
         load[rank] += entry.payload_bytes + entry.prefix_bytes
     return owned
@@ -233,18 +244,21 @@ def _has_bytes(entry: Entry) -> bool:
     return entry.is_object or math.prod(entry.shape) == 0 or entry.payload_bytes > 0
 
 
-def _laid_out(owned: Sequence[Sequence[Entry]]) -> tuple[tuple[Placed, ...], tuple[int, ...]]:
+def _laid_out(
+    owned: Sequence[Sequence[Entry]],
+) -> tuple[tuple[Placed, ...], tuple[Mapping[str, int], ...]]:
     placed: list[Placed] = []
-    lengths: list[int] = []
+    images: list[Mapping[str, int]] = []
     for rank, entries in enumerate(owned):
-        end = 0
-        for entry in entries:
+        ends: dict[str, int] = {}
+        for entry in sorted(entries, key=lambda entry: entry.still):  # stable
+            end = ends.get(image_name(rank, still=entry.still), 0)
             align = _BIG_ALIGN_BYTES if entry.payload_bytes >= _BIG_BYTES else _ALIGN_BYTES
             payload_start = -(-(end + entry.prefix_bytes) // align) * align
             placed.append(Placed(entry, rank, payload_start - entry.prefix_bytes))
-            end = placed[-1].end
-        lengths.append(end)
-    return tuple(placed), tuple(lengths)
+            ends[placed[-1].file] = placed[-1].end
+        images.append(ends)
+    return tuple(placed), tuple(images)
 
 
 def _merged(plans: Sequence[LocalPlan]) -> tuple[Node, ...]:

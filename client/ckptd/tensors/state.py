@@ -22,6 +22,8 @@ class Leaf:
     value: Any
     balanced: bool = False
     """All copies are equal by construction: any rank may write it, and a sample is compared."""
+    still: bool = False
+    """It is not expected to change from save to save."""
     compared: bool = True
     """Copies that differ are a mistake of the caller, and are compared whole."""
 
@@ -104,12 +106,14 @@ class _Walk:
     def _visit_module(self, path: Path, module: nn.Module) -> None:
         state = module.state_dict()
         names = ModuleNames.of(module, state).by_key
-        parameters = {_storage(param) for param in module.parameters()}
+        parameters = {storage_of(param): not param.requires_grad for param in module.parameters()}
 
         def role(value: Any) -> Leaf:
             if not isinstance(value, torch.Tensor):
                 return Leaf(value)
-            return Leaf(value, balanced=_storage(value) in parameters, compared=False)
+            storage = storage_of(value)
+            is_still = parameters.get(storage, False)
+            return Leaf(value, balanced=storage in parameters, still=is_still, compared=False)
 
         self._visit_mapping(path, {names[key]: value for key, value in state.items()}, role)
 
@@ -139,7 +143,7 @@ def _role_of_optimizer(value: Any) -> Leaf:
     return Leaf(value, balanced=is_tensor, compared=not is_tensor)
 
 
-def _storage(tensor: torch.Tensor) -> int:
+def storage_of(tensor: torch.Tensor) -> int:
     """Return what tells the memory of *tensor* from other tensors'."""
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return int(local.untyped_storage()._cdata)

@@ -15,6 +15,7 @@ from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
 from ckptd_daemon.save.persist import Staged, persist
 from ckptd_daemon.save.places import Place, check_same_root
 from ckptd_daemon.save.tracks import Track, Tracks
+from ckptd_daemon.save.unchanged import earlier_step
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,14 @@ class Finisher:
             track.done_bytes += size_bytes
 
         await to_thread.run_sync(_make_way, attempt)
+        earlier = await to_thread.run_sync(earlier_step, attempt.job.place, attempt.step)
         receipts = await persist(
             commit.directory_of(attempt),
             images,
             attempt.plan_hash,
             threads=self._threads,
             on_written=written,
+            earlier=earlier,
         )
         track.become(attempt.to(State.LOCAL))
         # a directory is its own place: what is on this disk is where checkpoints live

@@ -17,6 +17,7 @@ import anyio
 import crc32c
 from anyio import to_thread
 
+from ckptd_daemon.save import unchanged
 from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.headers import padded
 from ckptd_daemon.save.places import SUMS
@@ -68,20 +69,53 @@ async def persist(
     *,
     threads: anyio.CapacityLimiter,
     on_written: Callable[[int], None],
+    earlier: Path | None = None,
 ) -> list[Receipt]:
     """Write *images* into *directory*, made anew, each synced and with its checksums beside it.
 
+    What the committed step *earlier* has, byte for byte, is linked instead.
     *on_written* hears, in a writer's thread, of each block's bytes. Cancelled, it ends after the
     blocks in hand. Raises what the disk said, typed.
     """
-    files = await to_thread.run_sync(_begin, directory, images, limiter=threads)
+    await to_thread.run_sync(_make, directory, limiter=threads)
+    linked = await _link(directory, images, earlier, plan_hash, threads) if earlier else {}
+    for image in linked:
+        on_written(image.size_bytes)
+    rest = [staged for staged in images if staged.image not in linked]
+    files = await to_thread.run_sync(_begin, directory, rest, limiter=threads)
     work = _Work(iter([(file, at) for file in files for at in _starts(file)]), on_written)
     try:
         await _write(work, threads)
-        return await to_thread.run_sync(_finish, directory, files, plan_hash, limiter=threads)
+        receipts = await to_thread.run_sync(_finish, directory, files, plan_hash, limiter=threads)
+        return [*linked.values(), *receipts]
     finally:
         for file in files:
             os.close(file.fd)
+
+
+async def _link(
+    directory: Path,
+    images: Sequence[Staged],
+    earlier: Path,
+    plan_hash: str,
+    threads: anyio.CapacityLimiter,
+) -> dict[Image, Receipt]:
+    """Return the receipts of what could be linked: of several ranks side by side."""
+    receipts: dict[Image, Receipt] = {}
+
+    def link(staged: Staged) -> None:
+        image = staged.image
+        crcs = unchanged.link(image, staged.fd, staged.offset, earlier, directory)
+        if crcs is not None:
+            receipts[image] = _sum(directory / image.name, image, crcs, plan_hash)
+
+    try:
+        async with anyio.create_task_group() as links:
+            for staged in images:
+                links.start_soon(partial(to_thread.run_sync, limiter=threads), link, staged)
+    except ExceptionGroup as group:
+        raise _first(group) from group
+    return receipts
 
 
 async def _write(work: _Work, threads: anyio.CapacityLimiter) -> None:
@@ -116,14 +150,17 @@ def _starts(file: _File) -> range:
     return range(0, file.staged.image.size_bytes, BLOCK_BYTES)
 
 
+def _make(directory: Path) -> None:
+    durable.make_dirs(directory.parent)
+    with durable.explained(directory):
+        directory.mkdir()
+
+
 def _begin(directory: Path, images: Sequence[Staged]) -> list[_File]:
     need = sum(staged.image.size_bytes for staged in images)
-    durable.make_dirs(directory.parent)
     if (free := durable.free_bytes(directory.parent)) < need:
         text = f"the checkpoint takes {need} bytes and {directory.parent.parent} has {free} free"
         raise errors.ResourceExhausted(f"{text}; free some space", need_bytes=need, free_bytes=free)
-    with durable.explained(directory):
-        directory.mkdir()
     files: list[_File] = []
     try:
         for staged in images:
@@ -181,12 +218,17 @@ def _seal(file: _File, plan_hash: str) -> Receipt:
     with durable.explained(file.path):
         os.ftruncate(file.fd, image.size_bytes)
     durable.sync_file(file.fd)
+    return _sum(file.path, image, file.crcs, plan_hash)
+
+
+def _sum(path: Path, image: Image, crcs: list[int], plan_hash: str) -> Receipt:
+    """Write the checksums of the image at *path* beside it."""
     record = {
         "format": _FORMAT,
         "size_bytes": image.size_bytes,
         "chunk_bytes": CHUNK_BYTES,
-        "crc32c": file.crcs,
+        "crc32c": crcs,
     }
     sums = json.dumps(record).encode()
-    durable.write_new(file.path.with_name(file.path.name + SUMS), sums)
-    return Receipt(image, plan_hash, hashlib.sha256(sums).hexdigest(), len(file.crcs))
+    durable.write_new(path.with_name(path.name + SUMS), sums)
+    return Receipt(image, plan_hash, hashlib.sha256(sums).hexdigest(), len(crcs))

@@ -151,6 +151,12 @@ def _write_new(path: Path, data: bytes, mode: int, *, survives: bool = True) -> 
         os.close(fd)
 
 
+def link(src: Path, dst: Path) -> None:
+    """Give the file *src* the name *dst* as well, in a directory that is synced later."""
+    with explained(dst):
+        os.link(src, dst, follow_symlinks=False)
+
+
 def rename(src: Path, dst: Path) -> None:
     """Give *src* the name *dst* in the same directory, which the caller syncs later."""
     with explained(dst):
@@ -224,6 +230,27 @@ def _set_direct(fd: int, *, on: bool) -> bool:
             return False
         raise
     return True
+
+
+def pread_all(fd: int, target: memoryview, offset: int) -> int:
+    """Fill *target* from *offset* as far as the file goes, past the cache if *fd* is direct.
+
+    Returns how far.
+    """
+    done = 0
+    while done < len(target):
+        try:
+            count = os.preadv(fd, [target[done:]], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+                with explained(_path_of(fd)):
+                    raise
+            _set_direct(fd, on=False)
+            continue
+        if count == 0:
+            break
+        done += count
+    return done
 
 
 def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
