@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -159,10 +160,62 @@ def check_model(kind: Any) -> None:
     states.check_same({n: v["exp_avg"] for n, v in moments.items()}, kept_moments)
 
 
+def check_balance() -> None:
+    """Replicas are written once, half of the bytes by each half of the ranks."""
+    torch.manual_seed(3)
+    state = {f"w{number}": torch.randn(100, 200) for number in range(4)}
+    path = run.with_name(f"{run.name}-balance") / "step-0"
+    dcp.save(state, storage_writer=ckptd.dcp.StorageWriter(path))
+    sizes = [each.stat().st_size for each in path.glob("*.distcp")]
+    assert len(sizes) == world
+    assert max(sizes) < 4 * 80_000 / world + 2000, sizes
+
+
+def check_refusal() -> None:
+    """What one rank cannot save, none does, and every rank is told whose it is."""
+    state = {f"of.{rank}": print if rank == 1 else 1}
+    path = run / "step-100"
+    for save in (
+        lambda: dcp.save(state, storage_writer=ckptd.dcp.StorageWriter(path)),
+        lambda: ckptd.dcp.async_save(state, checkpoint_id=path),
+    ):
+        try:
+            save()
+        except (CheckpointException, ckptd.errors.InvalidArgument) as error:
+            assert "of.1" in str(error), error
+        else:
+            raise AssertionError("it was saved")
+    assert not path.exists()
+
+
+def check_groups() -> None:
+    """Some of the ranks, or each for itself, save what is theirs."""
+    alone = run.with_name(f"{run.name}-of-{rank}")
+    dcp.save({"w": rank}, storage_writer=ckptd.dcp.StorageWriter(alone / "step-0"), no_dist=True)
+    ckptd.dcp.async_save({"w": rank}, checkpoint_id=alone / "step-1", no_dist=True).result(60)
+    last = [world - 2, world - 1]
+    group = dist.new_group(last)
+    if rank in last:
+        some = run.with_name(f"{run.name}-some")
+        state = {"all": torch.arange(5.0), f"of.{rank}": rank}
+        writer = ckptd.dcp.StorageWriter(some / "step-0")
+        dcp.save(state, storage_writer=writer, process_group=group)
+        pending = ckptd.dcp.async_save(state, checkpoint_id=some / "step-1", process_group=group)
+        assert set(pending.result(60).state_dict_metadata) == {"all", *(f"of.{r}" for r in last)}
+        found = {"all": torch.zeros(5), f"of.{rank}": None}
+        reader = ckptd.dcp.StorageReader(some / "step-0")
+        dcp.load(found, storage_reader=reader, process_group=group)
+        assert found[f"of.{rank}"] == rank
+    dist.barrier()
+
+
 if before is not None:
     check_loads(before / "step-1", has_own=False)
     check_loads(before / "step-2", has_own=False)
 check_saves()
+check_balance()
+check_refusal()
+check_groups()
 for kind in (data_parallel, fully_sharded, hybrid_sharded, tensor_parallel, two_dimensional):
     check_model(kind)
 dist.barrier()
