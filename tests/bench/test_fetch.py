@@ -66,7 +66,8 @@ def test_a_limited_connection_is_counted_as_a_stream(here: Stage) -> None:
         assert row.problem == ""
         assert row.median("streams") > 0
         assert row.median("stream_share") > 0
-    assert len(outcome.verdicts) == 2
+    assert [row.name for row in outcome.rows][-2:] == ["ckptd, 4 streams", "ckptd, 8 streams"]
+    assert len(outcome.verdicts) == 4
 
 
 def test_small_files_all_arrive(here: Stage) -> None:

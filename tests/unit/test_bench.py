@@ -91,6 +91,13 @@ def test_limited_connections_are_used_up_unless_the_cores_are(
     assert targets.limited(ours).is_met is is_met
 
 
+@pytest.mark.parametrize(("share", "is_met"), [(0.96, True), (0.9, False)])
+def test_streams_that_are_fixed_have_no_excuse(share: float, is_met: bool) -> None:
+    verdict = targets.fixed(4, share)
+    assert verdict.is_met is is_met
+    assert "4 streams" in verdict.text
+
+
 def test_a_connection_counts_as_a_stream_while_it_waits_between_its_requests() -> None:
     requests = [
         Request("1", 1.0, 1.0, 5),

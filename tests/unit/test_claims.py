@@ -170,3 +170,15 @@ def test_a_racer_and_what_it_races_never_both_write() -> None:
             disk.land(one)
         assert both[1 - winner].is_beaten
         assert disk.landed == {0: crc32c(DATA[:CHUNK])}
+
+
+def test_a_request_is_for_the_more_the_more_is_left_for_each_connection() -> None:
+    count = 128
+    header = Header("o", "t", "v", "n", count * CHUNK, CHUNK, is_resumable=True)
+    plan, asked = Plan(header, range(count)), []
+    while (found := plan.next([], is_whole=True)) is not None:
+        asked.append((found[1] - found[0]) // CHUNK)
+        plan.claim(*found)
+    assert asked == sorted(asked, reverse=True)
+    assert (asked[0], asked[-1], sum(asked)) == (4, 1, count)
+    assert len(asked) > 40, "each of many connections gets something"

@@ -64,9 +64,14 @@ def settings() -> Mapping[str, str]:
 
 
 @contextmanager
-def running(state_dir: Path, ca_file: Path | None = None) -> Iterator[Node]:
-    """Start a daemon that keeps its state in *state_dir*; it ends with the block."""
-    environment = _environment()
+def running(
+    state_dir: Path, ca_file: Path | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[Node]:
+    """Start a daemon that keeps its state in *state_dir*; it ends with the block.
+
+    *settings* are put into its environment.
+    """
+    environment = {**_environment(), **(settings or {})}
     if ca_file is not None:
         environment["SSL_CERT_FILE"] = str(ca_file)
     with tempfile.TemporaryDirectory(prefix="ckptd-bench-") as short:  # a socket's path is short

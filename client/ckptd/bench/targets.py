@@ -69,6 +69,12 @@ def memory(ours: Row) -> Verdict:
     return at_most("the daemon's RssAnon, at worst,", found / 1e6, MEMORY_BYTES / 1e6, " MB", 0)
 
 
+def fixed(streams: int, share: float) -> Verdict:
+    """Judge how much of what *streams* connections might carry came, from first call to sync."""
+    text = f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s), to be at least"
+    return Verdict(f"{text} {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE)
+
+
 def limited(ours: Row) -> Verdict:
     """Judge how much of what its connections might carry ckptd got."""
     share, busy = ours.median("stream_share"), ours.median("busy_share")

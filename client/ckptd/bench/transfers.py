@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
 import psutil
 
-from ckptd.bench import targets
+from ckptd.bench import node, targets
 from ckptd.bench.contestants import Ckptd, Contestant, Run, checked
 from ckptd.bench.figures import OURS, Outcome, Reading
 from ckptd.bench.origin import LIMIT_BYTES_S, Door, mean_streams
@@ -12,6 +17,8 @@ from ckptd.bench.race import race
 from ckptd.bench.stage import Stage
 
 HASHED = "ckptd, sha256"
+FIXED = (4, 8)
+"""Streams, of a ckptd that may have no fewer and no more: neither disk nor cores are full."""
 
 
 def plain(stage: Stage) -> Outcome:
@@ -45,13 +52,33 @@ def limited(stage: Stage) -> Outcome:
         share = size_bytes / wall_s / (found * LIMIT_BYTES_S)
         return {"streams": found, "stream_share": share, "busy_share": busy}
 
-    rows = race(stage, "limited", stage.origin.limited, names, _contestants(stage), streams)
+    with _fixed(stage) as fixed:
+        contestants = [*_contestants(stage), *fixed.values()]
+        rows = race(stage, "limited", stage.origin.limited, names, contestants, streams)
     title = f"one object of {_size(size_bytes)}, 50 MB/s per connection"
     outcome = Outcome("limited", title, "wall_s", rows, missing=stage.missing)
     if (ours := outcome.row(OURS)) is None:
         return outcome
-    verdicts = targets.limited(ours), targets.memory(ours)
-    return Outcome("limited", title, "wall_s", rows, verdicts, missing=stage.missing)
+    verdicts = [targets.limited(ours)]
+    for count, one in fixed.items():
+        if (found := outcome.row(one.name)) is not None:
+            share = size_bytes / found.median("wall_s") / (count * LIMIT_BYTES_S)
+            verdicts.append(targets.fixed(count, share))
+    verdicts.append(targets.memory(ours))
+    return Outcome("limited", title, "wall_s", rows, tuple(verdicts), missing=stage.missing)
+
+
+@contextmanager
+def _fixed(stage: Stage) -> Iterator[dict[int, Ckptd]]:
+    """Run a daemon for each of `FIXED`; returns what takes part, by its streams."""
+    with ExitStack() as stack:
+        found = {}
+        for count in FIXED:
+            settings = {"CKPTD_STREAMS": str(count), "CKPTD_STREAMS_MAX": str(count)}
+            state = stack.enter_context(tempfile.TemporaryDirectory(dir=stage.scratch))
+            running = stack.enter_context(node.running(Path(state), settings=settings))
+            found[count] = Ckptd(running, f"{OURS}, {count} streams")
+        yield found
 
 
 def small(stage: Stage) -> Outcome:

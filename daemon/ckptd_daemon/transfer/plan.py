@@ -15,7 +15,10 @@ from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES
 from ckptd_daemon.transfer.ranges import Range, Ranges
 
-RUN_CHUNKS = 2  # per request: enough to hide its latency, little to lose
+RUN_MIN_CHUNKS = 2  # per request: enough to hide its latency, little to lose
+RUN_MAX_CHUNKS = 4  # while there are turns enough: between two requests a connection brings nothing
+TURNS = 2  # for each connection, of runs of that length
+CONNECTIONS = 4  # are expected at least
 SINGLE_CHUNKS = 16  # while so few are left, a request is for one: they all end together
 
 
@@ -144,10 +147,15 @@ class Plan:
                 return self._gaps.first(gap[0], end)
         if not is_whole or (gap := self._gaps.first(0, self._header.size_bytes or 0)) is None:
             return None
-        few = SINGLE_CHUNKS * self._header.chunk_bytes
-        chunks = 1 if self._gaps.total_bytes <= few else RUN_CHUNKS
-        end = self.chunk_end(gap[0]) + (chunks - 1) * self._header.chunk_bytes
+        end = self.chunk_end(gap[0]) + (self._run_chunks() - 1) * self._header.chunk_bytes
         return gap[0], min(gap[1], end)
+
+    def _run_chunks(self) -> int:
+        left_chunks = self._gaps.total_bytes / self._header.chunk_bytes
+        if left_chunks <= SINGLE_CHUNKS:
+            return 1
+        turns = TURNS * max(CONNECTIONS, len(self._claims))
+        return max(RUN_MIN_CHUNKS, min(RUN_MAX_CHUNKS, int(left_chunks) // turns))
 
     def claim(self, start: int, end: int) -> Claim:
         """Claim what is missing of the object between *start* and *end*, all of it."""
