@@ -51,8 +51,8 @@ class Node:
 async def fetching(root: Path, **settings: object) -> AsyncIterator[Node]:
     """A node whose state is below *root*, in haste unless *settings* say otherwise."""
     hasty = {
-        "stall_s": 0.5,
-        "first_byte_s": 0.5,
+        "stall_s": 1,
+        "first_byte_s": 1,
         "connect_s": 2,
         "retries": 2,
         "revalidate_s": 0,

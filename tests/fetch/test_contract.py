@@ -85,6 +85,7 @@ ANSWERS_THAT_COUNT = {  # for the question: they are believed at once
     Fault.FORBID,
     Fault.LOSE,
 }
+SILENT = {Fault.STALL, Fault.DRIBBLE, Fault.MUTE}
 CHUNK_BYTES = 16 << 20
 SIZE_BYTES = CHUNK_BYTES + (1 << 20) + 4  # a chunk, and a tail that ends off a page
 SIZES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, SIZE_BYTES)
@@ -107,9 +108,14 @@ class Way:
     def url(self, name: str = "model") -> str:
         return (self.front or self.origin).url(name)
 
-    def node(self, **settings: object) -> AbstractAsyncContextManager[Node]:
-        """A node that leaves nothing behind."""
-        return clean(self.root, self.front or self.origin, **self.settings, **settings)
+    def node(
+        self, fault: Fault = Fault.NONE, **settings: object
+    ) -> AbstractAsyncContextManager[Node]:
+        """A node that leaves nothing behind, and waits no longer than *fault* has it wait."""
+        patience_s = 0.5 if fault in SILENT else 15
+        waits = {"stall_s": patience_s, "first_byte_s": patience_s}
+        found = {**waits, **self.settings, **settings}
+        return clean(self.root, self.front or self.origin, **found)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +203,7 @@ async def test_a_fault_of_some_bodies_costs_time_and_no_byte(
     times = 2 if may_pass else 1  # what is no matter of patience is asked again once
     file = way.origin.put("model", content)
     file.faults = [fault] * times
-    async with way.node(retries=5) as node:  # a machine that is busy costs some, too
+    async with way.node(fault, retries=5) as node:  # a machine that is busy costs some, too
         await expect(node, way, content, RIGHT)
     assert len(file.faults) < times  # one reply may be all of it
     if way.is_fast and may_pass and OUTCOMES[fault][0] is not RIGHT:
@@ -211,7 +217,7 @@ async def test_a_fault_of_every_body_has_its_outcome(
     way.origin.put("model", content).faults = [fault] * 1000
     if fault is Fault.OTHER_TOTAL and not way.is_fast:
         outcome = RIGHT  # it asks for no range at first, so that no total is said
-    async with way.node() as node:
+    async with way.node(fault) as node:
         await expect(node, way, content, outcome)
 
 
@@ -277,7 +283,7 @@ async def test_a_fault_of_the_first_answers_costs_time_and_no_byte(
     file = origin.put("model", content)
     file.question_faults = [fault, fault]
     way = Way(origin, short_path)
-    async with way.node() as node:
+    async with way.node(fault) as node:
         await expect(node, way, content, RIGHT)
     assert len(file.question_faults) < 2
 
@@ -288,5 +294,5 @@ async def test_a_fault_of_every_answer_has_its_outcome(
 ) -> None:
     origin.put("model", content).lasting = fault
     way = Way(origin, short_path)
-    async with way.node() as node:
+    async with way.node(fault) as node:
         await expect(node, way, content, outcome)

@@ -86,8 +86,8 @@ def test_what_the_owner_fetched_from_there_is_handed_to_nobody_else(
 ) -> None:
     url = origin.url("model")
     origin.put("model", b"secret")
-    path = shared.client().fetch(url, keep_s=60)
     known = hashlib.sha256(b"secret").hexdigest()
+    path = shared.client().fetch(url, keep_s=60, sha256=known)
     answers = asked(shared, f"{url!r}", f"{url!r}, sha256={known!r}", f"{url!r}, offline=True")
     assert [answer.split()[0] for answer in answers] == [PRIVATE] * 3
     read = f"open({str(path)!r}).read()"
