@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import ckptd
+from ckptd.tensors import stage
 from fakes.daemon import Daemon
 from fakes.tracing import KILLS, tampered
 
@@ -85,6 +86,25 @@ def test_frozen_parameters_are_on_the_disk_once_and_outlive_the_step_that_wrote_
     shutil.rmtree(job.run / "step-1")
     shutil.rmtree(job.run / "step-2")
     job.check(3)
+
+
+def test_frozen_parameters_are_copied_once_per_slot_only(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    copy = stage._copy
+
+    def recorded(memory: memoryview, source: torch.Tensor) -> None:
+        copied.append(len(memory))
+        copy(memory, source)
+
+    monkeypatch.setattr(stage, "_copy", recorded)
+    for step in range(1, 6):
+        job.save(step)
+        job.check(step)
+    frozen = job.net.base.weight.nbytes
+    assert 1 <= copied.count(frozen) <= 2
+    assert copied.count(job.net.up.weight.nbytes) == 10  # and the other adapter
 
 
 def test_what_was_frozen_and_has_changed_is_written_anew(job: Job) -> None:

@@ -8,11 +8,11 @@ from typing import Final
 
 from ckptd.link.connection import Connection
 from ckptd.saving.catalog import checkpoint_of
+from ckptd.saving.kept import Kept
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed
 from ckptd.saving.save import Save
 from ckptd.saving.slots import Slots
-from ckptd.tensors import stage
 from ckptd.tensors.local import Local
 from ckptd_proto.v1 import saves_pb2
 
@@ -31,6 +31,7 @@ class Stager:
         self._member = member
         self._timeout_s = timeout_s
         self._slots = Slots(connection)
+        self._kept = Kept()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="ckptd-prepare")
         self._preparing: Future[None] | None = None
 
@@ -97,13 +98,15 @@ class Stager:
         sizes = agreed.images(rank)
         reserved = self._reserve(attempt, sizes)
         memory = self._slots.memory(reserved.slot)
-        for (name, size_bytes), start in zip(sizes.items(), reserved.offsets, strict=True):
+        layout = tuple(zip(sizes, reserved.offsets, sizes.values(), strict=True))
+        self._kept.begin(reserved.slot.id, layout, self._slots.mapped)
+        for name, start, size_bytes in layout:
             image = memory[start : start + size_bytes]
             if (document := agreed.documents.get(name)) is not None:
                 image[:] = document
             else:
-                mine = (placed for placed in agreed.mine if placed.file == name)
-                stage.fill(image, mine, local.sources)
+                mine = [placed for placed in agreed.mine if placed.file == name]
+                self._kept.fill(reserved.slot.id, name, image, mine, local.sources)
         seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
         if rank == 0:
             seal.plan.extend(_images(agreed.all_images()))
