@@ -88,7 +88,7 @@ class Lender:
         while True:
             blob = self._store.find(key)
             work = None if obj is None else partial(self._bring, obj, sha256)
-            if blob is not None and await to_thread.run_sync(self._store.check, blob):
+            if blob is not None and await self._is_whole(blob):
                 blob = await self._hashed(blob, sha256)
                 if blob is None:
                     continue
@@ -118,6 +118,12 @@ class Lender:
             except (errors.Unauthenticated, errors.PermissionDenied):
                 if flown_by == asker:
                     raise  # else they were another caller's credentials: try one's own
+
+    async def _is_whole(self, blob: Blob) -> bool:
+        """Tell whether the blob's file is what was published; a crowd that waited for it asks."""
+        if self._store.glance(blob) is not None:
+            return True
+        return await to_thread.run_sync(self._store.check, blob)
 
     async def _bring(self, obj: Object, sha256: str | None, flight: Flight[Blob]) -> Blob:
         return await self._transfer.bring(obj, sha256, flight.gauge, flight.demand)
