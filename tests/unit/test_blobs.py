@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from anyio import CapacityLimiter
 
+from ckptd_daemon.fetch.call import Call, Request
+from ckptd_daemon.fetch.lending import GoneError, Lender
+from ckptd_daemon.sessions import Process
 from ckptd_daemon.store import blobs, notes
 from ckptd_daemon.store.blobs import FORMAT, NOTE, Blob, BlobStore
 
@@ -77,3 +82,18 @@ def test_what_is_not_what_was_published_is_not_handed_over(store: BlobStore, dam
     else:
         store.forget(blob.key)
     assert store.glance(blob) is None
+
+
+async def test_a_crowd_that_waited_for_it_is_handed_it_without_a_thread_for_each(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = cast(Any, None)
+    lender = Lender(store, nothing, nothing, nothing, CapacityLimiter(1))
+    call = Call(Request("http://origin/model"), Process(0, 0, 0))
+    blob = used(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "check", None)
+        assert (await lender.ready(call, KEY, None, None)).path == blob.path
+    blob.path.write_bytes(b"other")
+    with pytest.raises(GoneError):
+        await lender.ready(call, KEY, None, None)

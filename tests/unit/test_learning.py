@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from crc32c import crc32c
 
-from ckptd_daemon.store import blobs, durable, scrub
+from ckptd_daemon.store import durable, scrub, sums
 from ckptd_daemon.store.blobs import NOTE, Blob, BlobStore, Verification
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES, Partial
@@ -80,7 +80,7 @@ def test_a_file_that_took_the_name_meanwhile_gets_no_others_hash(
         return crc32c(data, crc)
 
     rot(blob.path)
-    monkeypatch.setattr(blobs, "crc32c", replacing)
+    monkeypatch.setattr(sums, "crc32c", replacing)
     assert store.learn_sha256(blob, SHA256) is None
     assert store.find("key") is blob
     assert store.quarantined() == []

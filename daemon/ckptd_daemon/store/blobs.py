@@ -17,20 +17,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from crc32c import crc32c
-
-from ckptd_daemon.store import durable, notes
+from ckptd_daemon.store import durable, notes, sums
 from ckptd_daemon.store.partials import DATA, JOURNAL, Partial, claimed
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-HASH_BYTES = 1 << 20
 NOTE = "blob.json"
 NOTED_S = 10.0
 """What is used again so soon is not noted again: after a restart, the order of use is as exact."""
@@ -294,7 +290,7 @@ class BlobStore:
         """
         try:
             with blob.path.open("rb", buffering=0) as file:
-                sha256, crcs = _sums(file, blob.chunk_bytes)
+                sha256, crcs = sums.read(file, blob.chunk_bytes)
                 if not os.path.samestat(os.fstat(file.fileno()), blob.path.stat()):
                     return None  # another has its name
         except FileNotFoundError:
@@ -347,20 +343,6 @@ class BlobStore:
             grave = self._trash_dir / f"{path.name}-{secrets.token_hex(4)}"
             durable.publish(path, grave)
             shutil.rmtree(grave)
-
-
-def _sums(file: FileIO, chunk_bytes: int) -> tuple[str, tuple[int, ...]]:
-    """Return the SHA-256 of *file*, and the CRC32C of each of its chunks."""
-    digest, crcs, block = hashlib.sha256(), [], memoryview(bytearray(HASH_BYTES))
-    at = crc = 0
-    while got := file.readinto(block[: min(HASH_BYTES, chunk_bytes - at)]):
-        digest.update(block[:got])
-        crc = crc32c(block[:got], crc)
-        at += got
-        if at == chunk_bytes:
-            crcs.append(crc)
-            at = crc = 0
-    return digest.hexdigest(), (*crcs, crc) if at else tuple(crcs)
 
 
 def _sweep(path: Path) -> None:
