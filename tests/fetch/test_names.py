@@ -75,3 +75,16 @@ def test_a_key_in_a_query_is_shown_nowhere(daemon: Daemon, origin: Origin, data:
     assert "S3CRET" not in told
     assert flight.object == origin.url("model?…")
     assert told.count(flight.object) >= 3
+
+
+@pytest.mark.parametrize("name", ["blob.json", "data", "journal", ".blob.json.0.tmp"])
+def test_a_file_with_a_name_of_the_caches_own_is_served_before_and_after_a_restart(
+    name: str, daemon: Daemon, origin: Origin
+) -> None:
+    origin.put(name, b"bytes of somebody else")
+    for _ in range(2):
+        path = daemon.client().fetch(origin.url(name))
+        assert path.read_bytes() == b"bytes of somebody else"
+        daemon.stop()
+        daemon.start()
+    assert len(origin.bodies(name)) == 1

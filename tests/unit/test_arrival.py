@@ -12,6 +12,7 @@ import pytest
 
 from ckptd.reading.arrival import Arrival, Data
 from ckptd.reading.tensors import read_header
+from ckptd_proto import errors
 
 
 def safetensors(size_bytes: int) -> bytes:
@@ -30,6 +31,43 @@ class Scripted(threading.Condition):
     def wait(self, timeout: float | None = None) -> bool:
         next(self._steps)()
         return True
+
+
+class Failing(Data):
+    """Whose reading takes as long as it takes for it to fail."""
+
+    def __init__(self, arrival: Arrival, fd: int, size_bytes: int) -> None:
+        super().__init__(fd, size_bytes)
+        self._arrival = arrival
+
+    def read(self, start: int, into: memoryview) -> None:
+        super().read(start, into)
+        self._arrival.fail(errors.DataLoss("damaged"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    return path
+
+
+def test_what_was_read_while_it_failed_does_not_count(path: Path) -> None:
+    arrival = Arrival("model")
+    arrival.open("key", Failing(arrival, os.open(path, os.O_RDONLY), 100))
+    arrival.land([(0, 100)])
+    with pytest.raises(errors.DataLoss, match="damaged"):
+        arrival.read(0, memoryview(bytearray(10)), None)
+
+
+def test_once_something_was_here_only_the_same_may_be_opened_again(path: Path) -> None:
+    arrival = Arrival("model")
+    for key in ("other", "key"):
+        arrival.open(key, Data(os.open(path, os.O_RDONLY), 100))
+    arrival.land([(0, 100)])
+    arrival.open("key", Data(os.open(path, os.O_RDONLY), 100))
+    with pytest.raises(errors.Aborted, match="changed while it was read"):
+        arrival.open("other", Data(os.open(path, os.O_RDONLY), 100))
 
 
 def test_what_is_replaced_before_any_of_it_came_leaves_nothing_behind(

@@ -19,6 +19,7 @@ from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.verdict import MismatchError
+from ckptd_proto import errors
 
 KEY = "key"
 HEADER = Header("1d", "http://host/model", 'etag "v1"', "model", 100, 16 << 20, is_resumable=True)
@@ -102,6 +103,31 @@ async def test_the_file_that_became_the_blob_is_not_opened_again(tmp_path: Path)
         reading.end(handed(tmp_path / "blob"), None)
         assert await told(reading) is None
     partial.close()
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["no_ranges_any_more", "damaged"])
+async def test_a_fetch_that_threw_away_what_was_told_does_not_end_well(
+    is_new: bool, tmp_path: Path
+) -> None:
+    reading = Reading(Request(HEADER.title), Process(1, 1, 0), Terms(is_whole=True, is_early=True))
+    first, second = (opened_partial(tmp_path / name) for name in ("first", "second"))
+    demand = Demand()
+
+    async def bring() -> None:
+        with reading.wanting(demand, OBJECT, KEY, None):
+            demand.open(first)
+            assert await told(reading) is not None
+            first.record(0, 7, 100)
+            assert (await reading.news())[1] == [(0, 100)]
+            if is_new:
+                demand.open(second)
+            else:
+                first.forget()
+
+    with reading.descriptors(), pytest.raises(errors.DataLoss if is_new else errors.Aborted):
+        await bring()
+    first.close()
+    second.close()
 
 
 async def test_a_reader_that_wants_the_same_over_and_over_costs_no_more_than_once() -> None:
