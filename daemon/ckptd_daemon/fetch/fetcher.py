@@ -100,8 +100,12 @@ class Fetcher:
         )
         wishes = Wishes(config.state_dir / "cache" / "prefetches")
         self._prefetches = Prefetches(tasks, wishes, self.calling)
-        self._aliases = Aliases(store, lambda: self._is_flying or is_saving(), config.hash_after_s)
-        tasks.start_soon(self._aliases.keep)
+        leisurely = Scrubber(store)
+        self._aliases = Aliases(
+            store, leisurely, lambda: self._is_flying or is_saving(), config.hash_after_s
+        )
+        for each in (self._aliases, self._scrubber, leisurely):
+            tasks.start_soon(each.keep)
 
     @classmethod
     @asynccontextmanager

@@ -26,9 +26,11 @@ LOOK_S = 0.5
 class Aliases:
     """Learns the SHA-256 of one blob after the other."""
 
-    def __init__(self, store: BlobStore, is_busy: Callable[[], bool], after_s: float) -> None:
+    def __init__(
+        self, store: BlobStore, scrubber: Scrubber, is_busy: Callable[[], bool], after_s: float
+    ) -> None:
         self._store = store
-        self._scrubber = Scrubber(store)  # its own: it may be at rest for long
+        self._scrubber = scrubber  # nobody else's: it may pause for long
         self._is_busy = is_busy
         self._after_s = after_s
         self._poked = anyio.Event()

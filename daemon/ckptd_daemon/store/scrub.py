@@ -53,6 +53,10 @@ class Scrubber:
         self._store = store
         self._buffers = Buffers(BLOCK_BYTES)
 
+    async def keep(self) -> None:
+        """Give its memory back to the system when it is at rest; runs for ever."""
+        await self._buffers.keep()
+
     async def check(
         self, blob: Blob, digest: Hash | None = None, turn: Turn = anyio.lowlevel.checkpoint
     ) -> Finding | None:
