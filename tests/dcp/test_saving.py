@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import pickle
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,23 @@ def test_a_planner_that_comes_after_staging_is_refused(run: Path) -> None:
     future = dcp.async_save(state(1.0), storage_writer=writer, planner=Halves())
     with pytest.raises(CheckpointException, match=r"ckptd\.dcp\.async_save"):
         future.result()
+
+
+def test_a_checkpoint_id_that_comes_after_staging_must_be_the_same(run: Path) -> None:
+    writer = ckptd.dcp.StorageWriter(run / "step-1")
+    future = dcp.async_save(state(1.0), checkpoint_id=run / "step-2", storage_writer=writer)
+    with pytest.raises(errors.InvalidArgument, match=r"step-1 before torch said .*step-2"):
+        future.result()
+    assert not (run / "step-2").exists()
+
+
+def test_a_writer_stages_one_state_at_a_time(run: Path) -> None:
+    writer = ckptd.dcp.StorageWriter(run / "step-1")
+    writer.stage(state(1.0))
+    with pytest.raises(errors.FailedPrecondition, match="one per save"):
+        writer.stage(state(2.0))
+    with pytest.raises(errors.InvalidArgument, match="async_checkpointer_type"):
+        pickle.dumps(writer)
 
 
 def test_torchs_cache_of_plans_changes_nothing(run: Path) -> None:

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from typing_extensions import TypeIs
 
-from ckptd.tensors import framing
+from ckptd.tensors import framing, samples
 from ckptd.tensors.local import Local, Source, check_plain
 from ckptd.tensors.plan import Entry, LocalPlan
 from ckptd.tensors.state import storage_of
@@ -97,6 +97,7 @@ def _tensor(item: WriteItem, planner: SavePlanner, frozen: Frozen) -> tuple[Entr
         raise errors.InvalidArgument(text)
     payload_bytes = framing.payload_bytes(tensor.dtype, sizes)
     is_shard = item.type == WriteItemType.SHARD
+    is_replica = not is_shard and payload_bytes >= _BALANCED_MIN_BYTES
     entry = Entry(
         name,
         framing.dtype_name(tensor.dtype),
@@ -105,8 +106,9 @@ def _tensor(item: WriteItem, planner: SavePlanner, frozen: Frozen) -> tuple[Entr
         sizes,
         len(framing.prefix(tensor.dtype, sizes)),
         payload_bytes,
-        balanced=is_shard or payload_bytes >= _BALANCED_MIN_BYTES,
+        balanced=is_shard or is_replica,
         still=storage_of(tensor) in frozen,
+        content=samples.sample(tensor) if is_replica and tensor.is_cpu else "",
     )
     return entry, tensor.detach()
 

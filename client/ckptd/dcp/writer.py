@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -76,6 +76,13 @@ class StorageWriter(AnyWriter, AsyncStager):
         self._planned: SavePlan | None = None
         self._save: Save | None = None
         self._is_staged = False  # and waits for torch to come and ask for it
+
+    def __getstate__(self) -> NoReturn:
+        text = (
+            "a StorageWriter of ckptd belongs to its process: leave async_checkpointer_type out,"
+            " for the daemon is the other process already"
+        )
+        raise errors.InvalidArgument(text)
 
     @property
     def checkpoint_id(self) -> str:

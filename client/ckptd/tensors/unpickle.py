@@ -75,6 +75,14 @@ class Reader(pickle._Unpickler):
         self._left = _SPENT_PER_BYTE * size_bytes + _SPENT_FREELY
         self._storages: dict[str, _Storage] = {}
 
+    def load(self) -> Any:
+        """Return the next value of the file."""
+        try:
+            return super().load()
+        except KeyError as error:
+            text = f"it asks for what plain data does not need ({error})"
+            raise UnpicklingError(text) from error
+
     def find_class(self, module: str, name: str) -> Any:
         """Return our function for what the value calls; never anything else that can be called."""
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):

@@ -175,6 +175,13 @@ def check_refusal() -> None:
     """What one rank cannot save, none does, and every rank is told whose it is."""
     state = {f"of.{rank}": print if rank == 1 else 1}
     path = run / "step-100"
+    differing = {"big": torch.full((30_000,), float(rank))}
+    try:
+        ckptd.dcp.async_save(differing, checkpoint_id=path)
+    except ckptd.errors.InvalidArgument as error:
+        assert "'big' differs between rank 0 and rank 1" in str(error), error
+    else:
+        raise AssertionError("one rank's was saved for all")
     for save in (
         lambda: dcp.save(state, storage_writer=ckptd.dcp.StorageWriter(path)),
         lambda: ckptd.dcp.async_save(state, checkpoint_id=path),
