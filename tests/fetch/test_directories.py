@@ -142,7 +142,7 @@ def test_patterns_choose_and_a_subset_never_stands_for_more(daemon: Daemon, orig
     everything = client.fetch(origin.url("m/"))
     assert content(everything) == FILES
     assert content(some) == {"sub/part-2.bin": b"2" * 5}
-    assert origin.bodies("m/sub/part-2.bin") == ["bytes=0-4"]  # once for both
+    assert len(origin.bodies("m/sub/part-2.bin")) == 1  # for both
     assert origin.sent_bytes > sent
 
 

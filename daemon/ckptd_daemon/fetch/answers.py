@@ -31,6 +31,10 @@ class Ask(Protocol[V_co]):
         """Return the answer; raises `TransientError` or one of our typed errors."""
 
 
+First = Callable[[str, bool, Gauge], Awaitable[V | None]]
+"""Asks about a URL, only as the public sees it or not, in a better way; None if that fails."""
+
+
 class Answers(Generic[V]):
     """Answers to one kind of question, each remembered for `revalidate_s`."""
 
@@ -49,16 +53,24 @@ class Answers(Generic[V]):
         """Iterate over the questions that are being asked."""
         return iter(self._flights)
 
-    async def of(self, url: str, *, only_public: bool, on_board: Callable[[Gauge], object]) -> V:
+    async def of(
+        self,
+        url: str,
+        *,
+        only_public: bool,
+        on_board: Callable[[Gauge], object],
+        first: First[V] | None = None,
+    ) -> V:
         """Return what is true of *url* now, or was at most `revalidate_s` ago.
 
-        If the origin is asked, *on_board* gets to know how that goes.
+        If the origin is asked, by *first* at first, *on_board* gets to know how that goes.
         """
         known = self.known(url, only_public=only_public)
         if known is not None:
             return known
         key = _key(url, only_public)
-        async with self._flights.board(key, partial(self._ask, key, url, only_public)) as flight:
+        ask = partial(self._ask, key, url, only_public, first)
+        async with self._flights.board(key, ask) as flight:
             on_board(flight.gauge)
             return await flight.outcome()
 
@@ -73,13 +85,17 @@ class Answers(Generic[V]):
         """Ask again next time."""
         self._known.pop(_key(url, only_public), None)
 
-    async def _ask(self, key: str, url: str, only_public: bool, flight: Flight[V]) -> V:
+    async def _ask(
+        self, key: str, url: str, only_public: bool, first: First[V] | None, flight: Flight[V]
+    ) -> V:
         asked_at = anyio.current_time()
         flight.gauge.title = display(url)
-        ask = partial(self._put, url, only_public=only_public)
-        answer = await patiently(
-            ask, url, display(url), self._retries, flight.gauge, self._brakes, self._hosts
-        )
+        answer = None if first is None else await first(url, only_public, flight.gauge)
+        if answer is None:
+            ask = partial(self._put, url, only_public=only_public)
+            answer = await patiently(
+                ask, url, display(url), self._retries, flight.gauge, self._brakes, self._hosts
+            )
         self._known.pop(key, None)
         self._known[key] = asked_at, answer
         while len(self._known) > REMEMBERED_MAX:

@@ -32,6 +32,8 @@ class Request:
     exclude: tuple[str, ...] = ()
     is_detached: bool = False
     """Nobody waits for it; `keep_s` counts from when it is here."""
+    is_one_of_many: bool = False
+    """It is likely to be small, and asked for as such if nothing else is known of it."""
     is_here: bool = False
     """It is wanted only if nothing has to be asked or fetched for it."""
     call: str = ""

@@ -41,9 +41,12 @@ from ckptd_daemon.store.snapshots import SnapshotStore
 from ckptd_daemon.store.wishes import Wishes
 from ckptd_daemon.transfer.downloader import Downloader
 from ckptd_daemon.transfer.means import Means
+from ckptd_daemon.transfer.openings import Openings
 from ckptd_daemon.transfer.pace import Limits
+from ckptd_daemon.transfer.small import Small
 from ckptd_daemon.transfer.transfer import Transfer
 from ckptd_daemon.transfer.verify import Hasher
+from ckptd_daemon.transfer.visits import Visits
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display
 
@@ -87,10 +90,15 @@ class Fetcher:
         tasks.start_soon(means.keep)
         tasks.start_soon(hasher.buffers.keep)
         downloader = Downloader(means, self._space.grow)
-        transfer = Transfer(store, self._space, means.buffers, downloader, hasher)
+        visits = Visits(means)
+        tasks.start_soon(visits.watch)
+        openings = Openings(visits, source)
+        tasks.start_soon(openings.keep)
+        small = Small(visits, openings)
+        transfer = Transfer(store, self._space, means.buffers, small, downloader, hasher)
         hash_threads = CapacityLimiter(HASH_THREADS)
         lender = Lender(store, leases, self._flights, transfer, hash_threads)
-        self._files = Files(config, store, self._versions, lender, hash_threads)
+        self._files = Files(config, store, self._versions, openings.ask, lender, hash_threads)
         self._listings: Answers[Listing] = Answers(
             HttpDirectories(source).listing, means.brakes, means.hosts, tasks, config
         )
@@ -217,9 +225,10 @@ class Fetcher:
     @contextmanager
     def calling_many(self, requests: Sequence[Request], holder: Process) -> Iterator[Batch]:
         """Fetch a batch for a caller that may leave at any time, by leaving the block."""
+        are_many = len(requests) > 1
 
         def begin(request: Request) -> Call:
-            call = Call(self._in_force(request), holder)
+            call = Call(replace(self._in_force(request), is_one_of_many=are_many), holder)
             self._begin(call)
             return call
 

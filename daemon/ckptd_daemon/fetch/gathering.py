@@ -19,6 +19,7 @@ from ckptd_daemon.sources.listing import Entry, Listing, child
 from ckptd_daemon.sources.manifest import CHUNK_BYTES
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store.blobs import Blob
+from ckptd_daemon.transfer.openings import SMALL_BYTES
 from ckptd_daemon.transfer.progress import Gauge, Phase
 from ckptd_proto import errors
 
@@ -125,7 +126,9 @@ class Gathering:
 
 def _call(listing: Listing, entry: Entry, uid: int) -> Call:
     """Return a fetch of one file that nobody but us waits for."""
-    return Call(Request(child(listing.url, entry.path)), Process(0, 0, uid))
+    is_small = (entry.size_bytes or 0) <= SMALL_BYTES
+    request = Request(child(listing.url, entry.path), is_one_of_many=is_small)
+    return Call(request, Process(0, 0, uid))
 
 
 def _measure(

@@ -12,7 +12,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.fetch.answers import Answers
+from ckptd_daemon.fetch.answers import Answers, First
 from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.lending import GoneError, Lender
 from ckptd_daemon.sources import files
@@ -35,12 +35,14 @@ class Files:
         config: Config,
         store: BlobStore,
         versions: Answers[Object],
+        opening: First[Object],
         lender: Lender,
         hash_threads: CapacityLimiter,
     ) -> None:
         self._config = config
         self._store = store
         self._versions = versions
+        self._open = opening
         self._lender = lender
         self._hash_threads = hash_threads
 
@@ -64,7 +66,9 @@ class Files:
         if call.request.offline:
             return await self._offline(call, url, sha256, take)
         for _ in range(CHANGES_MAX):
-            obj = await self._versions.of(url, only_public=not is_own, on_board=call.board)
+            obj = await self._versions.of(
+                url, only_public=not is_own, on_board=call.board, first=self._first(call, url)
+            )
             try:
                 return await take(key_of(obj.id, obj.version), obj, sha256)
             except ChangedError:
@@ -73,6 +77,11 @@ class Files:
             f"{display(url)} changed {CHANGES_MAX} times while it was fetched; "
             "ask again when it is settled"
         )
+
+    def _first(self, call: Call, url: str) -> First[Object] | None:
+        """Have a file come with the answer about it, if it is likely to be small and to come."""
+        is_likely = call.request.is_one_of_many and call.is_awaited()
+        return self._open if is_likely and not self._store.has_met(identity(url)) else None
 
     async def found_here(self, call: Call, url: str, sha256: str | None, take: Take[T]) -> T:
         """Do as `found` does if nothing has to be asked or fetched; else raises `GoneError`."""

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -32,13 +32,14 @@ from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.resolver import Resolver
 from ckptd_daemon.sources.source import (
     ChangedError,
+    Endpoint,
     NoRangesError,
     Object,
     TransientError,
     Validator,
 )
 from ckptd_daemon.sources.tls import context
-from ckptd_daemon.sources.ways import Way, heads_within, words
+from ckptd_daemon.sources.ways import USER_AGENT, Way, heads_within, words
 from ckptd_proto import errors
 from ckptd_proto.urls import display, identity
 
@@ -182,7 +183,7 @@ class HttpSource:
                 timeout=timeout,
                 auto_decompress=False,
                 connector=connector,
-                headers={"Accept-Encoding": "identity", "User-Agent": "ckptd"},
+                headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
                 skip_auto_headers={"Accept"},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trace_configs=[trace],
@@ -202,6 +203,21 @@ class HttpSource:
     async def stat(self, url: str, *, only_public: bool) -> Object:
         """Ask for the first byte: that proves ranges, and works where HEAD is refused."""
         return await self._reached(url, self._stat, only_public=only_public)
+
+    async def doors(self, url: str, *, only_public: bool) -> list[Object]:
+        """Return where *url* itself may be asked for by a plain client, in the order to try it.
+
+        Nothing but that is known of the objects; `described` says more. None for an odd way.
+        """
+        ways = [(self._public, True)]
+        if not only_public:
+            is_special = await self._anywhere.is_special(url)
+            ways = [*([] if is_special else ways), (self._anywhere, False)]
+        return [
+            _unknown(url, door, is_public=is_public)
+            for way, is_public in ways
+            if (door := await way.plain(url)) is not None
+        ]
 
     async def page(self, url: str, max_bytes: int, *, only_public: bool) -> Page:
         """Return a document that describes others, whole; raises as `stat` does."""
@@ -338,23 +354,41 @@ class HttpSource:
         is_public: bool,
     ) -> Object:
         _require_identity(reply, display(url))
-        if size_bytes is not None and size_bytes >= SIZE_END:
-            text = f"{display(url)}: the origin states {size_bytes} bytes, which nobody can have"
-            raise errors.FailedPrecondition(text)
-        validator = validator_of(reply.headers)
-        return Object(
-            id=identity(url),
-            title=display(url),
-            version=version_of(validator, size_bytes) + ("" if is_public else " private"),
-            name=file_name(url),
-            size_bytes=size_bytes,
-            accepts_ranges=ranges,
-            validator=validator,
-            url=url,
-            is_public=is_public,
-            direct=self._way(is_public).endpoint(reply),
-            checksums=stated(reply.headers.items(), is_whole=reply.status == 200),
-        )
+        door = self._way(is_public).endpoint(reply)
+        obj = replace(_unknown(url, door, is_public=is_public), accepts_ranges=ranges)
+        return described(obj, size_bytes, reply.headers, is_whole=reply.status == 200)
+
+
+def _unknown(url: str, door: Endpoint | None, *, is_public: bool) -> Object:
+    return Object(
+        id=identity(url),
+        title=display(url),
+        version="",
+        name=file_name(url),
+        size_bytes=None,
+        accepts_ranges=True,
+        validator=Validator(),
+        url=url,
+        is_public=is_public,
+        direct=door,
+    )
+
+
+def described(
+    obj: Object, size_bytes: int | None, headers: Mapping[str, str], *, is_whole: bool
+) -> Object:
+    """Return *obj* with what the headers of a reply tell; *is_whole* if all of it is the body."""
+    if size_bytes is not None and size_bytes >= SIZE_END:
+        text = f"{obj.title}: the origin states {size_bytes} bytes, which nobody can have"
+        raise errors.FailedPrecondition(text)
+    validator = validator_of(headers)
+    return replace(
+        obj,
+        version=version_of(validator, size_bytes) + ("" if obj.is_public else " private"),
+        size_bytes=size_bytes,
+        validator=validator,
+        checksums=stated(headers.items(), is_whole=is_whole),
+    )
 
 
 def _total(headers: Mapping[str, str], name: str) -> int:

@@ -27,6 +27,7 @@ from ckptd_proto import errors
 from ckptd_proto.urls import display
 
 REDIRECTS_MAX = 10
+USER_AGENT = "ckptd"
 NETRC_S = 1.0  # for so long one reading of the file is believed
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROXY_AUTHORIZATION = "Proxy-Authorization"
@@ -58,6 +59,14 @@ class Way:
         if is_literally_private(at.host or "") or self._proxy(at) is not None:
             return True
         return bool(await self._known(at))
+
+    async def plain(self, url: str) -> Endpoint | None:
+        """Return where *url* itself is, and what to ask it with, if a plain client can do so now."""
+        at, credentials = _split(_read(url, display(url)))
+        if self._proxy(at) is not None or at.scheme not in {"http", "https"} or not at.host:
+            return None
+        headers = {**(credentials or await self._known(at)), "User-Agent": USER_AGENT}
+        return Endpoint(str(at.with_fragment(None)), headers, self._tls)
 
     @asynccontextmanager
     async def get(

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -79,10 +79,12 @@ class BlobStore:
 
     def __init__(self, cache_dir: Path) -> None:
         self.partials_dir = cache_dir / "partials"
+        self._partials = durable.SharedDir(self.partials_dir)
         self._blobs_dir = cache_dir / "blobs"
         self._quarantine_dir = cache_dir / "quarantine"
         self._trash_dir = cache_dir / "trash"
         self._blobs: dict[str, Blob] = {}
+        self._objects: set[str] = set()  # of which there is, or was, some version
         self._changing = threading.Lock()  # threads say more of a blob, and no forgotten one
         self._noting = threading.Lock()  # a note is read and written by one at a time
 
@@ -107,6 +109,10 @@ class BlobStore:
         """Return the version of the object that was fetched last."""
         versions = (blob for blob in self._blobs.values() if blob.object_id == object_id)
         return max(versions, key=lambda blob: blob.published_at, default=None)
+
+    def has_met(self, object_id: str) -> bool:
+        """Tell whether there is some version of the object, or was since the start."""
+        return object_id in self._objects
 
     def partial_path(self, key: str) -> Path:
         """Return where the partial of *key* is, or would be."""
@@ -142,7 +148,9 @@ class BlobStore:
     def _finish_load(self, path: Path) -> None:
         """Finish what a crash interrupted; what has a damaged note is fetched again."""
         try:
-            self._finish(path)
+            name = _note(path)["name"]
+            _sweep(path)
+            self._finish(path, name)
         except errors.CkptdError as error:
             logger.error("blob %s is left unpublished: %s", path.name, error)
         except (ValueError, KeyError, TypeError):
@@ -161,6 +169,7 @@ class BlobStore:
         else:
             _sweep(path)
             self._blobs[blob.key] = blob
+            self._objects.add(blob.object_id)
 
     def publish(
         self, partial: Partial, size_bytes: int, sha256: str | None, verification: Verification
@@ -190,28 +199,29 @@ class BlobStore:
         # data, the object is fetched again
         text = notes.encode(note)
         durable.write_file(partial.path / NOTE, text, mode=0o600, names_later=True)
-        blob = self._finish(partial.path)
-        self._blobs[blob.key] = blob
+        home = self._finish(partial.path, header.name)
+        blob = self._blobs[home.name] = _blob(home, note, used_at=now, noted_at=now)
+        self._objects.add(blob.object_id)
         return blob
 
-    def _finish(self, path: Path) -> Blob:
-        """Move a directory that holds a note among the blobs; goes on where a crash stopped it."""
-        name = _note(path)["name"]
+    def _finish(self, path: Path, name: str) -> Path:
+        """Move a directory that holds a note among the blobs, and return where it is now.
+
+        Goes on where a crash stopped it. It is durable before the move, which needs no sync
+        therefore: a power cut leaves it at one of the two places, and a start knows both.
+        """
         if (path / DATA).exists():
             durable.rename(path / DATA, path / name)
         (path / JOURNAL).unlink(missing_ok=True)
-        _sweep(path)
         durable.sync_dir(path)
+        self._partials.sync()
         home = self._blobs_dir / path.name[:2] / path.name
-        durable.make_dirs(home.parent)
+        with durable.explained(home):
+            home.parent.mkdir(exist_ok=True)
         if home.exists():  # something that could not be read at the start
             self._quarantine(home)
-        durable.publish(path, home)
-        durable.sync_dir(self.partials_dir)
-        blob = _read_note(home)
-        if blob is None:
-            raise errors.DataLoss(f"{home} was damaged while it was published; fetch it again")
-        return blob
+        durable.rename(path, home)
+        return home
 
     def check(self, blob: Blob) -> bool:
         """Tell whether the blob's file is still what was published; quarantines it if not."""
@@ -390,21 +400,25 @@ def _read_note(path: Path) -> Blob | None:
     """Return what the note in *path* says; None if it is damaged."""
     try:
         used_at = (path / NOTE).stat().st_mtime
-        note = _note(path)
-        return Blob(
-            key=path.name,
-            object_id=note["object"],
-            title=note["title"],
-            version=note["version"],
-            path=path / note["name"],
-            size_bytes=note["size_bytes"],
-            sha256=note["sha256"],
-            verification=Verification(note["verification"]),
-            crc32c=tuple(note["crc32c"]),
-            chunk_bytes=note["chunk_bytes"],
-            published_at=note["published_at"],
-            used_at=used_at,
-            is_second=note.get("is_second", False),
-        )
+        return _blob(path, _note(path), used_at=used_at)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _blob(path: Path, note: Mapping[str, Any], *, used_at: float, noted_at: float = 0.0) -> Blob:
+    return Blob(
+        key=path.name,
+        object_id=note["object"],
+        title=note["title"],
+        version=note["version"],
+        path=path / note["name"],
+        size_bytes=note["size_bytes"],
+        sha256=note["sha256"],
+        verification=Verification(note["verification"]),
+        crc32c=tuple(note["crc32c"]),
+        chunk_bytes=note["chunk_bytes"],
+        published_at=note["published_at"],
+        used_at=used_at,
+        noted_at=noted_at,
+        is_second=note.get("is_second", False),
+    )

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,34 @@ def sync_dir(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+class SharedDir:
+    """A directory of many hands: one sync covers all who ask for one until it begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._counting = threading.Lock()
+        self._syncing = threading.Lock()
+        self._asked = self._begun = self._synced = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many have asked, and no sync has begun for."""
+        return self._asked - self._begun
+
+    def sync(self) -> None:
+        """Make what the directory has in it by now durable."""
+        with self._counting:
+            self._asked += 1
+            mine = self._asked
+        with self._syncing:
+            if self._synced >= mine:
+                return
+            with self._counting:
+                last = self._begun = self._asked
+            sync_dir(self._path)
+            self._synced = last
 
 
 def sync_file(fd: int) -> None:

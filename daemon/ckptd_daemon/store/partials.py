@@ -66,22 +66,29 @@ class Partial:
         earlier = self._earlier()
         if earlier is None:
             shutil.rmtree(self.path, ignore_errors=True)
-            with durable.explained(self.path):
-                self.path.mkdir(mode=0o700)
-        else:
-            _unseal(self.path / DATA)
-        self._data_fd, _ = durable.open_direct(self.path / DATA, os.O_RDWR | os.O_CREAT, mode=0o600)
-        if earlier is None:
+            self.begin()
             if self.header.size_bytes is not None:
                 durable.preallocate(self._data_fd, _page_up(self.header.size_bytes))
             header = journal.encode_header(self.header)  # a claim, like what follows it: no sync
             durable.write_file(self.path / JOURNAL, header, mode=0o600, survives=False)
+        else:
+            _unseal(self.path / DATA)
+            self._open_data()
         with durable.explained(self.path):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
             self._journal_fd = os.open(self.path / JOURNAL, flags)
             if earlier is not None:
                 os.ftruncate(self._journal_fd, earlier.valid_bytes)
         return {} if earlier is None else earlier.chunks
+
+    def begin(self) -> None:
+        """Start from nothing and without a journal: what comes in one piece is not gone on with."""
+        with durable.explained(self.path):
+            self.path.mkdir(mode=0o700)
+        self._open_data()
+
+    def _open_data(self) -> None:
+        self._data_fd, _ = durable.open_direct(self.path / DATA, os.O_RDWR | os.O_CREAT, mode=0o600)
 
     def _earlier(self) -> journal.Journal | None:
         parsed = claimed(self.path)
@@ -120,8 +127,9 @@ class Partial:
         if self.expected.get(index, crc) != crc:
             raise DamagedError(index)
         with self._lock:
-            with durable.explained(self.path, need_bytes=journal.RECORD_BYTES):
-                os.write(self._journal_fd, journal.encode_record(index, crc))
+            if self._journal_fd >= 0:
+                with durable.explained(self.path, need_bytes=journal.RECORD_BYTES):
+                    os.write(self._journal_fd, journal.encode_record(index, crc))
             self.landed[index] = crc
             self.landed_bytes += size_bytes
 

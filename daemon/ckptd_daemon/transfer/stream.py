@@ -71,6 +71,7 @@ class Stream:
         self._reply: http.client.HTTPResponse | None = None
         self._interrupted = False
         self._is_idle = False
+        self._is_begun = False  # the reply is for the next range, whatever that is
         self._piece_bytes = PIECE_FIRST_BYTES
         self.address = ""
         """Of the other end, as far as is known."""
@@ -176,6 +177,26 @@ class Stream:
             except OSError:
                 return  # closed already, which is what was wanted
 
+    def begin(self, n_bytes: int) -> tuple[int, http.client.HTTPMessage]:
+        """Ask for the first *n_bytes* of what nothing is known of; return its size, and the headers.
+
+        Once they tell what it is, `go_on` and `fetch` take what comes. Raises as `fetch` does.
+        """
+        with self._listening(self._config.first_byte_s):
+            reply = self._answer(0, n_bytes)
+        said = reply.getheader("Content-Range", "")
+        found = re.fullmatch(r"bytes 0-(\d{1,18})/(\d{1,18})", said, re.ASCII)
+        if not _is_plain_part(reply) or found is None:
+            raise NotFastError(f"status {reply.status}")
+        if int(found[1]) + 1 != min(n_bytes, int(found[2])):
+            raise NotFastError("another range than was asked for")
+        self._is_begun = True
+        return int(found[2]), reply.headers
+
+    def go_on(self, obj: Object) -> None:
+        """Be for *obj* from here on: the reply that was begun has said what it is."""
+        self._object = obj
+
     def fetch(
         self, claim: Claim, partial: Partial, buffer: memoryview, on_landed: Callable[[int], object]
     ) -> None:
@@ -188,7 +209,7 @@ class Stream:
         try:
             if asked is not None:
                 with self._listening(self._config.first_byte_s):
-                    reply = self._ask(*asked)
+                    reply = self._replied(*asked)
                 while length := claim.block(len(buffer)):
                     with self._listening(self._config.stall_s):
                         self._receive(reply, claim, buffer[:length])
@@ -214,7 +235,15 @@ class Stream:
         finally:
             self._due = None
 
-    def _ask(self, start: int, end: int) -> http.client.HTTPResponse:
+    def _replied(self, start: int, end: int) -> http.client.HTTPResponse:
+        """Return the reply that brings these bytes."""
+        is_begun, self._is_begun = self._is_begun, False
+        reply = self._reply if is_begun else self._answer(start, end)
+        assert reply is not None, "begun"
+        self._check(reply, start, end)
+        return reply
+
+    def _answer(self, start: int, end: int) -> http.client.HTTPResponse:
         headers = {**self._headers, "Range": f"bytes={start}-{end - 1}"}
         is_idle, self._is_idle = self._is_idle, False
         if is_idle and not self._interrupted and not _is_quiet(self._connection.sock):
@@ -231,13 +260,12 @@ class Stream:
             raise unwell(reply.status, reply.headers.get)
         if reply.status in REFUSED_STATUS:
             raise RefusedError(reply.status)
-        self._check(reply, start, end)
         return reply
 
     def _check(self, reply: http.client.HTTPResponse, start: int, end: int) -> None:
         if reply.status == 412:
             raise ChangedError("the origin has another version by now")
-        if reply.status != 206 or reply.getheader("Content-Encoding", "identity") != "identity":
+        if not _is_plain_part(reply):
             raise NotFastError(f"status {reply.status}")
         validator, size = self._object.validator, self._object.size_bytes
         if not validator.admits(reply.getheader("ETag"), reply.getheader("Last-Modified")):
@@ -300,6 +328,10 @@ def _connection(endpoint: Endpoint) -> tuple[str, http.client.HTTPConnection]:
         connection = http.client.HTTPConnection(host, parts.port)
     connection.auto_open = 0  # connecting is its own step: guarded, and it can be abandoned
     return path, connection
+
+
+def _is_plain_part(reply: http.client.HTTPResponse) -> bool:
+    return reply.status == 206 and reply.getheader("Content-Encoding", "identity") == "identity"
 
 
 def _is_quiet(sock: socket.socket) -> bool:

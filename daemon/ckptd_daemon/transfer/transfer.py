@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +21,7 @@ from ckptd_daemon.store.room import Space
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.downloader import Downloader
 from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
+from ckptd_daemon.transfer.small import Small
 from ckptd_daemon.transfer.soundness import UnsoundError, is_telling, require_sound, watch
 from ckptd_daemon.transfer.verdict import MismatchError, judged, unlike
 from ckptd_daemon.transfer.verify import Hasher
@@ -35,12 +38,14 @@ class Transfer:
         store: BlobStore,
         space: Space,
         buffers: Buffers,
+        small: Small,
         downloader: Downloader,
         hasher: Hasher,
     ) -> None:
         self._store = store
         self._space = space
         self._buffers = buffers
+        self._small = small
         self._downloader = downloader
         self._hasher = hasher
 
@@ -64,32 +69,68 @@ class Transfer:
             raise errors.DataLoss(str(error)) from error
 
     async def _brought(self, obj: Object, sha256: str | None, gauge: Gauge, demand: Demand) -> Blob:
-        wanted = sha256 or obj.checksums.sha256
-        async with self._opened(obj, gauge, demand) as partial:
-            demand.open(partial)
+        partial = self._partial(obj)
+        async with self._admitted(obj, partial, gauge, demand):
             try:
-                size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
+                blob = await self._brought_at_once(obj, partial, sha256, gauge, demand)
+                return blob or await self._brought_by_and_by(obj, partial, sha256, gauge, demand)
             except errors.ResourceExhausted as error:
                 raise await self._full(obj, partial, error) from error
-            try:
-                verification = judged(obj, partial, size_bytes, sha256, found)
-            except MismatchError as error:
-                if error.is_of_origin or demand.is_stated_by_all(error.expected):
-                    raise
-                verification = judged(obj, partial, size_bytes, None, found)  # right for the others
 
-            def publish() -> Blob:
-                require_sound(obj, partial, size_bytes)
-                blob = self._store.publish(partial, size_bytes, found or None, verification)
-                self._discard_remains(blob.key)  # repaired
-                return blob
+    async def _brought_at_once(
+        self, obj: Object, partial: Partial, sha256: str | None, gauge: Gauge, demand: Demand
+    ) -> Blob | None:
+        """Bring what is small if nothing of it is here; None if it has to come by and by."""
+        wanted = sha256 or obj.checksums.sha256
 
+        def begin() -> bool:
+            if partial.path.exists() or self._remains(partial):
+                return False
+            partial.begin()
+            return True
+
+        def finish(data: memoryview) -> Blob:
+            found = "" if wanted is None else hashlib.sha256(data).hexdigest()
+            return self._published(obj, partial, len(data), sha256, found, demand)
+
+        if not self._small.is_for(obj, demand):
+            return None
+        return await self._small.bring(obj, partial, begin, finish, gauge, demand)
+
+    async def _brought_by_and_by(
+        self, obj: Object, partial: Partial, sha256: str | None, gauge: Gauge, demand: Demand
+    ) -> Blob:
+        async with self._opened(obj, partial, gauge):
+            demand.open(partial)
+            wanted = sha256 or obj.checksums.sha256
+            size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
+            publish = functools.partial(
+                self._published, obj, partial, size_bytes, sha256, found, demand
+            )
             return await to_thread.run_sync(publish)
 
-    @asynccontextmanager
-    async def _opened(self, obj: Object, gauge: Gauge, demand: Demand) -> AsyncIterator[Partial]:
-        """Open the object's partial, with room on the disk for all of it."""
-        key = key_of(obj.id, obj.version)
+    def _published(
+        self,
+        obj: Object,
+        partial: Partial,
+        size_bytes: int,
+        sha256: str | None,
+        found: str,
+        demand: Demand,
+    ) -> Blob:
+        """Judge and publish a filled *partial*, whose SHA-256 is *found* if it was computed."""
+        try:
+            verification = judged(obj, partial, size_bytes, sha256, found)
+        except MismatchError as error:
+            if error.is_of_origin or demand.is_stated_by_all(error.expected):
+                raise
+            verification = judged(obj, partial, size_bytes, None, found)  # right for the others
+        require_sound(obj, partial, size_bytes)
+        blob = self._store.publish(partial, size_bytes, found or None, verification)
+        self._discard_remains(blob.key)  # repaired
+        return blob
+
+    def _partial(self, obj: Object) -> Partial:
         header = Header(
             object_id=obj.id,
             title=obj.title,
@@ -99,34 +140,45 @@ class Transfer:
             chunk_bytes=CHUNK_BYTES,
             is_resumable=obj.is_rangeable,
         )
-        partial = Partial(self._store.partial_path(key), header)
-        partial.expected = dict(enumerate(obj.chunk_crc32c))
+        partial = Partial(self._store.partial_path(key_of(obj.id, obj.version)), header)
+        known = obj.chunk_crc32c if len(obj.chunk_crc32c) == header.chunk_count else ()
+        partial.expected = dict(enumerate(known))
+        return partial
+
+    @asynccontextmanager
+    async def _admitted(
+        self, obj: Object, partial: Partial, gauge: Gauge, demand: Demand
+    ) -> AsyncIterator[None]:
+        """Have room on the disk for all of it inside the block."""
 
         def wait(shortage: Shortage) -> None:
             cause = Cause.QUOTA if shortage.room.is_short_of_quota else Cause.DISK
             gauge.enter(Phase.WAITING, cause, str(shortage))
 
         gauge.enter(Phase.WAITING, Cause.DISK)
-        async with self._space.book(key, obj.size_bytes or 0, wait, demand.holds):
-            try:
-                await self._resume(obj, partial, gauge)
-                yield partial
-            except (ChangedError, MismatchError, UnsoundError, errors.DataLoss):
-                partial.close()
-                await to_thread.run_sync(self._store.remove, partial.path)
-                await to_thread.run_sync(self._discard_remains, key)  # they may be what is wrong
-                raise
-            finally:
-                partial.close()
-                if not header.is_resumable:  # nobody could go on with it
-                    with anyio.CancelScope(shield=True):
-                        await to_thread.run_sync(self._store.remove, partial.path)
+        async with self._space.book(partial.path.name, obj.size_bytes or 0, wait, demand.holds):
+            yield
 
-    async def _resume(self, obj: Object, partial: Partial, gauge: Gauge) -> None:
+    @asynccontextmanager
+    async def _opened(self, obj: Object, partial: Partial, gauge: Gauge) -> AsyncIterator[None]:
+        """Have the object's partial open inside the block, with what is here of it already."""
+        key = partial.path.name
+        try:
+            await self._resume(partial, gauge)
+            yield
+        except (ChangedError, MismatchError, UnsoundError, errors.DataLoss):
+            partial.close()
+            await to_thread.run_sync(self._store.remove, partial.path)
+            await to_thread.run_sync(self._discard_remains, key)  # they may be what is wrong
+            raise
+        finally:
+            partial.close()
+            if not partial.header.is_resumable:  # nobody could go on with it
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(self._store.remove, partial.path)
+
+    async def _resume(self, partial: Partial, gauge: Gauge) -> None:
         """Open *partial*, and take over what is sound of an earlier life or of a damaged blob."""
-        header = partial.header
-        known = obj.chunk_crc32c if len(obj.chunk_crc32c) == header.chunk_count else ()
-        partial.expected = dict(enumerate(known))
         claimed, remains = await to_thread.run_sync(self._begun, partial)
         if not (claimed or remains):
             return
