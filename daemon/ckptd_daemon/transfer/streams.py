@@ -115,7 +115,7 @@ class Streams:
         crew = self._crew
         try:
             await lane.run()
-            if lane.claim is not None and not lane.claim.is_over:
+            if lane.claim is not None:  # whoever brings it now has to try no more often
                 crew.tries.append(lane.patience)
         except NotFastError as error:
             logger.info("%s takes the general path: %s", self._object.title, error)
