@@ -57,12 +57,12 @@ async def test_what_comes_the_general_way_for_nobody_makes_place_for_somebody(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:
     origin.put("ahead", data).faults = [Fault.NO_LABEL] * 3  # no stream reads that
-    origin.hold(after_bytes=5 << 20)
+    origin.hold()
     with Origin() as other:
         other.put("model", data)
         async with fetching(short_path, **ONE) as node:
             await node.fetcher.prefetch(Request(origin.url("ahead"), keep_s=60), os.getuid())
-            await to_thread.run_sync(origin.held.wait, 20)
+            await until(lambda: len(origin.bodies("ahead")) == 4)
             assert (await node.fetch(other.url("model"))).read_bytes() == data
             origin.release()
             with anyio.fail_after(20):
