@@ -74,14 +74,14 @@ def _object(item: WriteItem, planner: SavePlanner, known: Encoder) -> tuple[Entr
     name = item.index.fqn
     if is_plain(planner):
         assert isinstance(planner, DefaultSavePlanner)  # what is plain is one
-        data, _ = known.encode(name, planner.lookup_object(item.index))
+        data, mark = known.encode(name, planner.lookup_object(item.index))
     else:
         resolved = planner.resolve_data(item)
         if not isinstance(resolved, io.BytesIO):
             text = f"the planner gives a {type(resolved).__name__} for {name!r}, not a BytesIO"
             raise errors.InvalidArgument(text)
-        data = resolved.getvalue()
-    return Entry(name, "", (), (), (), 0, len(data)), data
+        data, mark = resolved.getvalue(), ""
+    return Entry(name, "", (), (), (), 0, len(data), may_differ=True, content=mark), data
 
 
 def _tensor(item: WriteItem, planner: SavePlanner, frozen: Frozen) -> tuple[Entry, torch.Tensor]:
@@ -108,7 +108,8 @@ def _tensor(item: WriteItem, planner: SavePlanner, frozen: Frozen) -> tuple[Entr
         payload_bytes,
         balanced=is_shard or is_replica,
         still=storage_of(tensor) in frozen,
-        content=samples.sample(tensor) if is_replica and tensor.is_cpu else "",
+        may_differ=not is_replica,
+        content="" if is_shard or not tensor.is_cpu else samples.sample(tensor),
     )
     return entry, tensor.detach()
 

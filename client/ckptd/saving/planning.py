@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ckptd.tensors.local import Local
 from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
+
+_DOUBTS_MAX = 10  # warnings about one plan
 
 Header = Callable[[], dict[str, Any]]
 """Gives what a rank says first; if it raises, every rank does."""
@@ -108,6 +111,8 @@ class Planner:
         agreed = plan.agree(plans, is_kept=is_kept)
         documents: dict[str, bytes] = {}
         if self._exchange.rank == 0:
+            for doubt in agreed.doubts[:_DOUBTS_MAX]:
+                warnings.warn(doubt, stacklevel=2)
             documents = {metadata.NAME: metadata.encode(agreed), index.NAME: index.encode(agreed)}
         return Agreed(agreed, tuple(agreed.of_rank(self._exchange.rank)), documents)
 

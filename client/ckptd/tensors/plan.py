@@ -39,8 +39,10 @@ class Entry:
     """Any rank that holds it may write it; otherwise the lowest does."""
     still: bool = False
     """It is not expected to change: such pieces have a file of their own."""
+    may_differ: bool = False
+    """Copies that differ are worth a warning, no more: the lowest rank's is saved."""
     content: str = field(default="", compare=False)
-    """Hash of what must not differ between ranks; empty if it may."""
+    """Hash of what should not differ between ranks; empty if it may."""
 
     @property
     def is_object(self) -> bool:
@@ -83,6 +85,7 @@ class LocalPlan:
             [
                 *(entry.name, entry.dtype, entry.shape, entry.offsets, entry.sizes),
                 *(entry.prefix_bytes, entry.payload_bytes, entry.balanced, entry.still),
+                entry.may_differ,
                 entry.content if with_content else bool(entry.content),
             ]
             for entry in self.entries
@@ -127,6 +130,8 @@ class GlobalPlan:
     shared: Mapping[tuple[int, ...], tuple[str, ...]]
     """By ranks that hold them: names whose contents must agree."""
     hash: str
+    doubts: tuple[str, ...] = ()
+    """What differs between ranks although it should not: a sentence for each."""
 
     def of_rank(self, rank: int) -> list[Placed]:
         """Return what *rank* writes, in the order of its images."""
@@ -148,17 +153,20 @@ def agree(plans: Sequence[LocalPlan], *, is_kept: bool = True) -> GlobalPlan:
     for rank, plan in enumerate(plans):
         for entry in plan.entries:
             holders.setdefault(entry.name, []).append((rank, entry))
+    doubts: list[str] = []
     for name, held in holders.items():
         _check_alike(name, held)
-        if is_kept:
-            _check_contents(name, held)
+        if is_kept and (difference := _difference(name, held)):
+            if not held[0][1].may_differ:
+                raise errors.InvalidArgument(difference)
+            doubts.append(difference)
         _check_coverage(name, [entry for _, entry in held])
     owned = _owned(holders, len(plans))
     placed, images = _laid_out(owned)
     nodes = _merged(plans)
     shared = _shared(holders)
     digest = hashlib.sha256("".join(plan.hash() for plan in plans).encode()).hexdigest()
-    return GlobalPlan(placed, nodes, images, shared, digest)
+    return GlobalPlan(placed, nodes, images, shared, digest, tuple(doubts))
 
 
 def _check_alike(name: str, held: Sequence[tuple[int, Entry]]) -> None:
@@ -176,7 +184,8 @@ def _described(entry: Entry) -> str:
     return "an object" if entry.is_object else f"a {entry.dtype} tensor {list(entry.shape)}"
 
 
-def _check_contents(name: str, held: Sequence[tuple[int, Entry]]) -> None:
+def _difference(name: str, held: Sequence[tuple[int, Entry]]) -> str:
+    """Say between which ranks *name* differs; empty if it does not."""
     by_content: dict[tuple[Any, str], list[int]] = defaultdict(list)
     boxes_held: dict[Any, set[str]] = defaultdict(set)
     for rank, entry in held:
@@ -185,15 +194,14 @@ def _check_contents(name: str, held: Sequence[tuple[int, Entry]]) -> None:
         by_content[entry.box, entry.content].append(rank)
         boxes_held[entry.box].add(entry.content)
     if all(len(contents) == 1 for contents in boxes_held.values()):
-        return
+        return ""
     groups = " and ".join(_ranks(ranks) for ranks in by_content.values())
     means = " (as DistributedDataParallel does)" if held[0][1].balanced else ""
-    text = (
+    return (
         f"{name!r} differs between {groups}, and only one of them would be saved: put the rank"
         f" into the key (for example {name + '.' + str(held[-1][0])!r}) to keep each, or make"
         f" them equal{means}"
     )
-    raise errors.InvalidArgument(text)
 
 
 def _ranks(ranks: Sequence[int]) -> str:
@@ -281,7 +289,7 @@ def _shared(
 ) -> dict[tuple[int, ...], tuple[str, ...]]:
     groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, held in holders.items():
-        ranks = tuple(rank for rank, entry in held if entry.content)
+        ranks = tuple(rank for rank, entry in held if entry.content and not entry.may_differ)
         if len(ranks) > 1:
             groups[ranks].append(name)
     return {ranks: tuple(names) for ranks, names in groups.items()}

@@ -171,6 +171,22 @@ def check_balance() -> None:
     assert max(sizes) < 4 * 80_000 / world + 2000, sizes
 
 
+def check_warning() -> None:
+    """Small things that differ are rank 0's, as with torch, which does not say so."""
+    path = run.with_name(f"{run.name}-differs") / "step-0"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        state = {"seed": rank, "buffer": torch.full((3,), float(rank)), "same": 1}
+        ckptd.dcp.async_save(state, checkpoint_id=path).result(60)
+    said = sorted(str(each.message).partition(":")[0] for each in told)
+    words = "differs between rank 0 and rank 1" if world == 2 else "differs between rank 0 and"
+    assert [words in each for each in said] == ([True, True] if rank == 0 else []), said
+    found = {"seed": None, "buffer": torch.ones(3), "same": None}
+    dcp.load(found, storage_reader=ckptd.dcp.StorageReader(path))
+    assert found["seed"] == 0
+    assert not found["buffer"].any()
+
+
 def check_refusal() -> None:
     """What one rank cannot save, none does, and every rank is told whose it is."""
     state = {f"of.{rank}": print if rank == 1 else 1}
@@ -221,6 +237,7 @@ if before is not None:
     check_loads(before / "step-2", has_own=False)
 check_saves()
 check_balance()
+check_warning()
 check_refusal()
 check_groups()
 for kind in (data_parallel, fully_sharded, hybrid_sharded, tensor_parallel, two_dimensional):
