@@ -143,6 +143,8 @@ class Lane:
         """
         link = self._crew.link
         while self.claim and self.is_seated and link.is_fast and not link.is_braked:
+            if self.is_recalled:  # before there was a connection to interrupt
+                return
             await self._bring(link.endpoint)
 
     def end(self) -> None:
@@ -184,7 +186,8 @@ class Lane:
 
     def _may_ask(self, stream: Stream, endpoint: Endpoint) -> bool:
         is_braked = self._crew.means.brakes.left_s(endpoint.url) > 0
-        return self._crew.link.is_fast and stream.is_connected and not is_braked
+        may_stay = not (is_braked or self.is_recalled)
+        return self._crew.link.is_fast and stream.is_connected and may_stay
 
     @asynccontextmanager
     async def _connected(self, endpoint: Endpoint) -> AsyncIterator[Stream]:
