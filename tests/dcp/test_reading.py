@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from ckptd.dcp import StorageReader
-from ckptd.tensors import described, entries
+from ckptd.tensors import described, entries, values
 from ckptd_proto import errors
 
 pytestmark = [
@@ -192,6 +192,19 @@ def test_a_crafted_entry_runs_nothing(tmp_path: Path, trace: Path, way: str, nam
     template = {"w": torch.zeros(2)} if name == "w" else {"step": 0}
     assert "would run code" in refusal(path, template)
     assert not trace.exists()
+
+
+def test_a_planner_is_given_bytes_of_ours_whatever_the_file_has(tmp_path: Path) -> None:
+    path = saved(tmp_path / "stock", {"step": 7})
+
+    class Own(dcp.DefaultLoadPlanner):
+        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+            assert value.getvalue() == values.encode("step", 7)
+            super().load_bytes(read_item, value)
+
+    found = {"step": 0}
+    dcp.load(found, storage_reader=StorageReader(path), planner=Own())
+    assert found == {"step": 7}
 
 
 def test_an_entry_that_is_not_there_as_described_is_damage(tmp_path: Path) -> None:
