@@ -230,21 +230,19 @@ class Hosts:
     def settle(self) -> None:
         """Grant what there is to those who wait, and have the richest make place for the rest."""
         while True:
+            free = self._streams_max - self.seats
             waiting = [share for share in self._shares if share.waiting]
-            ready = [share for share in waiting if self._may_sit(share)]
+            ready = [share for share in waiting if _may_sit(share, free)]
             if not ready:
                 break
             chosen = min(ready, key=_turn)
             chosen.seats += 1
             chosen.host.seats += 1
             chosen.waiting.popleft().set()
-        for poor in waiting:
-            if poor.seats == 0:
-                self._recall_for(poor)
-
-    def _may_sit(self, share: Share) -> bool:
-        is_free = self.seats + share.standing < self._streams_max
-        return is_free and share.host.seats + share.standing < share.host.climb.level
+        if waiting and not all(_needs(share) for share in self._shares if share.seats):
+            for poor in waiting:
+                if poor.seats == 0:
+                    self._recall_for(poor)
 
     def _recall_for(self, poor: Share) -> None:
         rich = [one for one in self._rivals(poor) if _gives_way(one, poor)]
@@ -272,6 +270,16 @@ class Hosts:
         if self.seats >= self._streams_max and _has_room(poor.host):
             return self._shares
         return [share for share in self._shares if share.host is poor.host]
+
+
+def _may_sit(share: Share, free: int) -> bool:
+    is_room = share.host.seats + share.standing < share.host.climb.level
+    return is_room and share.standing < free
+
+
+def _needs(share: Share) -> bool:
+    """Whether *share*, which sits, gives way to nobody."""
+    return share.seats == 1 and share.is_urgent()
 
 
 def _turn(share: Share) -> tuple[bool, int, int]:
