@@ -212,7 +212,9 @@ class BlobStore:
         """
         if (path / DATA).exists():
             durable.rename(path / DATA, path / name)
-        (path / JOURNAL).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (path / JOURNAL).unlink()
+            _sweep(path)  # what an earlier life left; without a journal there was none
         durable.sync_dir(path)
         self._partials.sync()
         home = self._blobs_dir / path.name[:2] / path.name
