@@ -174,6 +174,32 @@ def check_balance() -> None:
     assert max(sizes) < 4 * 80_000 + 4000, sizes
 
 
+def check_frozen() -> None:
+    """Shards of what is not trained are on the disk once, whoever saves them."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(300, 300).requires_grad_(False), nn.Linear(300, 2))
+    for layer in net:
+        fully_shard(layer)
+    fully_shard(net)
+    place = run.with_name(f"{run.name}-frozen")
+    frozen = [each for each in net.parameters() if not each.requires_grad]
+    for step in (0, 1):
+        with torch.no_grad():
+            net[1].weight.add_(1)
+        path = place / f"step-{step}"
+        writer = ckptd.dcp.StorageWriter(path, frozen=frozen)
+        dcp.save(net.state_dict(), storage_writer=writer)
+        found = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
+        dcp.load(found, checkpoint_id=path)
+        states.check_same(found, net.state_dict())
+    with ckptd.Checkpointer(place.parent.parent, experiment="e", run=place.name) as ckpt:
+        ckpt.save({"net": net}, step=2).result(60)
+        ckpt.save({"net": net}, step=3).result(60)
+    still = f"__{rank}_1.distcp"
+    inodes = [(place / f"step-{step}" / still).stat().st_ino for step in range(4)]
+    assert len(set(inodes)) == 1, inodes
+
+
 def check_warning() -> None:
     """Small things that differ are rank 0's, as with torch, which does not say so."""
     path = run.with_name(f"{run.name}-differs") / "step-0"
@@ -240,6 +266,7 @@ if before is not None:
     check_loads(before / "step-2", has_own=False)
 check_saves()
 check_balance()
+check_frozen()
 check_warning()
 check_refusal()
 check_groups()
