@@ -25,7 +25,7 @@ DOTS_PER_IN = 150
 PANELS_PER_LINE = 2
 
 
-def draw(path: Path, found: Machine, outcomes: Sequence[Outcome]) -> None:
+def draw(path: Path, title: str, found: Machine, outcomes: Sequence[Outcome]) -> None:
     """Write the picture to *path*, in the format that its name ends in."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -41,9 +41,7 @@ def draw(path: Path, found: Machine, outcomes: Sequence[Outcome]) -> None:
         for place, (outcome, rows) in enumerate(line):
             most = max(len(rows) for _, rows in line)
             _panel(figure.add_subplot(grid[at, place]), outcome, rows, most)
-    figure.suptitle(
-        "ckptd bench fetch", x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK
-    )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
     about = "\n".join(machine.lines(found))
     figure.supxlabel(about, x=0.01, ha="left", fontsize=7, color=FAINT)
     figure.savefig(path)

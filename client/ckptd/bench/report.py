@@ -34,10 +34,14 @@ class Column:
 
 COLUMNS: Mapping[str, Column] = {
     "wall_s": Column("wall, s"),
+    "durable_s": Column("durable, s"),
     "bytes_per_s": Column("GB/s", 1e9),
+    "blocked_ms": Column("blocked, ms", digits=0),
+    "slower_share": Column("slower, %", 0.01, 0),
     "cpu_s": Column("CPU, s"),
     "daemon_cpu_s": Column("daemon CPU, s"),
     "clients_cpu_s": Column("clients CPU, s"),
+    "extra_bytes": Column("RAM, +MB", 1e6, 0),
     "peak_bytes": Column("RAM, MB", 1e6, 0),
     "anon_bytes": Column("RssAnon, MB", 1e6, 0),
     "streams": Column("streams", digits=1),

@@ -16,6 +16,7 @@ from ckptd_daemon.save.persist import Staged, persist
 from ckptd_daemon.save.places import Place, check_same_root
 from ckptd_daemon.save.tracks import Track, Tracks
 from ckptd_daemon.save.unchanged import earlier_step
+from ckptd_daemon.save.writers import Writers
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
@@ -28,13 +29,13 @@ class Finisher:
         self,
         tracks: Tracks,
         tasks: TaskGroup,
-        threads: int,
+        writers: Writers,
         on_committed: Callable[[Place], None],
     ) -> None:
         self._on_committed = on_committed
         self._tracks = tracks
         self._tasks = tasks
-        self._threads = anyio.CapacityLimiter(threads)
+        self._writers = writers
         self._turns: dict[Place, anyio.Lock] = {}
 
     def finish(self, track: Track) -> None:
@@ -77,7 +78,7 @@ class Finisher:
             commit.directory_of(attempt),
             images,
             attempt.plan_hash,
-            threads=self._threads,
+            writers=self._writers,
             on_written=written,
             earlier=earlier,
         )

@@ -6,14 +6,12 @@ import hashlib
 import json
 import mmap
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import anyio
 import crc32c
 from anyio import to_thread
 
@@ -22,6 +20,7 @@ from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.headers import padded
 from ckptd_daemon.save.places import SUMS
 from ckptd_daemon.save.proof import CHUNK_BYTES, Receipt
+from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 
@@ -48,26 +47,12 @@ class _File:
     crcs: list[int]
 
 
-@dataclass(slots=True, eq=False)
-class _Work:
-    """The blocks still to be written, shared by the writers of one attempt."""
-
-    blocks: Iterator[tuple[_File, int]]
-    on_written: Callable[[int], None]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stopped: bool = False
-
-    def next(self) -> tuple[_File, int] | None:
-        with self.lock:
-            return None if self.stopped else next(self.blocks, None)
-
-
 async def persist(
     directory: Path,
     images: Sequence[Staged],
     plan_hash: str,
     *,
-    threads: anyio.CapacityLimiter,
+    writers: Writers,
     on_written: Callable[[int], None],
     earlier: Path | None = None,
 ) -> list[Receipt]:
@@ -77,73 +62,30 @@ async def persist(
     *on_written* hears, in a writer's thread, of each block's bytes. Cancelled, it ends after the
     blocks in hand. Raises what the disk said, typed.
     """
-    await to_thread.run_sync(_make, directory, limiter=threads)
-    linked = await _link(directory, images, earlier, plan_hash, threads) if earlier else {}
-    for image in linked:
-        on_written(image.size_bytes)
+    await to_thread.run_sync(_make, directory)
+    linked: dict[Image, Receipt] = {}
+
+    def link(staged: Staged, earlier: Path) -> None:
+        image = staged.image
+        crcs = unchanged.link(image, staged.fd, staged.offset, earlier, directory)
+        if crcs is not None:
+            linked[image] = _sum(directory / image.name, image, crcs, plan_hash)
+            on_written(image.size_bytes)
+
+    def write(file: _File, start: int) -> None:
+        on_written(_write_block(file, start))
+
+    if earlier is not None:
+        await writers.write(partial(link, staged, earlier) for staged in images)
     rest = [staged for staged in images if staged.image not in linked]
-    files = await to_thread.run_sync(_begin, directory, rest, limiter=threads)
-    work = _Work(iter([(file, at) for file in files for at in _starts(file)]), on_written)
+    files = await to_thread.run_sync(_begin, directory, rest)
     try:
-        await _write(work, threads)
-        receipts = await to_thread.run_sync(_finish, directory, files, plan_hash, limiter=threads)
+        await writers.write(partial(write, file, at) for file in files for at in _starts(file))
+        receipts = await to_thread.run_sync(_finish, directory, files, plan_hash)
         return [*linked.values(), *receipts]
     finally:
         for file in files:
             os.close(file.fd)
-
-
-async def _link(
-    directory: Path,
-    images: Sequence[Staged],
-    earlier: Path,
-    plan_hash: str,
-    threads: anyio.CapacityLimiter,
-) -> dict[Image, Receipt]:
-    """Return the receipts of what could be linked: of several ranks side by side."""
-    receipts: dict[Image, Receipt] = {}
-
-    def link(staged: Staged) -> None:
-        image = staged.image
-        crcs = unchanged.link(image, staged.fd, staged.offset, earlier, directory)
-        if crcs is not None:
-            receipts[image] = _sum(directory / image.name, image, crcs, plan_hash)
-
-    try:
-        async with anyio.create_task_group() as links:
-            for staged in images:
-                links.start_soon(partial(to_thread.run_sync, limiter=threads), link, staged)
-    except ExceptionGroup as group:
-        raise _first(group) from group
-    return receipts
-
-
-async def _write(work: _Work, threads: anyio.CapacityLimiter) -> None:
-    """Write all blocks; the writers end at the next block when one fails or we are cancelled."""
-    try:
-        async with anyio.create_task_group() as watch:
-            watch.start_soon(_stop_when_cancelled, work)
-            async with anyio.create_task_group() as writers:
-                for _ in range(int(threads.total_tokens)):
-                    writers.start_soon(
-                        partial(to_thread.run_sync, limiter=threads), _write_blocks, work
-                    )
-            watch.cancel_scope.cancel()
-    except ExceptionGroup as group:
-        raise _first(group) from group
-
-
-async def _stop_when_cancelled(work: _Work) -> None:
-    try:
-        await anyio.sleep_forever()
-    finally:
-        work.stopped = True
-
-
-def _first(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _starts(file: _File) -> range:
@@ -181,16 +123,6 @@ def _create(directory: Path, staged: Staged) -> _File:
         os.close(fd)
         raise
     return _File(staged, path, fd, [0] * -(-staged.image.size_bytes // CHUNK_BYTES))
-
-
-def _write_blocks(work: _Work) -> None:
-    while (block := work.next()) is not None:
-        file, start = block
-        try:
-            work.on_written(_write_block(file, start))
-        except BaseException:
-            work.stopped = True  # the others need not go on
-            raise
 
 
 def _write_block(file: _File, start: int) -> int:

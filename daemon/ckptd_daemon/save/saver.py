@@ -27,6 +27,7 @@ from ckptd_daemon.save.tracks import (
     ended,
     is_staged,
 )
+from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 
@@ -80,7 +81,7 @@ class Saver:
         """
         async with Arena.open(config) as (arena, left), anyio.create_task_group() as tasks:
             tracks = Tracks(arena)
-            finisher = Finisher(tracks, tasks, config.persist_threads, on_committed)
+            finisher = Finisher(tracks, tasks, Writers(config), on_committed)
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             saver = cls(config, arena, tracks, finisher, offer, name)
             await recovery.take_up(left, tracks, finisher)

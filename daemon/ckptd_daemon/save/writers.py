@@ -1,0 +1,99 @@
+"""The threads that write what is staged, and let the training go first."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from ckptd_daemon.config import Config
+from ckptd_daemon.save.allowance import Allowance, idle_s
+
+NICE: Final = 10
+"""Of a writer; its I/O comes after that of others, too (ioprio_set(2): derived from this)."""
+
+Block = Callable[[], None]
+"""Writes a piece."""
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """The blocks still to be written, shared by the writers of one attempt."""
+
+    blocks: Iterator[Block]
+    allowance: Allowance
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    failures: list[BaseException] = field(default_factory=list)
+
+    def next(self) -> Block | None:
+        with self.lock:
+            return None if self.stopped.is_set() else next(self.blocks, None)
+
+    def rest(self, used_s: float) -> None:
+        with self.lock:
+            pause_s = self.allowance.pause_s(used_s)
+        self.stopped.wait(pause_s)
+
+
+class Writers:
+    """Writes the blocks of one attempt at a time."""
+
+    def __init__(self, config: Config) -> None:
+        self._count = config.persist_threads
+        cores, share = len(os.sched_getaffinity(0)), config.persist_cpu_percent / 100
+        self._new_pace = partial(Allowance, share, cores, idle_s=idle_s)
+        self._turn = anyio.Lock()
+
+    async def write(self, blocks: Iterable[Block]) -> None:
+        """Write all *blocks*; raises what the first that failed raised.
+
+        Ends at the next block when one fails or the caller is cancelled.
+        """
+        async with self._turn:
+            work = _Work(iter(blocks), self._new_pace())
+            async with anyio.create_task_group() as watch:
+                watch.start_soon(_stop_when_cancelled, work)
+                await to_thread.run_sync(self._write, work)
+                watch.cancel_scope.cancel()
+            if work.failures:
+                raise work.failures[0]
+
+    def _write(self, work: _Work) -> None:
+        # of their own: the threads of the pool would stay nice for whoever has them next
+        threads = [
+            threading.Thread(target=_write_blocks, args=(work,), name=f"ckptd-write-{number}")
+            for number in range(self._count)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+async def _stop_when_cancelled(work: _Work) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        work.stopped.set()
+
+
+def _write_blocks(work: _Work) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    began_s = time.thread_time()
+    try:
+        while (block := work.next()) is not None:
+            block()
+            ended_s = time.thread_time()
+            work.rest(ended_s - began_s)
+            began_s = ended_s
+    except BaseException as failure:  # noqa: BLE001  raised by whoever waits for all writers
+        work.failures.append(failure)
+        work.stopped.set()
