@@ -18,6 +18,7 @@ from ckptd.bench.saves.ways import WAYS
 from ckptd.cli import bench
 from fakes.running import ckptd
 
+pytestmark = pytest.mark.timeout(180)  # it loads torch a dozen times
 TINY = Plan(ranks=1, rank_bytes=1 << 20, repeats=1)
 
 

@@ -145,6 +145,7 @@ class _Client:
         plan_hash: str = "p",
         replace: bool = False,
         images_bytes: int | None = None,
+        when_full: str = "WAIT",
     ) -> Any:
         from ckptd_proto.v1 import saves_pb2 as pb
 
@@ -157,8 +158,11 @@ class _Client:
             plan_hash=plan_hash,
             on_existing=on_existing,
             images_bytes=images_bytes,
+            when_full=f"WHEN_FULL_{when_full}",
         )
         reply = self.connection.call(lambda stubs: stubs.saves.Open(request))
+        if reply.skipped:
+            return reply.skipped, "skipped"
         self.attempt, self.step = reply.attempt, step
         return reply.attempt, reply.committed.uuid
 

@@ -18,6 +18,7 @@ from ckptd.saving.membership import Membership
 from ckptd.saving.retention import Retention
 from ckptd.saving.run import Run
 from ckptd.saving.save import Save
+from ckptd.saving.stager import WHEN_FULL
 from ckptd.tensors import index, load
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
@@ -46,6 +47,7 @@ class Checkpointer:
         read_only: bool = False,
         socket: Path | None = None,
         timeout: float = 600.0,
+        when_full: Literal["wait", "skip", "supersede"] = "wait",
     ) -> None:
         """Join the job.
 
@@ -59,12 +61,16 @@ class Checkpointer:
             read_only: The job only loads: `root` need not be writable, and nothing can be saved.
             socket: The daemon's; by default the usual one, started if none runs.
             timeout: Seconds that `save` and `load` wait for other ranks, and for room to stage.
+            when_full: What becomes of a save while all memory for staging is taken by earlier
+                ones: "wait" for it; "skip" it, on every rank; or have it "supersede" the oldest
+                snapshot that waits to be written. The one that is being written always stays.
 
         Raises:
             InvalidArgument: A name that cannot be a directory, or ranks that name different ones.
             FailedPrecondition: There are other ranks, and no way to them.
             CkptdError: The daemon's reasons.
         """
+        _check_when_full(when_full)
         self._timeout_s = timeout
         self._connection = Connection.open(socket)
         self._exchange = exchanges.choose(alone=ranks == "self", timeout_s=timeout)
@@ -79,6 +85,7 @@ class Checkpointer:
             self._exchange,
             member,
             timeout_s=timeout,
+            when_full=when_full,
             on_first=lambda: retain(self._connection, place, experiment, run, rules),
         )
         self._catalog = Catalog(self._connection, place, experiment, run, retention)
@@ -241,6 +248,12 @@ class Checkpointer:
         if to_save and self._read_only:
             text = "the Checkpointer is read-only; make one without read_only=True to save"
             raise errors.FailedPrecondition(text)
+
+
+def _check_when_full(when_full: str) -> None:
+    if when_full not in WHEN_FULL:
+        text = f'when_full is {when_full!r}; pass "wait", "skip" or "supersede"'
+        raise errors.InvalidArgument(text)
 
 
 def _checked_root(root: str | os.PathLike[str]) -> Path:

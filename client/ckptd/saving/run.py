@@ -28,13 +28,15 @@ class Run:
         member: Membership,
         *,
         timeout_s: float,
+        when_full: str = "wait",
         on_first: Callable[[], object] = bool,
     ) -> None:
         """*on_first* is called once, by rank 0 before its first save."""
+        self._when_full = when_full
         self._exchange = exchange
         self._member = member
         self._planner = Planner(exchange)
-        self._stager = Stager(connection, member, timeout_s)
+        self._stager = Stager(connection, member, timeout_s, when_full)
         self._on_first = on_first
         self._sequence = 0
         self._saves: list[Save] = []  # whose failure nobody may have heard of
@@ -81,6 +83,7 @@ class Run:
                 "step": step,
                 "world size": self._exchange.world_size,
                 "on_existing": on_existing,
+                "when_full": self._when_full,
                 "sequence": self._sequence,
             }
 

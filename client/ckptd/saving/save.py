@@ -39,6 +39,8 @@ class Save:
         self._checkpoint: Checkpoint | None = None
         self._failure: errors.CkptdError | None = None
         self._is_told = False
+        self._is_skipped = False
+        self._superseded_by: int | None = None
         self._callbacks: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -46,11 +48,22 @@ class Save:
             state = "staged" if self._staged.is_set() else "being staged"
         else:
             state = "failed" if self._failure else "committed"
+            state = "skipped" if self._is_skipped else state
         return f"<Save step {self.step} [{state}]>"
 
     def staged(self) -> bool:
         """Say whether every rank's part is out of the ranks' hands: their death loses nothing."""
         return self._staged.is_set()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether it was not made, as the Checkpointer's `when_full` says: that is no failure."""
+        return self._is_skipped
+
+    @property
+    def superseded_by(self) -> int | None:
+        """The later step that took its place, as `when_full` says: that is no failure."""
+        return self._superseded_by
 
     def done(self) -> bool:
         """Say whether `result` would return, or raise, at once."""
@@ -64,6 +77,8 @@ class Save:
 
         Raises:
             DeadlineExceeded: It is not committed yet; it goes on.
+            ResourceExhausted: It was skipped, or there is no room; nothing is listed.
+            Aborted: A rank died, or a later save superseded it; nothing is listed.
             CkptdError: What went wrong; nothing is listed.
         """
         if not self._done.wait(timeout):
@@ -119,6 +134,11 @@ class Save:
         for callback in callbacks:
             callback()
 
+    def skip(self, reason: str) -> None:
+        """Note that it is not made, because its user would have it so."""
+        self._is_skipped = self._is_told = True
+        self.fail(errors.ResourceExhausted(reason))
+
     def watch(self, connection: Connection, request: saves_pb2.WatchRequest) -> None:
         """Follow the attempt on a thread of its own until it has ended."""
         name = f"ckptd-save-{self.step}"
@@ -143,8 +163,10 @@ class Save:
             return
         if last.state == saves_pb2.ATTEMPT_STATE_COMMITTED:
             self.succeed(checkpoint_of(last.checkpoint))
-        else:
-            self.fail(errors.rebuilt(last.error, last.reason))
+            return
+        if last.HasField("superseded_by"):
+            self._superseded_by, self._is_told = last.superseded_by, True
+        self.fail(errors.rebuilt(last.error, last.reason))
 
 
 def raise_untold(saves: Iterable[Save]) -> None:

@@ -20,16 +20,24 @@ ON_EXISTING: Final = {
     "error": saves_pb2.ON_EXISTING_ERROR,
     "replace": saves_pb2.ON_EXISTING_REPLACE,
 }
+WHEN_FULL: Final = {
+    "wait": saves_pb2.WHEN_FULL_WAIT,
+    "skip": saves_pb2.WHEN_FULL_SKIP,
+    "supersede": saves_pb2.WHEN_FULL_SUPERSEDE,
+}
 
 
 class Stager:
     """Opens attempts, copies this rank's part of each, and seals it."""
 
-    def __init__(self, connection: Connection, member: Membership, timeout_s: float) -> None:
-        """Wait for room to stage *timeout_s* at most."""
+    def __init__(
+        self, connection: Connection, member: Membership, timeout_s: float, when_full: str
+    ) -> None:
+        """Wait for room to stage *timeout_s* at most, unless *when_full* says otherwise."""
         self._connection = connection
         self._member = member
         self._timeout_s = timeout_s
+        self._when_full = when_full
         self._slots = Slots(connection)
         self._kept = Kept()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="ckptd-prepare")
@@ -61,6 +69,9 @@ class Stager:
             save.was_committed = True
             save.succeed(checkpoint_of(opened.committed))
             return save
+        if opened.skipped:
+            save.skip(opened.skipped)
+            return save
         try:
             self._stage(opened.attempt, agreed, local, metrics)
         except BaseException as error:
@@ -84,6 +95,7 @@ class Stager:
             step=step,
             plan_hash=agreed.hash,
             on_existing=ON_EXISTING[on_existing],
+            when_full=WHEN_FULL[self._when_full],
         )
         if self._member.rank == 0:
             request.images_bytes = sum(agreed.all_images().values())

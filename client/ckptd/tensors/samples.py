@@ -1,22 +1,28 @@
-"""A few elements of a tensor that tell whether ranks hold the same, at no cost to a step."""
+"""A few elements of tensors that tell whether they are the same, at no cost to a step.
+
+They are read where they lie: with an operation of torch's for each of a thousand parameters,
+looking would take longer than all the rest of planning.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 
-_WORDS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
-_LONGEST = ctypes.c_uint64  # of a complex128: its real part
+STRIDE_BYTES: Final = 1 << 20
+"""Between two elements that are looked at: a microsecond for what takes 200 to copy."""
+PER_TENSOR_MAX: Final = 64
+_SMALL_BYTES: Final = 64 << 10
+_WORDS: Final = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
+_LONGEST: Final = ctypes.c_uint64  # of a complex128: its real part
 
 
 def sample(tensor: torch.Tensor) -> str:
-    """Return the bits of three elements of a strided CPU tensor; empty if it has none.
-
-    They are read where they lie: with an operation of torch's for each of a thousand parameters,
-    looking would take longer than all the rest of planning.
-    """
+    """Return the bits of three elements of a strided CPU tensor; empty if it has none."""
     count = tensor.numel()
     if not count:
         return ""
@@ -31,6 +37,48 @@ def sample(tensor: torch.Tensor) -> str:
     read = _WORDS.get(size, _LONGEST).from_address
     at_middle, at_last = read(start + size * middle).value, read(start + size * last).value
     return f"{read(start).value:x}.{at_middle:x}.{at_last:x}"
+
+
+class Moment:
+    """What tensors in host memory were at a moment, as far as a few elements of each tell.
+
+    Large ones are looked at every so many bytes; of small ones, which take no time to copy,
+    those that the same stride falls on. Where it begins is another place at each moment.
+    """
+
+    def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Look now; the tensors must live as long as this."""
+        self._seen: list[tuple[str, ctypes._SimpleCData[int], int]] = []
+        left_bytes = random.randrange(STRIDE_BYTES)  # until the stride falls on a small one
+        for name, tensor in tensors:
+            if not tensor.is_cpu:
+                continue
+            size_bytes = tensor.numel() * tensor.itemsize
+            left_bytes -= size_bytes
+            if size_bytes >= _SMALL_BYTES or (size_bytes and left_bytes < 0):
+                self._look(name, tensor, size_bytes)
+            left_bytes %= STRIDE_BYTES
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def changed(self) -> str | None:
+        """Return the name of a tensor that has changed since, None if none was seen to."""
+        return next((name for name, word, value in self._seen if word.value != value), None)
+
+    def _look(self, name: str, tensor: torch.Tensor, size_bytes: int) -> None:
+        kind = _WORDS.get(tensor.itemsize, _LONGEST)
+        elements = min(PER_TENSOR_MAX, max(1, size_bytes // STRIDE_BYTES))
+        step = tensor.numel() // elements
+        first = random.randrange(step)
+        places: Iterable[int] = range(first, first + step * elements, step)
+        if not tensor.is_contiguous():
+            shape, strides = tensor.shape, tensor.stride()
+            places = [_place(element, shape, strides) for element in places]
+        start, itemsize = tensor.data_ptr(), tensor.itemsize
+        for place in places:
+            word = kind.from_address(start + itemsize * place)
+            self._seen.append((name, word, word.value))
 
 
 def _place(element: int, shape: Sequence[int], strides: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from typing import Final
 from ckptd_daemon.rpc.checkpoints import checkpoint_message
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.arena import SlotOffer
-from ckptd_daemon.save.attempts import Checkpoint, Image, State
+from ckptd_daemon.save.attempts import Checkpoint, Image, Skipped, State, WhenFull
 from ckptd_daemon.save.gather import PAYLOADS_BYTES_MAX
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.saver import Saver
@@ -26,6 +26,12 @@ _STATES: Final = {
     State.DURABLE: pb.ATTEMPT_STATE_DURABLE,
     State.COMMITTED: pb.ATTEMPT_STATE_COMMITTED,
     State.ABORTED: pb.ATTEMPT_STATE_ABORTED,
+}
+_WHEN_FULL: Final = {
+    pb.WHEN_FULL_UNSPECIFIED: WhenFull.WAIT,
+    pb.WHEN_FULL_WAIT: WhenFull.WAIT,
+    pb.WHEN_FULL_SKIP: WhenFull.SKIP,
+    pb.WHEN_FULL_SUPERSEDE: WhenFull.SUPERSEDE,
 }
 
 
@@ -85,10 +91,13 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             plan_hash=request.plan_hash,
             replaces=request.on_existing == pb.ON_EXISTING_REPLACE,
             images_bytes=request.images_bytes if request.HasField("images_bytes") else None,
+            when_full=_WHEN_FULL[request.when_full],
             session=self._session(context),
         )
         if isinstance(opened, Checkpoint):
             return pb.OpenReply(committed=checkpoint_message(opened))
+        if isinstance(opened, Skipped):
+            return pb.OpenReply(skipped=opened.reason)
         return pb.OpenReply(attempt=opened.id)
 
     async def Prepare(self, request: pb.PrepareRequest, context: Context) -> pb.PrepareReply:
@@ -161,6 +170,7 @@ def attempt_message(progress: Progress) -> pb.Attempt:
         checkpoint=None if checkpoint is None else checkpoint_message(checkpoint),
         error="" if failure is None else type(failure).__name__,
         reason="" if failure is None else str(failure),
+        superseded_by=attempt.superseded_by,
     )
 
 

@@ -181,6 +181,17 @@ class Arena:
                 break
         return [slot for slot in self._fitting(holder, size) if slot.use is _Use.IDLE]
 
+    def is_full(self, holder: Holder) -> bool:
+        """Say whether the holder's next slot is one that others have to give back first."""
+        mine = [slot for slot in self._slots if slot.holder is holder]
+        if not mine or any(slot.use is not _Use.BUSY or slot.is_abandoned for slot in mine):
+            return False
+        if len(mine) >= self._slots_per_rank:
+            return True
+        idle_bytes = sum(slot.size_bytes for slot in self._slots if slot.use is _Use.IDLE)
+        need_bytes = self._used_bytes - idle_bytes + mine[-1].size_bytes
+        return need_bytes > self._budget_bytes
+
     def release(self, slot: Slot) -> None:
         """Take a slot back; what was sealed in it is void."""
         slot.memory.unseal()

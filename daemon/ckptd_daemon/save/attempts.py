@@ -52,6 +52,21 @@ class Image:
     size_bytes: int
 
 
+class WhenFull(Enum):
+    """What a job wants to become of a save when every slot is taken."""
+
+    WAIT = "wait"
+    SKIP = "skip"
+    SUPERSEDE = "supersede"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A save that is not made, by any rank."""
+
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What is committed, as its manifest says."""
@@ -102,6 +117,8 @@ class Attempt:
     """When COMMITTED."""
     failure: errors.CkptdError | None = None
     """When ABORTED."""
+    superseded_by: int | None = None
+    """The step that took its place, if that is why."""
 
     @property
     def total_bytes(self) -> int:

@@ -45,6 +45,9 @@ class Finisher:
     async def _finish(self, track: Track) -> None:
         attempt = track.attempt
         async with self._turn(attempt.job.place):
+            if track.attempt.state.is_final:
+                return  # superseded before its turn came
+            track.is_persisting = True
             try:
                 checkpoint = await self._make_durable(track)
             except errors.CkptdError as failure:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ckptd_daemon.save.arena import Holder
-from ckptd_daemon.save.attempts import Checkpoint, JobKey
+from ckptd_daemon.save.attempts import Checkpoint, JobKey, Skipped
 from ckptd_daemon.save.gather import Exchanges, Volume
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.sessions import Session
@@ -46,8 +46,8 @@ class Job:
     members: dict[int, Member] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)
     """Ranks that died, and their pids."""
-    by_sequence: dict[int, str | Checkpoint] = field(default_factory=dict)
-    """The attempt of each late save by its id, or what was committed as its step already."""
+    by_sequence: dict[int, str | Checkpoint | Skipped] = field(default_factory=dict)
+    """The attempt of each late save by its id, or why there is none: it is committed, or skipped."""
     fenced_by: str | None = None
 
     @property
@@ -60,7 +60,7 @@ class Job:
         members = self.members.values()
         return any(m.session is session and m.is_live and not m.read_only for m in members)
 
-    def note(self, sequence: int, what: str | Checkpoint) -> None:
+    def note(self, sequence: int, what: str | Checkpoint | Skipped) -> None:
         """Remember what the n-th save became, for the ranks still to come."""
         self.by_sequence[sequence] = what
         for old in [old for old in self.by_sequence if old <= sequence - _SEQUENCES_MAX]:

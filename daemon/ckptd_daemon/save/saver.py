@@ -12,8 +12,9 @@ from anyio import to_thread
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.save import commit, fences, headers, jobs, manifests, owner, places, recovery
+from ckptd_daemon.save.admission import Admission
 from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot, SlotOffer
-from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, Skipped, State, WhenFull
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member
 from ckptd_daemon.save.places import Place
@@ -62,6 +63,7 @@ class Saver:
         self._offer = offer
         self._name = name  # in the ids of attempts
         self._staging = Staging(arena, tracks)
+        self._admission = Admission(arena, tracks)
         self._jobs = Jobs(self._lose)
         self._opening = anyio.Lock()  # two ranks must not both be the first
         self._is_refusing = False
@@ -188,8 +190,9 @@ class Saver:
         plan_hash: str,
         replaces: bool,
         images_bytes: int | None,
+        when_full: WhenFull,
         session: Session,
-    ) -> Attempt | Checkpoint:
+    ) -> Attempt | Checkpoint | Skipped:
         """Return the attempt of the job's n-th save, or the checkpoint if it exists already.
 
         *images_bytes* is what the images of all ranks take; None if the rank does not know.
@@ -203,7 +206,7 @@ class Saver:
         async with self._opening:
             await self._claim(job)
             known = job.by_sequence.get(sequence)
-            if isinstance(known, Checkpoint):
+            if isinstance(known, Checkpoint | Skipped):
                 return known
             track = self._tracks.find(known) if known is not None else None
             if track is not None:
@@ -219,6 +222,9 @@ class Saver:
                     raise commit.taken(found)
                 job.note(sequence, found)
                 return found
+            if (skipped := self._admission.admit(job, step, when_full)) is not None:
+                job.note(sequence, skipped)
+                return skipped
             self._tracks.add(Track(attempt, opened_by=rank, images_bytes=images_bytes))
             job.note(sequence, attempt.id)
             return attempt

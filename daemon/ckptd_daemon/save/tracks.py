@@ -50,6 +50,8 @@ class Track:
     opened_by: int = 0
     """The rank that came first."""
     reserved: dict[int, Reservation] = field(default_factory=dict)
+    is_persisting: bool = False
+    """Its images are being written, or are."""
     done_bytes: int = 0
     total_bytes: int = 0
     images_bytes: int | None = None

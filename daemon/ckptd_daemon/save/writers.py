@@ -49,7 +49,7 @@ class Writers:
     def __init__(self, config: Config) -> None:
         self._count = config.persist_threads
         cores, share = len(os.sched_getaffinity(0)), config.persist_cpu_percent / 100
-        self._new_pace = partial(Allowance, share, cores, idle_s=idle_s)
+        self._new_allowance = partial(Allowance, share, cores, idle_s=idle_s)
         self._turn = anyio.Lock()
 
     async def write(self, blocks: Iterable[Block]) -> None:
@@ -58,7 +58,7 @@ class Writers:
         Ends at the next block when one fails or the caller is cancelled.
         """
         async with self._turn:
-            work = _Work(iter(blocks), self._new_pace())
+            work = _Work(iter(blocks), self._new_allowance())
             async with anyio.create_task_group() as watch:
                 watch.start_soon(_stop_when_cancelled, work)
                 await to_thread.run_sync(self._write, work)

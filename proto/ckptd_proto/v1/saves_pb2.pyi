@@ -77,6 +77,37 @@ ON_EXISTING_ERROR: OnExisting.ValueType  # 1
 ON_EXISTING_REPLACE: OnExisting.ValueType  # 2
 Global___OnExisting: typing_extensions.TypeAlias = OnExisting
 
+class _WhenFull:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _WhenFullEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WhenFull.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    WHEN_FULL_UNSPECIFIED: _WhenFull.ValueType  # 0
+    """As WAIT."""
+    WHEN_FULL_WAIT: _WhenFull.ValueType  # 1
+    """Reserve waits until a slot comes free."""
+    WHEN_FULL_SKIP: _WhenFull.ValueType  # 2
+    """The save is not made."""
+    WHEN_FULL_SUPERSEDE: _WhenFull.ValueType  # 3
+    """The oldest snapshot of the job that is staged and not yet being written is aborted, if there
+    is one and another is being written.
+    """
+
+class WhenFull(_WhenFull, metaclass=_WhenFullEnumTypeWrapper): ...
+
+WHEN_FULL_UNSPECIFIED: WhenFull.ValueType  # 0
+"""As WAIT."""
+WHEN_FULL_WAIT: WhenFull.ValueType  # 1
+"""Reserve waits until a slot comes free."""
+WHEN_FULL_SKIP: WhenFull.ValueType  # 2
+"""The save is not made."""
+WHEN_FULL_SUPERSEDE: WhenFull.ValueType  # 3
+"""The oldest snapshot of the job that is staged and not yet being written is aborted, if there
+is one and another is being written.
+"""
+Global___WhenFull: typing_extensions.TypeAlias = WhenFull
+
 @typing.final
 class JoinRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -182,6 +213,7 @@ class OpenRequest(google.protobuf.message.Message):
     PLAN_HASH_FIELD_NUMBER: builtins.int
     ON_EXISTING_FIELD_NUMBER: builtins.int
     IMAGES_BYTES_FIELD_NUMBER: builtins.int
+    WHEN_FULL_FIELD_NUMBER: builtins.int
     job: builtins.str
     rank: builtins.int
     sequence: builtins.int
@@ -194,6 +226,8 @@ class OpenRequest(google.protobuf.message.Message):
     """What the images of all ranks take, from a rank that knows. While the arena has room for the
     saves begun earlier and for this one, they are staged side by side; else one after another.
     """
+    when_full: Global___WhenFull.ValueType
+    """What becomes of the save if every slot is taken when the first rank opens it."""
     def __init__(
         self,
         *,
@@ -204,9 +238,10 @@ class OpenRequest(google.protobuf.message.Message):
         plan_hash: builtins.str = ...,
         on_existing: Global___OnExisting.ValueType = ...,
         images_bytes: builtins.int | None = ...,
+        when_full: Global___WhenFull.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes", "job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes", "job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step", "when_full", b"when_full"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_images_bytes", b"_images_bytes"]) -> typing.Literal["images_bytes"] | None: ...
 
 Global___OpenRequest: typing_extensions.TypeAlias = OpenRequest
@@ -217,7 +252,10 @@ class OpenReply(google.protobuf.message.Message):
 
     ATTEMPT_FIELD_NUMBER: builtins.int
     COMMITTED_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
     attempt: builtins.str
+    skipped: builtins.str
+    """Why the save is not made, by any rank, if it is not."""
     @property
     def committed(self) -> ckptd_proto.v1.checkpoints_pb2.Checkpoint:
         """Set if this very step, by this incarnation and plan, is committed already."""
@@ -227,9 +265,10 @@ class OpenReply(google.protobuf.message.Message):
         *,
         attempt: builtins.str = ...,
         committed: ckptd_proto.v1.checkpoints_pb2.Checkpoint | None = ...,
+        skipped: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["committed", b"committed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "committed", b"committed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "committed", b"committed", "skipped", b"skipped"]) -> None: ...
 
 Global___OpenReply: typing_extensions.TypeAlias = OpenReply
 
@@ -463,6 +502,7 @@ class Attempt(google.protobuf.message.Message):
     CHECKPOINT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    SUPERSEDED_BY_FIELD_NUMBER: builtins.int
     id: builtins.str
     step: builtins.int
     state: Global___AttemptState.ValueType
@@ -471,6 +511,8 @@ class Attempt(google.protobuf.message.Message):
     error: builtins.str
     """When ABORTED: the error's class and its sentence."""
     reason: builtins.str
+    superseded_by: builtins.int
+    """The step that took the place of an ABORTED one, if its job would have it so."""
     @property
     def checkpoint(self) -> ckptd_proto.v1.checkpoints_pb2.Checkpoint:
         """When COMMITTED."""
@@ -486,9 +528,11 @@ class Attempt(google.protobuf.message.Message):
         checkpoint: ckptd_proto.v1.checkpoints_pb2.Checkpoint | None = ...,
         error: builtins.str = ...,
         reason: builtins.str = ...,
+        superseded_by: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "done_bytes", b"done_bytes", "error", b"error", "id", b"id", "reason", b"reason", "state", b"state", "step", b"step", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_superseded_by", b"_superseded_by", "checkpoint", b"checkpoint", "superseded_by", b"superseded_by"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_superseded_by", b"_superseded_by", "checkpoint", b"checkpoint", "done_bytes", b"done_bytes", "error", b"error", "id", b"id", "reason", b"reason", "state", b"state", "step", b"step", "superseded_by", b"superseded_by", "total_bytes", b"total_bytes"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_superseded_by", b"_superseded_by"]) -> typing.Literal["superseded_by"] | None: ...
 
 Global___Attempt: typing_extensions.TypeAlias = Attempt
 
