@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -145,13 +146,29 @@ def test_objects_with_a_state_of_their_own_are_asked_and_told(ckpt: ckptd.Checkp
     assert same(fresh.state, kept)
 
 
-def test_prepared_memory_is_what_the_save_uses(ckpt: ckptd.Checkpointer) -> None:
-    state = {"w": torch.randn(1000)}
+def test_prepared_memory_is_what_the_saves_use_and_its_pages_are_there(
+    ckpt: ckptd.Checkpointer,
+) -> None:
+    state = {"w": torch.randn(4 << 20)}
     ckpt.prepare(state)
-    ckpt.save(state, step=1).result(30)
-    target = {"w": torch.zeros(1000)}
+    faults, saves = [], []
+    for step in (1, 2):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        saves.append(ckpt.save(state, step=step))
+        faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+    assert [save.touched_bytes for save in saves] == [0, 0]
+    assert max(faults) < (16 << 20) // 4096 / 4  # a page each would be 4,096
+    assert saves[1].result(30).step == 2
+    target = {"w": torch.zeros(4 << 20)}
     ckpt.load(target)
     assert torch.equal(target["w"], state["w"])
+
+
+def test_a_save_that_was_not_prepared_says_what_it_waited_for(ckpt: ckptd.Checkpointer) -> None:
+    first = ckpt.save({"w": torch.zeros(1 << 20)}, step=1)
+    first.result(30)
+    assert first.touched_bytes >= 4 << 20
+    assert ckpt.save({"w": torch.ones(1 << 20)}, step=2).touched_bytes == 0  # the same memory
 
 
 def test_what_is_saved_is_the_moment_of_the_call(ckpt: ckptd.Checkpointer) -> None:

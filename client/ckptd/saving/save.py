@@ -31,6 +31,8 @@ class Save:
         self.step = step
         self.blocked_s = 0.0
         """How long the call to `save()` took."""
+        self.touched_bytes = 0
+        """Memory that this save waited for, to be touched for the first time; 0 if prepared."""
         self.was_committed = False
         """This job had committed the step before: nothing was copied."""
         self._lock = threading.Lock()  # guards what follows

@@ -18,12 +18,15 @@ class Slots:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._mapped: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self.touched_bytes = 0
+        """What was mapped so far: touching it for the first time takes longer than a copy."""
 
     def memory(self, slot: saves_pb2.Slot) -> memoryview:
         """Return the slot's memory; maps and pre-faults it the first time."""
         mapped = self._mapped.get(slot.id)
         if mapped is None or len(mapped) != slot.size_bytes:
             mapped = self._mapped[slot.id] = self._map(slot)
+            self.touched_bytes += slot.size_bytes
         self._mapped.move_to_end(slot.id)
         while len(self._mapped) > _KEPT:
             self._mapped.popitem(last=False)  # unmapped when its last view is gone

@@ -73,7 +73,7 @@ class Stager:
             save.skip(opened.skipped)
             return save
         try:
-            self._stage(opened.attempt, agreed, local, metrics)
+            save.touched_bytes = self._stage(opened.attempt, agreed, local, metrics)
         except BaseException as error:
             self._member.abort(opened.attempt, error)  # tells the others
             raise
@@ -104,10 +104,12 @@ class Stager:
 
     def _stage(
         self, attempt: str, agreed: Agreed, local: Local, metrics: Mapping[str, float]
-    ) -> None:
+    ) -> int:
+        """Copy and seal; return how much memory had to be touched for the first time."""
         rank = self._member.rank
         self._wait_prepared()
         sizes = agreed.images(rank)
+        touched_bytes = self._slots.touched_bytes
         reserved = self._reserve(attempt, sizes)
         memory = self._slots.memory(reserved.slot)
         layout = tuple(zip(sizes, reserved.offsets, sizes.values(), strict=True))
@@ -124,6 +126,7 @@ class Stager:
             seal.plan.extend(_images(agreed.all_images()))
             seal.metrics.update(metrics)
         self._connection.call(lambda stubs: stubs.saves.Seal(seal))
+        return self._slots.touched_bytes - touched_bytes
 
     def _reserve(self, attempt: str, sizes: Mapping[str, int]) -> saves_pb2.ReserveReply:
         request = saves_pb2.ReserveRequest(

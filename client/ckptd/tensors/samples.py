@@ -47,8 +47,9 @@ class Moment:
     """
 
     def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Look now; the tensors must live as long as this."""
+        """Look now."""
         self._seen: list[tuple[str, ctypes._SimpleCData[int], int]] = []
+        self._held: list[torch.Tensor] = []  # what is looked at must still be there later
         left_bytes = random.randrange(STRIDE_BYTES)  # until the stride falls on a small one
         for name, tensor in tensors:
             if not tensor.is_cpu:
@@ -67,6 +68,7 @@ class Moment:
         return next((name for name, word, value in self._seen if word.value != value), None)
 
     def _look(self, name: str, tensor: torch.Tensor, size_bytes: int) -> None:
+        self._held.append(tensor)
         kind = _WORDS.get(tensor.itemsize, _LONGEST)
         elements = min(PER_TENSOR_MAX, max(1, size_bytes // STRIDE_BYTES))
         step = tensor.numel() // elements

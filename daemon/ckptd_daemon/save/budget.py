@@ -11,13 +11,14 @@ import psutil
 from ckptd_daemon.store import durable
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_MEMBERSHIP: Final = Path("/proc/self/cgroup")
 _UNLIMITED_BYTES: Final = 1 << 60  # version 1 says "no limit" by a huge number
 
 
 def room_bytes(arena_dir: Path) -> int:
     """Return what can be allocated in *arena_dir* now without anything running out."""
     limits = [durable.free_bytes(arena_dir), psutil.virtual_memory().available]
-    return max(0, min([*limits, *_cgroup_headrooms(Path("/proc/self/cgroup").read_text())]))
+    return max(0, min([*limits, *_cgroup_headrooms(_MEMBERSHIP.read_text())]))
 
 
 def _cgroup_headrooms(membership: str) -> Iterator[int]:
