@@ -16,7 +16,7 @@ from ckptd.saving.exchange import choose
 from ckptd.saving.membership import Membership
 from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2, saves_pb2
-from fakes.daemon import Daemon
+from fakes.daemon import Daemon, arena_of
 from fakes.rank import Rank
 from fakes.require_real import need_root
 from fakes.tracing import STALLS, tampered
@@ -216,3 +216,23 @@ def arena(daemon: Daemon) -> node_pb2.ArenaStatus:
         return stubs.node.Status(node_pb2.StatusRequest()).arena
 
     return Connection.open(daemon.socket).call(ask)
+
+
+@pytest.mark.parametrize("victims", ["daemon", "client", "both"])
+def test_segments_that_nobody_can_finish_are_reclaimed(
+    daemon: Daemon, tmp_path: Path, victims: str
+) -> None:
+    with Rank(daemon.socket, tmp_path, 0, 1) as rank:
+        rank.ask("join")
+        rank.ask("prepare", size=MIB)
+        stage(rank, 0, step=1)
+        rank.ask("copy")
+        segments = arena_of(daemon.state_dir)
+        assert len(list(segments.glob("*.slot"))) == 2
+        if victims != "daemon":
+            rank.kill()
+        if victims != "client":
+            daemon.kill()
+            assert list(segments.glob("*.slot"))  # whoever was killed cannot have tidied up
+            daemon.start()
+        eventually(lambda: not list(segments.glob("*.slot")))

@@ -14,8 +14,8 @@ from ckptd_daemon.fetch.prefetches import Miss
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
-from ckptd_daemon.save.saver import SaveStatistics
 from ckptd_daemon.save.tracks import Progress as AttemptProgress
+from ckptd_daemon.save.tracks import SaveStatistics
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.settings import Settings
 from ckptd_proto import errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR
@@ -14,6 +14,7 @@ from ckptd_daemon.store import durable
 from ckptd_proto import errors
 
 NAME_BYTES_MAX: Final = 128
+METRICS_MAX: Final = 1024
 IMAGES_MAX: Final = 64  # per rank
 IMAGE_NAME_BYTES_MAX: Final = 250  # with `.sums` behind it still a file name
 MANIFEST: Final = "manifest.json"
@@ -100,6 +101,13 @@ def check_image_name(name: str) -> None:
     else:
         return
     raise errors.InvalidArgument(f"the image name {name!r} {wrong}; choose another name")
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Raise `InvalidArgument` if there are more than a manifest is made for."""
+    if len(metrics) > METRICS_MAX:
+        text = f"{len(metrics)} metrics are too many; pass {METRICS_MAX} at most"
+        raise errors.InvalidArgument(text)
 
 
 def check_image_names(names: Sequence[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Final, Self
+from dataclasses import replace
+from typing import Self
 
 import anyio
 from anyio import to_thread
@@ -13,7 +13,7 @@ from anyio import to_thread
 from ckptd_daemon.config import Config
 from ckptd_daemon.save import commit, fences, headers, jobs, manifests, owner, places, recovery
 from ckptd_daemon.save.admission import Admission
-from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot, SlotOffer
+from ckptd_daemon.save.arena import Arena, Slot, SlotOffer
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, Skipped, State, WhenFull
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member
@@ -22,6 +22,7 @@ from ckptd_daemon.save.proof import check_complete
 from ckptd_daemon.save.staging import Staging
 from ckptd_daemon.save.tracks import (
     Progress,
+    SaveStatistics,
     Track,
     Tracks,
     check_joinable,
@@ -31,17 +32,6 @@ from ckptd_daemon.save.tracks import (
 from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
-
-METRICS_MAX: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class SaveStatistics:
-    """What the save half does now."""
-
-    jobs: int
-    attempts: tuple[Progress, ...]
-    arena: ArenaStatistics
 
 
 class Saver:
@@ -277,9 +267,7 @@ class Saver:
         track, _ = self._open_track(attempt_id, rank, session)
         if (reservation := track.reserved.get(rank)) is None:
             raise errors.FailedPrecondition(f"rank {rank} has reserved nothing; reserve first")
-        if len(metrics) > METRICS_MAX:
-            text = f"{len(metrics)} metrics are too many; pass {METRICS_MAX} at most"
-            raise errors.InvalidArgument(text)
+        places.check_metrics(metrics)
         images = tuple(laid.image for laid in reservation.laid)
         whole_plan = None if plan is None else tuple(plan)
         sealed = track.attempt.with_seal(rank, images, plan=whole_plan, metrics=metrics)

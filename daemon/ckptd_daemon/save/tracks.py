@@ -14,7 +14,7 @@ from typing import Final
 
 import anyio
 
-from ckptd_daemon.save.arena import Arena, Slot
+from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, State
 from ckptd_daemon.save.headers import Laid
 from ckptd_daemon.save.places import Place
@@ -40,6 +40,15 @@ class Progress:
     attempt: Attempt
     done_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStatistics:
+    """What the save half does now."""
+
+    jobs: int
+    attempts: tuple[Progress, ...]
+    arena: ArenaStatistics
 
 
 @dataclass(slots=True, eq=False)
