@@ -13,6 +13,7 @@ from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed
 from ckptd.saving.save import Save
 from ckptd.saving.slots import Slots
+from ckptd.tensors import stage
 from ckptd.tensors.local import Local
 from ckptd_proto.v1 import saves_pb2
 
@@ -114,13 +115,14 @@ class Stager:
         memory = self._slots.memory(reserved.slot)
         layout = tuple(zip(sizes, reserved.offsets, sizes.values(), strict=True))
         self._kept.begin(reserved.slot.id, layout, self._slots.mapped)
-        for name, start, size_bytes in layout:
-            image = memory[start : start + size_bytes]
-            if (document := agreed.documents.get(name)) is not None:
-                image[:] = document
-            else:
-                mine = [placed for placed in agreed.mine if placed.file == name]
-                self._kept.fill(reserved.slot.id, name, image, mine, local.sources)
+        with stage.of_one_moment(agreed.mine, local.sources):
+            for name, start, size_bytes in layout:
+                image = memory[start : start + size_bytes]
+                if (document := agreed.documents.get(name)) is not None:
+                    image[:] = document
+                else:
+                    mine = [placed for placed in agreed.mine if placed.file == name]
+                    self._kept.fill(reserved.slot.id, name, image, mine, local.sources)
         seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
         if rank == 0:
             seal.plan.extend(_images(agreed.all_images()))

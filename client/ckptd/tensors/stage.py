@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -15,16 +16,25 @@ from ckptd_proto import errors
 Memory = memoryview
 
 
-def fill(image: Memory, placed: Sequence[Placed], sources: Mapping[SourceKey, Source]) -> None:
-    """Write each piece of *placed* at its place in *image*; what is between stays as it is.
+@contextmanager
+def of_one_moment(placed: Iterable[Placed], sources: Mapping[SourceKey, Source]) -> Iterator[None]:
+    """Copy *placed* in the block, all of it as it is now.
 
-    All of it is to be of one moment: raises `Aborted`, naming a tensor, if one was seen to change
-    between the first that was copied and the last.
+    Raises `Aborted`, naming a tensor, if one was seen to change before the last was copied.
     """
-    found = [(piece, sources[piece.entry.name, piece.entry.offsets]) for piece in placed]
-    tensors = ((p.entry.name, source) for p, source in found if isinstance(source, torch.Tensor))
-    moment = Moment(tensors)
-    for piece, source in found:
+    named = ((each.entry.name, sources[each.entry.name, each.entry.offsets]) for each in placed)
+    moment = Moment((name, part) for name, part in named if isinstance(part, torch.Tensor))
+    yield
+    if (name := moment.changed()) is not None:
+        text = f"the tensor {name!r} changed while it was copied: a thread or an optimizer step ran"
+        text += " beside save(); let nothing write to the state until it returns"
+        raise errors.Aborted(text)
+
+
+def fill(image: Memory, placed: Iterable[Placed], sources: Mapping[SourceKey, Source]) -> None:
+    """Write each piece of *placed* at its place in *image*; what is between stays as it is."""
+    for piece in placed:
+        source = sources[piece.entry.name, piece.entry.offsets]
         if isinstance(source, bytes):
             image[piece.start : piece.end] = source
             continue
@@ -32,11 +42,6 @@ def fill(image: Memory, placed: Sequence[Placed], sources: Mapping[SourceKey, So
         image[piece.start : piece.payload_start] = framed
         if piece.entry.payload_bytes:
             _copy(image[piece.payload_start : piece.end], source)
-    if (name := moment.changed()) is not None:
-        text = f"the tensor {name!r} changed while it was copied: a thread or an optimizer step ran"
-        raise errors.Aborted(
-            f"{text} beside save(); let nothing write to the state until it returns"
-        )
 
 
 def _copy(memory: Memory, source: torch.Tensor) -> None:
