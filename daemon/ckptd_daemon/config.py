@@ -99,7 +99,7 @@ class Config(BaseSettings):
     """Saves of one rank that may be staged at once: one persists while the next is copied."""
     persist_threads: int = Field(3, ge=1, le=64)
     """Parallel writers of staged images; a few saturate a disk, more take CPU from training."""
-    persist_cpu_percent: float = Field(10.0, gt=0, le=100)
+    persist_cpu_percent: float = Field(15.0, gt=0, le=100)
     """Share of all cores that writing may take while training wants them all; idle ones are free."""
 
     cache_bytes: int | None = Field(None, gt=0)

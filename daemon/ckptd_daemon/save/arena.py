@@ -319,7 +319,7 @@ class Arena:
             if slot.use is _Use.IDLE:
                 await anyio.to_thread.run_sync(slot.memory.destroy)
             elif slot.use is _Use.BUSY:
-                os.close(slot.memory.fd)
+                slot.memory.close()
         await anyio.to_thread.run_sync(_remove_if_empty, self._directory)
 
     def _tell(self) -> None:

@@ -67,7 +67,7 @@ class Finisher:
     async def _make_durable(self, track: Track) -> Checkpoint:
         attempt = track.attempt
         images = [
-            Staged(laid.image, reservation.slot.memory.fd, laid.offset)
+            Staged(laid.image, reservation.slot.memory, laid.offset)
             for reservation in track.reserved.values()
             for laid in reservation.laid
         ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.headers import padded
 from ckptd_daemon.save.places import SUMS
 from ckptd_daemon.save.proof import CHUNK_BYTES, Receipt
+from ckptd_daemon.save.slots import SlotFile
 from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
@@ -33,7 +33,7 @@ class Staged:
     """An image, and where in shared memory it lies."""
 
     image: Image
-    fd: int
+    memory: SlotFile
     offset: int
 
 
@@ -67,7 +67,7 @@ async def persist(
 
     def link(staged: Staged, earlier: Path) -> None:
         image = staged.image
-        crcs = unchanged.link(image, staged.fd, staged.offset, earlier, directory)
+        crcs = unchanged.link(image, staged.memory.fd, staged.offset, earlier, directory)
         if crcs is not None:
             linked[image] = _sum(directory / image.name, image, crcs, plan_hash)
             on_written(image.size_bytes)
@@ -128,10 +128,8 @@ def _create(directory: Path, staged: Staged) -> _File:
 def _write_block(file: _File, start: int) -> int:
     """Sum and write one block straight from shared memory; whole pages, the last one padded."""
     size = min(BLOCK_BYTES, file.staged.image.size_bytes - start)
-    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     at = file.staged.offset + start
-    window = mmap.mmap(file.staged.fd, padded(size), flags, mmap.PROT_READ, offset=at)
-    with window, memoryview(window) as view:
+    with memoryview(file.staged.memory.view)[at : at + padded(size)] as view:
         for chunk in range(0, size, CHUNK_BYTES):
             with view[chunk : min(chunk + CHUNK_BYTES, size)] as data:
                 file.crcs[(start + chunk) // CHUNK_BYTES] = crc32c.crc32c(data)

@@ -6,6 +6,7 @@ Everything that touches the memory of a slot is here; who may have one is the ar
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import secrets
 import stat
@@ -31,6 +32,8 @@ class SlotFile:
     path: Path
     fd: int
     size_bytes: int
+    view: mmap.mmap
+    """The memory, to be read: mapped as long as it is open, so that a save does not pay for it."""
 
     def seal(self, header: bytes) -> None:
         """Write *header*: from now on a later daemon takes the slot for full."""
@@ -44,6 +47,11 @@ class SlotFile:
         """Give the memory back, even where a client still maps it."""
         durable.release(self.fd, self.size_bytes)
         self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the memory to whoever comes next."""
+        self.view.close()
         os.close(self.fd)
 
 
@@ -62,8 +70,7 @@ def own_directory(directory: Path) -> None:
 
 def create(directory: Path, size_bytes: int) -> SlotFile:
     """Return a new slot, its memory really allocated; raises `ResourceExhausted`, never SIGBUS."""
-    name = secrets.token_hex(8)
-    path = directory / f"{name}{_SUFFIX}"
+    path = directory / f"{secrets.token_hex(8)}{_SUFFIX}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if not durable.preallocate(fd, size_bytes):
@@ -73,7 +80,7 @@ def create(directory: Path, size_bytes: int) -> SlotFile:
         path.unlink()
         os.close(fd)
         raise
-    return SlotFile(name, path, fd, size_bytes)
+    return _opened(path, fd, size_bytes)
 
 
 def survivors(directory: Path) -> Iterator[tuple[SlotFile, headers.Header]]:
@@ -83,7 +90,6 @@ def survivors(directory: Path) -> Iterator[tuple[SlotFile, headers.Header]]:
     """
     for path in sorted(directory.iterdir()):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        slot = SlotFile(path.stem, path, fd, os.fstat(fd).st_size)
         try:
             start = os.pread(fd, headers.PAGE_BYTES, 0)
             header = headers.decode(os.pread(fd, headers.needed_bytes(start), 0))
@@ -93,6 +99,13 @@ def survivors(directory: Path) -> Iterator[tuple[SlotFile, headers.Header]]:
             os.close(fd)
             continue
         if header is None:
-            slot.destroy()
+            durable.release(fd, os.fstat(fd).st_size)
+            path.unlink()
+            os.close(fd)
         else:
-            yield slot, header
+            yield _opened(path, fd, os.fstat(fd).st_size), header
+
+
+def _opened(path: Path, fd: int, size_bytes: int) -> SlotFile:
+    view = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+    return SlotFile(path.stem, path, fd, size_bytes, view)
