@@ -105,6 +105,7 @@ def test_two_hundred_saves_leave_nothing_behind(
     world: World, daemon: Daemon, tmp_path: Path
 ) -> None:
     (rank,) = world(1)
+    rank.ask("prepare", size=1000)  # else it depends on the disk whether one slot is enough
     before = resources(daemon)
     for step in range(200):
         stage([rank], step, step, size=1000)
