@@ -102,6 +102,11 @@ class Config(BaseSettings):
     persist_cpu_percent: float = Field(15.0, gt=0, le=100)
     """Share of all cores that writing may take while training wants them all; idle ones are free."""
 
+    takeover_s: float = Field(30.0, gt=0)
+    """With ranks on several nodes: how long a save waits for the node of rank 0 to commit it."""
+    peers_wait_s: float = Field(900.0, gt=0)
+    """How long it waits for a node that does not deliver, before it is given up for all."""
+
     cache_bytes: int | None = Field(None, gt=0)
     """Quota of the cache; default: none but `free_floor_bytes`."""
     free_floor_bytes: int = Field(1 << 30, ge=0)

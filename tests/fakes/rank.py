@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,9 +134,10 @@ class _Client:
             read_only=read_only,
             **self.place,
         )
-        self.job = self.connection.call(lambda stubs: stubs.saves.Join(request)).job
+        joined = self.connection.call(lambda stubs: stubs.saves.Join(request))
         self.connection.on_connect(lambda stubs: stubs.saves.Join(request))
-        return self.job
+        self.job = joined.job
+        return joined.daemon
 
     def open(
         self,
@@ -146,6 +147,7 @@ class _Client:
         replace: bool = False,
         images_bytes: int | None = None,
         when_full: str = "WAIT",
+        daemons: Sequence[str] = (),
     ) -> Any:
         from ckptd_proto.v1 import saves_pb2 as pb
 
@@ -159,6 +161,8 @@ class _Client:
             on_existing=on_existing,
             images_bytes=images_bytes,
             when_full=f"WHEN_FULL_{when_full}",
+            daemons=list(dict.fromkeys(daemons)),
+            daemon_of=[list(dict.fromkeys(daemons)).index(name) for name in daemons],
         )
         reply = self.connection.call(lambda stubs: stubs.saves.Open(request))
         if reply.skipped:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,44 +17,40 @@ class Two:
     rank = 0
     world_size = 2
 
-    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
-        self._answer = answer
+    def __init__(self, **other_says: str) -> None:
+        self._other_says = other_says
 
     def all_gather(self, payload: bytes) -> list[bytes]:
-        return [payload, self._answer(payload)]
+        heard = json.loads(payload)
+        said = {name: self._other_says.get(name, what) for name, what in heard["said"].items()}
+        return [payload, json.dumps(heard | {"said": said}).encode()]
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def says_the_daemon_is(instance: str) -> Callable[[bytes], bytes]:
-    def answer(payload: bytes) -> bytes:
-        heard = json.loads(payload)
-        if "daemon" in heard["said"]:
-            heard["said"]["daemon"] = instance
-        return json.dumps(heard).encode()
-
-    return answer
+def join(running: Daemon, root: Path, **other_says: str) -> Membership:
+    connection = Connection.open(running.socket)
+    return Membership.join(connection, Two(**other_says), root, "e", "r")
 
 
-def join(daemon: Daemon, root: Path, *, other_says: str) -> Membership:
-    connection = Connection.open(daemon.socket)
-    return Membership.join(connection, Two(says_the_daemon_is(other_says)), root, "e", "r")
+def test_ranks_know_which_of_them_have_the_same_daemon(daemon: Daemon, tmp_path: Path) -> None:
+    alike = join(daemon, tmp_path)
+    assert (alike.daemons, alike.ranks_beside) == ([], [0, 1])
+    alike.leave()
+    apart = join(daemon, tmp_path, daemon="0123456789ab")
+    assert (apart.daemons[1], apart.ranks_beside) == ("0123456789ab", [0])
+    apart.leave()
 
 
-def instance_now(daemon: Daemon) -> str:
-    return str(Connection.existing(daemon.socket).daemon.instance)
+def test_ranks_that_save_into_different_places_are_told(daemon: Daemon, tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidArgument, match=r"rank 1 saves into /elsewhere"):
+        join(daemon, tmp_path, place="/elsewhere")
 
 
-def test_ranks_of_two_daemons_are_refused_with_a_way_out(daemon: Daemon, tmp_path: Path) -> None:
-    with pytest.raises(errors.Unimplemented, match=r'another daemon.*ranks="self"'):
-        join(daemon, tmp_path, other_says="another node's")
-
-
-def test_a_rank_that_has_not_met_the_restarted_daemon_is_not_taken_for_one_of_another_node(
-    daemon: Daemon, tmp_path: Path
-) -> None:
-    Connection.open(daemon.socket)
+def test_a_daemon_is_the_same_after_its_restart(daemon: Daemon, tmp_path: Path) -> None:
+    member = join(daemon, tmp_path, daemon="0123456789ab")
+    before = member.daemons[0]
     daemon.kill()
     daemon.start()
-    join(daemon, tmp_path, other_says=instance_now(daemon)).leave()
+    assert join(daemon, tmp_path, daemon="0123456789ab").daemons[0] == before

@@ -1,4 +1,4 @@
-"""Which life of a run may save is remembered, and never guessed at."""
+"""Which life of a run may save is remembered where its checkpoints are, and never guessed at."""
 
 from __future__ import annotations
 
@@ -7,36 +7,39 @@ from pathlib import Path
 
 import pytest
 
+from ckptd_daemon.save import fences
 from ckptd_daemon.save.attempts import JobKey
-from ckptd_daemon.save.fences import check_fence
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 
 
-def life(name: str) -> JobKey:
-    return JobKey(name, Place(Path("/root"), "e", "r"), name, 1, 0)
+def life(root: Path, name: str) -> JobKey:
+    return JobKey(name, Place(root, "e", "r"), name, 1, 0)
 
 
-def test_a_life_that_was_overtaken_stays_out_after_a_restart(tmp_path: Path) -> None:
+def test_a_life_that_was_overtaken_stays_out_on_whatever_node(tmp_path: Path) -> None:
     for name in ["first", "first", "second"]:
-        check_fence(tmp_path, life(name))
-    with pytest.raises(errors.FailedPrecondition, match=r"newer incarnation \(second\)"):
-        check_fence(tmp_path, life("first"))
+        fences.claim(life(tmp_path, name))
+        fences.check(life(tmp_path, name))
+    for refuses in [fences.claim, fences.check]:
+        with pytest.raises(errors.FailedPrecondition, match=r"newer incarnation \(second\)"):
+            refuses(life(tmp_path, "first"))
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"format": 1, "present": "x"}', "\0\0"])
 def test_a_damaged_record_is_begun_anew(tmp_path: Path, damage: str) -> None:
-    check_fence(tmp_path, life("first"))
-    (record,) = tmp_path.iterdir()
-    record.write_text(damage)
-    check_fence(tmp_path, life("second"))
-    assert json.loads(record.read_text())["present"] == "second"
+    key = life(tmp_path, "first")
+    fences.claim(key)
+    key.place.fence.write_text(damage)
+    fences.claim(life(tmp_path, "second"))
+    assert json.loads(key.place.fence.read_text())["present"] == "second"
 
 
 def test_a_record_of_a_newer_daemon_is_refused_and_left_alone(tmp_path: Path) -> None:
-    check_fence(tmp_path, life("first"))
-    (record,) = tmp_path.iterdir()
-    record.write_text('{"format": 2, "now": "first"}')
-    with pytest.raises(errors.FailedPrecondition, match="has format 2"):
-        check_fence(tmp_path, life("second"))
-    assert record.read_text() == '{"format": 2, "now": "first"}'
+    key = life(tmp_path, "first")
+    fences.claim(key)
+    key.place.fence.write_text('{"format": 2, "now": "first"}')
+    for refuses in [fences.claim, fences.check]:
+        with pytest.raises(errors.FailedPrecondition, match="has format 2"):
+            refuses(life(tmp_path, "second"))
+    assert key.place.fence.read_text() == '{"format": 2, "now": "first"}'

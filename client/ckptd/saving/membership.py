@@ -6,7 +6,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,7 +16,7 @@ from ckptd.link.connection import Connection, Stubs
 from ckptd.saving import incarnation
 from ckptd.saving.exchange import Exchange, ProcessGroup, ThroughDaemon, settle
 from ckptd_proto import errors
-from ckptd_proto.v1 import node_pb2, saves_pb2
+from ckptd_proto.v1 import saves_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,11 @@ class Membership:
 
     def __init__(self, connection: Connection, request: saves_pb2.JoinRequest) -> None:
         self.job = ""
+        self.daemons: list[str] = []
+        """What the daemon of each rank is called, if there are several."""
         self._connection = connection
         self._request = request
+        self._daemon = ""
         self._has_left = False
         self._is_unknown = False  # the daemon of now would not let us join again
 
@@ -65,7 +67,7 @@ class Membership:
 
         def enter() -> dict[str, Any]:
             member._enter(root)
-            return {}
+            return {"daemon": member._daemon}
 
         if isinstance(exchange, ThroughDaemon):
             generation = next(_generations)
@@ -77,7 +79,8 @@ class Membership:
         heard = settle(exchange, member._introduction)
         _check_one_place(heard)
         request.incarnation = heard[0]["incarnation"]
-        settle(exchange, enter)
+        daemons = [str(each["daemon"]) for each in settle(exchange, enter)]
+        member.daemons = daemons if len(set(daemons)) > 1 else []
         if isinstance(exchange, ProcessGroup):
             exchange.lost = member.lost
         return member
@@ -94,6 +97,13 @@ class Membership:
             return fn(stubs)
 
         return self._connection.call(call)
+
+    @property
+    def ranks_beside(self) -> list[int]:
+        """The ranks that have the same daemon as this one, and this one, rising."""
+        world = range(self._request.world_size)
+        daemons = self.daemons
+        return [rank for rank in world if not daemons or daemons[rank] == daemons[self.rank]]
 
     @property
     def rank(self) -> int:
@@ -169,7 +179,8 @@ class Membership:
             self._request.root_device, self._request.root_inode = stat.st_dev, stat.st_ino
 
     def _join(self, stubs: Stubs) -> None:
-        self.job = stubs.saves.Join(self._request, timeout=_JOIN_S).job
+        joined = stubs.saves.Join(self._request, timeout=_JOIN_S)
+        self.job, self._daemon = joined.job, joined.daemon
         self._is_unknown = False
 
     def _enter_again(self, stubs: Stubs) -> None:
@@ -182,14 +193,7 @@ class Membership:
             logger.debug("could not join the job again", exc_info=True)
 
     def _introduction(self) -> dict[str, Any]:
-        # what we know of the daemon may be of before its last restart, on some ranks only
-        hello = node_pb2.HelloRequest(client_version=version("ckptd"))
-        self._connection.call(lambda stubs: stubs.node.Hello(hello, timeout=_JOIN_S))
-        return {
-            "place": str(self.place),
-            "daemon": self._connection.daemon.instance,
-            "incarnation": uuid.uuid4().hex,
-        }
+        return {"place": str(self.place), "incarnation": uuid.uuid4().hex}
 
 
 def _check_one_place(heard: list[dict[str, Any]]) -> None:
@@ -200,10 +204,3 @@ def _check_one_place(heard: list[dict[str, Any]]) -> None:
                 " every rank the same root, experiment and run"
             )
             raise errors.InvalidArgument(text)
-        if said["daemon"] != heard[0]["daemon"]:
-            text = (
-                f"rank {rank} has another daemon than rank 0, and this version commits a job of one"
-                ' daemon only: run it on one node, or pass ranks="self" with a run of its own per'
-                " rank"
-            )
-            raise errors.Unimplemented(text)

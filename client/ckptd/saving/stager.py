@@ -98,8 +98,13 @@ class Stager:
             on_existing=ON_EXISTING[on_existing],
             when_full=WHEN_FULL[self._when_full],
         )
-        if self._member.rank == 0:
-            request.images_bytes = sum(agreed.all_images().values())
+        ranks = self._member.ranks_beside
+        if self._member.rank == ranks[0]:
+            request.images_bytes = sum(sum(agreed.images(rank).values()) for rank in ranks)
+        if daemons := self._member.daemons:
+            position = {name: at for at, name in enumerate(dict.fromkeys(daemons))}
+            request.daemons.extend(position)
+            request.daemon_of.extend(position[name] for name in daemons)
         reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
         return reply
 

@@ -44,7 +44,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
         """Make the calling process one rank of a job."""
-        job = await self._saver.join(
+        job, daemon = await self._saver.join(
             Place.named(request.root, request.experiment, request.run),
             request.incarnation,
             rank=request.rank,
@@ -54,7 +54,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             read_only=request.read_only,
             session=self._session(context),
         )
-        return pb.JoinReply(job=job)
+        return pb.JoinReply(job=job, daemon=daemon)
 
     async def Gather(
         self, request_iterator: AsyncIterator[pb.GatherPart], context: Context
@@ -92,6 +92,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             replaces=request.on_existing == pb.ON_EXISTING_REPLACE,
             images_bytes=request.images_bytes if request.HasField("images_bytes") else None,
             when_full=_WHEN_FULL[request.when_full],
+            daemons=(request.daemons, request.daemon_of),
             session=self._session(context),
         )
         if isinstance(opened, Checkpoint):
@@ -164,7 +165,7 @@ def attempt_message(progress: Progress) -> pb.Attempt:
     return pb.Attempt(
         id=attempt.id,
         step=attempt.step,
-        state=_STATES[attempt.state],
+        state=_STATES[attempt.shown_state],
         done_bytes=progress.done_bytes,
         total_bytes=progress.total_bytes,
         checkpoint=None if checkpoint is None else checkpoint_message(checkpoint),

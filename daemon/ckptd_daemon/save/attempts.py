@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, Self
 
+from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 
@@ -107,6 +108,8 @@ class Attempt:
     plan_hash: str
     replaces: bool
     """A committed step of the same number gives way."""
+    members: Members | None = None
+    """The daemons of its ranks; None if there is but this one."""
     state: State = State.OPEN
     sealed: Mapping[int, tuple[Image, ...]] = field(default_factory=dict)
     """What each rank has staged."""
@@ -125,9 +128,26 @@ class Attempt:
         """What is staged so far."""
         return sum(image.size_bytes for images in self.sealed.values() for image in images)
 
+    @property
+    def ranks(self) -> Sequence[int]:
+        """The ranks that this daemon has."""
+        members = self.members
+        return range(self.job.world_size) if members is None else members.ranks(members.own)
+
     def unsealed_ranks(self) -> list[int]:
-        """Return the ranks still awaited."""
-        return [rank for rank in range(self.job.world_size) if rank not in self.sealed]
+        """Return the ranks of this daemon that are still awaited."""
+        return [rank for rank in self.ranks if rank not in self.sealed]
+
+    @property
+    def shown_state(self) -> State:
+        """What is known of the whole: of several daemons, each knows only its own part."""
+        is_part = self.members is not None and self.state in {State.STAGED, State.LOCAL}
+        return State.OPEN if is_part else self.state
+
+    def is_same(self, found: Checkpoint) -> bool:
+        """Whether the committed step is what this attempt would make of it, and may stay."""
+        theirs = (found.incarnation, found.plan_hash)
+        return theirs == (self.job.incarnation, self.plan_hash) and not self.replaces
 
     def to(self, state: State) -> Self:
         """Return the attempt in *state*; raises `WrongState` if the table forbids it."""
@@ -143,7 +163,7 @@ class Attempt:
         plan: tuple[Image, ...] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> Self:
-        """Return the attempt with what *rank* staged: STAGED once every rank has sealed."""
+        """Return the attempt with what *rank* staged: STAGED once every rank here has sealed."""
         if self.state is not State.OPEN or rank in self.sealed:
             raise WrongState(f"rank {rank} cannot seal attempt {self.id} ({self.state.name})")
         sealed = replace(self, sealed={**self.sealed, rank: images})
@@ -158,3 +178,11 @@ class Attempt:
     def aborted(self, failure: errors.CkptdError) -> Self:
         """Return the attempt given up because of *failure*."""
         return replace(self.to(State.ABORTED), failure=failure)
+
+
+def taken(found: Checkpoint) -> errors.AlreadyExists:
+    """Return the error for a step that somebody else has committed."""
+    return errors.AlreadyExists(
+        f"{found.place.step(found.step)} is committed already, by attempt {found.attempt} of "
+        f"incarnation {found.incarnation}; save another step, or pass on_existing='replace'"
+    )

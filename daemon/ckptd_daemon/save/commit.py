@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from ckptd_daemon.save import manifests, owner, removal
-from ckptd_daemon.save.attempts import Attempt, Checkpoint
+from ckptd_daemon.save import manifests, members, owner, removal
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, taken
 from ckptd_daemon.save.places import MANIFEST, Place
 from ckptd_daemon.save.proof import Receipt, prove
 from ckptd_daemon.store import durable
@@ -18,6 +17,8 @@ from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
+_NOTE: Final = ".abort"  # of attempts of several daemons, see `protocol`
+_RECEIPTS: Final = ".receipts"
 _REPLACED: Final = ".replaced"  # an old step on its way out, until the new one is in place
 
 
@@ -33,7 +34,7 @@ def commit(attempt: Attempt, receipts: list[Receipt]) -> Checkpoint:
     """
     proven = prove(attempt.plan, attempt.plan_hash, receipts)
     directory, place = directory_of(attempt), attempt.job.place
-    durable.write_new(directory / MANIFEST, manifests.encode(attempt, proven, time.time()))
+    durable.write_new(directory / MANIFEST, manifests.encode(attempt, proven))
     durable.sync_dir(directory)
     try:
         durable.publish(directory, place.step(attempt.step))
@@ -53,7 +54,7 @@ def _settle_doubt(attempt: Attempt, error: Exception) -> Checkpoint:
         return found
     if attempt.replaces:
         return _replace(attempt)
-    if is_same(found, attempt):
+    if attempt.is_same(found):
         discard(attempt)
         return found
     raise taken(found) from error
@@ -84,19 +85,6 @@ def _present(attempt: Attempt) -> Checkpoint:
         text = f"{attempt.job.place.step(attempt.step)} was changed by somebody else; save again"
         raise errors.Aborted(text)
     return found
-
-
-def is_same(found: Checkpoint, attempt: Attempt) -> bool:
-    """Whether the committed step is what this attempt would make of it."""
-    return (found.incarnation, found.plan_hash) == (attempt.job.incarnation, attempt.plan_hash)
-
-
-def taken(found: Checkpoint) -> errors.AlreadyExists:
-    """Return the error for a step that somebody else has committed."""
-    return errors.AlreadyExists(
-        f"{found.place.step(found.step)} is committed already, by attempt {found.attempt} of "
-        f"incarnation {found.incarnation}; save another step, or pass on_existing='replace'"
-    )
 
 
 def discard(attempt: Attempt) -> None:
@@ -135,19 +123,27 @@ def put_back(place: Place, in_hand: Collection[str]) -> None:
     for path in _left(place):
         if path.name.endswith(_REPLACED) and path.name.removesuffix(_REPLACED) not in in_hand:
             _put_back(path, place)
+        elif path.name not in in_hand and (path / _REPLACED / MANIFEST).exists():
+            _put_back_if_missing(path / _REPLACED, place)
 
 
-def repair(place: Place, owner_name: str, in_hand: Collection[str]) -> None:
-    """Do as `put_back`, and delete what is gone.
+def repair(key: JobKey, owner_name: str, in_hand: Collection[str]) -> None:
+    """Do as `put_back`, delete what is gone, and end what earlier lives of the run have left.
 
-    Gone are also attempts of *owner_name* that are not *in_hand*: the memory that they were to be
+    Of attempts of a single daemon only those of *owner_name* are: the memory that they were to be
     made from was lost, by a power cut say. Those of other daemons may live.
     """
+    place = key.place
     put_back(place, in_hand)
     for path in _left(place):
+        attempt_id = path.name.removesuffix(_NOTE)
         if path.name.endswith(removal.GONE):
             removal.delete(path)
-        elif owner.is_of(owner_name, path.name) and path.name not in in_hand:
+        elif attempt_id in in_hand or members.is_attempt_of(key.incarnation, attempt_id):
+            continue
+        elif path.name.endswith(_NOTE):
+            path.unlink(missing_ok=True)
+        elif owner.is_of(owner_name, path.name) or (path / _RECEIPTS).is_dir():
             _remove(path)
 
 
@@ -156,6 +152,17 @@ def _left(place: Place) -> list[Path]:
         return list(place.attempts.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _put_back_if_missing(path: Path, place: Place) -> None:
+    """Put the old content back if there is neither old nor new; several nodes may be at it."""
+    try:
+        old = manifests.decode((path / MANIFEST).read_bytes(), place)
+        if not place.step(old.step).exists():
+            durable.publish(path, place.step(old.step))
+            logger.warning("step %s of %s was put back", old.step, place)
+    except (OSError, ValueError, errors.CkptdError) as error:
+        logger.warning("cannot put %s back: %s", path, error)
 
 
 def _put_back(path: Path, place: Place) -> None:

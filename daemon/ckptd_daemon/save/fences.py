@@ -1,15 +1,14 @@
-"""Which life of a run is the present one, on disk: it outlasts the daemon.
+"""Which life of a run is the present one: on disk, where its checkpoints are, for every node.
 
-A restarted daemon meets the ranks of two lives in any order, and must know which is newer.
+A daemon meets the ranks of two lives in any order, perhaps after a restart, and two lives may be
+on different nodes; each must know which is newer.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from ckptd_daemon.save.attempts import JobKey
@@ -30,39 +29,64 @@ class _Record:
     fenced: tuple[str, ...]
 
 
-def check_fence(directory: Path, key: JobKey) -> None:
+def claim(key: JobKey) -> None:
     """Note on disk that *key* is the present life of its run; raises if it was fenced before."""
-    place = key.place
-    words = json.dumps([str(place.root), place.experiment, place.run])
-    file = directory / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
-    record = _read(file)
-    if record is not None and key.incarnation in record.fenced:
-        text = (
-            f"a newer incarnation ({record.present}) of {place.experiment}/{place.run} "
-            f"saves now; this one ({key.incarnation}) may not any more"
-        )
-        raise errors.FailedPrecondition(text)
+    file = key.place.fence
+    record = _decode(_read(key), key)
+    if (failure := _refusal(record, key)) is not None:
+        raise failure
     if record is not None and record.present == key.incarnation:
         return
     fenced = () if record is None else (*record.fenced, record.present)[-_FENCED_MAX:]
     fields = {"format": _FORMAT, "present": key.incarnation, "fenced": fenced}
-    durable.make_dirs(directory, mode=0o700)
-    durable.write_file(file, json.dumps(fields).encode(), mode=0o600)
+    durable.make_dirs(file.parent)
+    durable.write_file(file, json.dumps(fields).encode())
 
 
-def _read(file: Path) -> _Record | None:
+def check(key: JobKey) -> None:
+    """Raise `FailedPrecondition` if a newer life of the run has begun, on whatever node."""
+    if (failure := refusal(_read(key), key)) is not None:
+        raise failure
+
+
+def refusal(data: bytes | None, key: JobKey) -> errors.CkptdError | None:
+    """Return why *key* may not save any more, by what the fence says; None if it may."""
+    try:
+        return _refusal(_decode(data, key), key)
+    except errors.FailedPrecondition as newer:
+        return newer
+
+
+def _refusal(record: _Record | None, key: JobKey) -> errors.CkptdError | None:
+    if record is None or key.incarnation not in record.fenced:
+        return None
+    return errors.FailedPrecondition(
+        f"a newer incarnation ({record.present}) of {key.place.experiment}/{key.place.run} "
+        f"saves now; this one ({key.incarnation}) may not any more"
+    )
+
+
+def _read(key: JobKey) -> bytes | None:
+    try:
+        return key.place.fence.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _decode(data: bytes | None, key: JobKey) -> _Record | None:
     """Return what is known of the run; None, and a line in the log, if it cannot be read.
 
     Raises `FailedPrecondition` if a newer daemon has written it.
     """
+    file = key.place.fence
     try:
-        fields = json.loads(file.read_bytes())
+        if data is None:
+            return None
+        fields = json.loads(data)
         if (found := fields["format"]) != _FORMAT:
             text = f"{file} has format {found}, and this daemon reads {_FORMAT}; start a newer one"
             raise errors.FailedPrecondition(text)
         return _Record(str(fields["present"]), tuple(map(str, fields["fenced"])))
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged and begun anew, it fences nobody: %r", file, error)
         return None

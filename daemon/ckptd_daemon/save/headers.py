@@ -15,6 +15,7 @@ from typing import Any, Final
 import crc32c
 
 from ckptd_daemon.save.attempts import Attempt, Image, JobKey
+from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 
@@ -81,6 +82,8 @@ def encode(header: Header) -> bytes:
         "step": attempt.step,
         "plan_hash": attempt.plan_hash,
         "replaces": attempt.replaces,
+        "members": attempt.members
+        and [attempt.members.names, attempt.members.of_rank, attempt.members.own],
         "job": job.id,
         "root": str(job.place.root),
         "root_at": list(job.root_at),
@@ -147,8 +150,16 @@ def _header(record: dict[str, Any]) -> Header:
         step=record["step"],
         plan_hash=record["plan_hash"],
         replaces=record["replaces"],
+        members=_members(record["members"]),
         plan=None if plan is None else tuple(Image(name, size) for name, size in plan),
         metrics=record["metrics"],
     )
     laid = tuple(Laid(Image(name, size), offset) for name, size, offset in record["images"])
     return Header(attempt, record["rank"], laid)
+
+
+def _members(record: list[Any] | None) -> Members | None:
+    if record is None:
+        return None
+    names, of_rank, own = record
+    return Members(tuple(names), tuple(of_rank), own)

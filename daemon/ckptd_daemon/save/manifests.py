@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 FORMAT: Final = 1
 
 
-def encode(attempt: Attempt, receipts: Mapping[str, Receipt], committed_at: float) -> bytes:
+def encode(attempt: Attempt, receipts: Mapping[str, Receipt]) -> bytes:
     """Return the manifest of an attempt that has been proven complete."""
     job = attempt.job
     record = {
@@ -32,7 +33,7 @@ def encode(attempt: Attempt, receipts: Mapping[str, Receipt], committed_at: floa
         "plan_hash": attempt.plan_hash,
         "world_size": job.world_size,
         "metrics": {name: _number_out(value) for name, value in attempt.metrics.items()},
-        "committed_at": committed_at,
+        "committed_at": time.time(),
         "uid": job.uid,
         "images": {
             name: {"size_bytes": receipt.image.size_bytes, "sums_sha256": receipt.sums_sha256}

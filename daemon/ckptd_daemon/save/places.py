@@ -51,6 +51,11 @@ class Place:
         """Holds what is not committed yet."""
         return self.directory / ".attempts"
 
+    @property
+    def fence(self) -> Path:
+        """Says which life of the run may save."""
+        return self.directory / ".fence.json"
+
     def step(self, step: int) -> Path:
         """Return the directory of a committed step."""
         return self.directory / f"{_STEP_PREFIX}{step}"

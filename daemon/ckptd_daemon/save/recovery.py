@@ -11,6 +11,7 @@ from ckptd_daemon.save import commit, manifests
 from ckptd_daemon.save.arena import Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.finisher import Finisher
+from ckptd_daemon.save.ground import is_going, note_of
 from ckptd_daemon.save.headers import Header
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks
@@ -25,7 +26,11 @@ async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher
     for track in found:
         in_hand.add(track)
         attempt = track.attempt
-        if attempt.state is State.OPEN:
+        if attempt.state is State.OPEN and attempt.members is not None:
+            in_hand.abort(track, lost(attempt))
+        elif attempt.members is not None:
+            finisher.finish(track)
+        elif attempt.state is State.OPEN:
             await to_thread.run_sync(commit.discard, attempt)
             in_hand.abort(track, lost(attempt))
         elif checkpoint := await to_thread.run_sync(outcome, attempt):
@@ -93,12 +98,17 @@ def past(attempt_id: str, place: Place, step: int) -> Progress:
         found = manifests.read(place, step)
     except (errors.AlreadyExists, OSError):
         found = None
-    if found is not None and found.attempt == attempt_id:
-        return Progress(
-            replace(attempt, state=State.COMMITTED, checkpoint=found),
-            found.size_bytes,
-            found.size_bytes,
-        )
+    if found is None or found.attempt != attempt_id:
+        found = None
+        if is_going(place, attempt_id):
+            return Progress(attempt, 0, 0)
+        if (noted := note_of(place, attempt_id)) is not None:
+            if isinstance(noted, errors.CkptdError):
+                return Progress(replace(attempt, state=State.ABORTED, failure=noted), 0, 0)
+            found = noted
+    if found is not None:
+        size = found.size_bytes
+        return Progress(replace(attempt, state=State.COMMITTED, checkpoint=found), size, size)
     failure = errors.Aborted(
         f"the daemon knows no attempt {attempt_id}, and {place.step(step)} is not its work: it was "
         f"lost before it was staged; save again"

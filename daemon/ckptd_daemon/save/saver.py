@@ -11,21 +11,24 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save import commit, fences, headers, jobs, manifests, owner, places, recovery
+from ckptd_daemon.save import headers, jobs, manifests, owner, places, recovery
 from ckptd_daemon.save.admission import Admission
 from ckptd_daemon.save.arena import Arena, Slot, SlotOffer
-from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, Skipped, State, WhenFull
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, Skipped, State, WhenFull
 from ckptd_daemon.save.finisher import Finisher
+from ckptd_daemon.save.ground import Ground
 from ckptd_daemon.save.jobs import Job, Jobs, Member
+from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.opening import Asked, Opening
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.proof import check_complete
+from ckptd_daemon.save.protocol import Timing
 from ckptd_daemon.save.staging import Staging
 from ckptd_daemon.save.tracks import (
     Progress,
     SaveStatistics,
     Track,
     Tracks,
-    check_joinable,
     ended,
     is_staged,
 )
@@ -53,9 +56,8 @@ class Saver:
         self._offer = offer
         self._name = name  # in the ids of attempts
         self._staging = Staging(arena, tracks)
-        self._admission = Admission(arena, tracks)
         self._jobs = Jobs(self._lose)
-        self._opening = anyio.Lock()  # two ranks must not both be the first
+        self._opening = Opening(self._jobs, tracks, finisher, Admission(arena, tracks), name)
         self._is_refusing = False
 
     @classmethod
@@ -73,7 +75,8 @@ class Saver:
         """
         async with Arena.open(config) as (arena, left), anyio.create_task_group() as tasks:
             tracks = Tracks(arena)
-            finisher = Finisher(tracks, tasks, Writers(config), on_committed)
+            timing = Timing(takeover_s=config.takeover_s, patience_s=config.peers_wait_s)
+            finisher = Finisher(tracks, tasks, Writers(config), Ground(timing), on_committed)
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             saver = cls(config, arena, tracks, finisher, offer, name)
             await recovery.take_up(left, tracks, finisher)
@@ -123,8 +126,8 @@ class Saver:
         root_inode: int,
         read_only: bool,
         session: Session,
-    ) -> str:
-        """Make the caller one rank of a job and return the job's id."""
+    ) -> tuple[str, str]:
+        """Make the caller one rank of a job; return the job's id and this daemon's name."""
         self._check_open()
         uid = session.process.uid
         key = jobs.key_of(place, incarnation, rank=rank, world_size=world_size, uid=uid)
@@ -134,9 +137,8 @@ class Saver:
         root_at = await to_thread.run_sync(enter, place, uid, roots, seen)
         key = replace(key, root_at=root_at)
         if not read_only:  # a run that is resumed finds every step that was committed
-            async with self._opening:  # what is begun meanwhile would not be known to be in hand
-                await to_thread.run_sync(commit.put_back, place, self._tracks.ids())
-        return self._jobs.join(key, rank, session, read_only=read_only).key.id
+            await self._opening.put_back(place)
+        return self._jobs.join(key, rank, session, read_only=read_only).key.id, self._name
 
     def leave(self, job_id: str, rank: int, session: Session) -> None:
         """Let a rank go."""
@@ -181,43 +183,23 @@ class Saver:
         replaces: bool,
         images_bytes: int | None,
         when_full: WhenFull,
+        daemons: tuple[Sequence[str], Sequence[int]],
         session: Session,
     ) -> Attempt | Checkpoint | Skipped:
         """Return the attempt of the job's n-th save, or the checkpoint if it exists already.
 
-        *images_bytes* is what the images of all ranks take; None if the rank does not know.
+        *images_bytes* is what the images of all ranks here take; None if the rank does not know.
+        *daemons* are those of all ranks, and which is each rank's; empty if this is the only one.
         """
         self._check_open()
         job, member = self._jobs.writer(job_id, rank, session)
+        members = Members.told(*daemons, own_name=self._name, world_size=job.key.world_size)
         if step > places.STEP_MAX:
             raise errors.InvalidArgument(f"step {step} is too large; pass one below 2^63")
         self._abort_overtaken(job, member, sequence)
         self._heard(job_id, rank, session)
-        async with self._opening:
-            await self._claim(job)
-            known = job.by_sequence.get(sequence)
-            if isinstance(known, Checkpoint | Skipped):
-                return known
-            track = self._tracks.find(known) if known is not None else None
-            if track is not None:
-                self._check_joined(track, rank, step=step, plan_hash=plan_hash)
-                self._tracks.note_open(track, images_bytes)
-                return track.attempt
-            found = await to_thread.run_sync(manifests.read, job.key.place, step)
-            self._jobs.member(job_id, rank, session)  # it may have left meanwhile
-            attempt_id = owner.new_attempt_id(self._name, sequence)
-            attempt = Attempt(attempt_id, job.key, sequence, step, plan_hash, replaces)
-            if found is not None and not replaces:
-                if not commit.is_same(found, attempt):
-                    raise commit.taken(found)
-                job.note(sequence, found)
-                return found
-            if (skipped := self._admission.admit(job, step, when_full)) is not None:
-                job.note(sequence, skipped)
-                return skipped
-            self._tracks.add(Track(attempt, opened_by=rank, images_bytes=images_bytes))
-            job.note(sequence, attempt.id)
-            return attempt
+        asked = Asked(rank, sequence, step, plan_hash, replaces, images_bytes, when_full, members)
+        return await self._opening.open(job, member, asked)
 
     async def prepare(
         self, job_id: str, rank: int, size_bytes: int, *, session: Session
@@ -225,8 +207,7 @@ class Saver:
         """Allocate the rank's slots for images of *size_bytes* in all."""
         self._check_open()
         job, member = self._jobs.writer(job_id, rank, session)
-        async with self._opening:
-            await self._claim(job)
+        await self._opening.claim(job)
         need = headers.region_bytes(job.key.world_size) + headers.padded(size_bytes)
         slots = await self._arena.prepare(member.holder, need)
         return [self._offered(slot, (), session) for slot in slots]
@@ -272,7 +253,7 @@ class Saver:
         whole_plan = None if plan is None else tuple(plan)
         sealed = track.attempt.with_seal(rank, images, plan=whole_plan, metrics=metrics)
         try:
-            if sealed.state is State.STAGED:
+            if sealed.state is State.STAGED and sealed.members is None:
                 check_complete(sealed.plan, (i for one in sealed.sealed.values() for i in one))
             header = headers.encode(headers.sealed_by(rank, sealed, reservation.laid))
             reservation.slot.memory.seal(header)
@@ -290,7 +271,7 @@ class Saver:
         if track is None:
             return
         self._heard(track.attempt.job.id, rank, session)
-        if track.attempt.state is not State.OPEN:
+        if not track.is_open:
             return
         self._jobs.member(track.attempt.job.id, rank, session)
         text = f"rank {rank} (pid {session.process.pid}) gave up step {track.attempt.step}"
@@ -320,35 +301,15 @@ class Saver:
         path = places.checked_root(root)
         places.check_user_below(path, session.process.uid, readable)
         await self._tracks.wait_orphans(
-            path, experiment, run, is_past=lambda key: self._jobs.is_past(key, session)
+            *(path, experiment, run),
+            is_past=lambda key: self._jobs.is_past(key, session),
+            spanning_s=2 * self._config.takeover_s,
         )
         return await to_thread.run_sync(manifests.committed, path, experiment, run)
-
-    async def _claim(self, job: Job) -> None:
-        """Make *job* the present life of its run, at its first save: a mere reader fences nobody."""
-        if self._jobs.present(job.key.place) is job:
-            return
-        await to_thread.run_sync(self._note_incarnation, job.key, self._tracks.ids())
-        jobs.check_not_fenced(job)
-        self._jobs.claim(job)
-
-    def _note_incarnation(self, key: JobKey, in_hand: frozenset[str]) -> None:
-        fences.check_fence(self._config.state_dir / "incarnations", key)
-        commit.repair(key.place, self._name, in_hand)
 
     def _check_open(self) -> None:
         if self._is_refusing:
             raise errors.Unavailable("the daemon is stopping; try again when it has restarted")
-
-    def _check_joined(self, track: Track, rank: int, *, step: int, plan_hash: str) -> None:
-        if track.attempt.state is State.ABORTED:
-            raise ended(track)
-        try:
-            check_joinable(track, rank, step=step, plan_hash=plan_hash)
-        except errors.InvalidArgument as failure:
-            if track.attempt.state is State.OPEN:
-                self._tracks.abort(track, failure)
-            raise
 
     def _abort_overtaken(self, job: Job, member: Member, sequence: int) -> None:
         """Abort what the rank has passed over: it will never seal it."""
@@ -383,7 +344,7 @@ class Saver:
     def _open_track(self, attempt_id: str, rank: int, session: Session) -> tuple[Track, Member]:
         track = self._known(attempt_id)
         self._heard(track.attempt.job.id, rank, session)
-        if track.attempt.state is State.ABORTED:
+        if track.attempt.state is State.ABORTED or track.doomed:
             raise ended(track)
         _, member = self._jobs.member(track.attempt.job.id, rank, session)
         if track.attempt.state is not State.OPEN:

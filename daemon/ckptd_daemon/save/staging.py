@@ -10,7 +10,7 @@ import anyio
 
 from ckptd_daemon.save import headers
 from ckptd_daemon.save.arena import GRAIN_BYTES, WASTE_MAX, Arena, Holder
-from ckptd_daemon.save.attempts import Image, State
+from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.places import IMAGES_MAX
 from ckptd_daemon.save.tracks import Reservation, Track, Tracks, ended
 from ckptd_proto import errors
@@ -57,7 +57,7 @@ class Staging:
         until = time.monotonic() + timeout_s
         reservation = failure = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(track.cancel_when_final, tasks.cancel_scope)
+            tasks.start_soon(track.cancel_when_over, tasks.cancel_scope)
             try:
                 with anyio.move_on_after(timeout_s):
                     await self._wait_turn(track)
@@ -80,9 +80,9 @@ class Staging:
         while True:
             changed, now = self._tracks.changed, time.monotonic()
             for track in self._tracks:
-                if track.attempt.state is State.OPEN and track.stalled_at <= now:
+                if track.is_open and track.stalled_at <= now:
                     self._tracks.abort(track, _stalled(track))
-            waiting = [track for track in self._tracks if track.attempt.state is State.OPEN]
+            waiting = [track for track in self._tracks if track.is_open]
             next_s = min((track.stalled_at - now for track in waiting), default=math.inf)
             with anyio.move_on_after(next_s):
                 await changed.wait()

@@ -71,11 +71,18 @@ class Track:
     """Ranks that wait for a slot, with a deadline of their own."""
     moved_at: float = field(default_factory=time.monotonic)
     """When a rank last did what the others wait for."""
+    doomed: errors.CkptdError | None = None
+    """Why this daemon gives up an attempt that spans several, until the place agrees."""
     changed: anyio.Event = field(default_factory=anyio.Event)
     """Replaced at each change of state."""
 
     def __str__(self) -> str:
         return f"step {self.attempt.step} of {self.attempt.job.place}"
+
+    @property
+    def is_open(self) -> bool:
+        """Its ranks may still stage it."""
+        return self.attempt.state is State.OPEN and self.doomed is None
 
     @property
     def stalled_at(self) -> float:
@@ -84,7 +91,7 @@ class Track:
 
     def unreserved_ranks(self) -> list[int]:
         """Return the ranks that have no slot yet."""
-        return [rank for rank in range(self.attempt.job.world_size) if rank not in self.reserved]
+        return [rank for rank in self.attempt.ranks if rank not in self.reserved]
 
     def progress(self) -> Progress:
         """Return what is known now."""
@@ -98,9 +105,15 @@ class Track:
         self.changed.set()
         self.changed = anyio.Event()
 
-    async def cancel_when_final(self, scope: anyio.CancelScope) -> None:
-        """Cancel *scope* as soon as nothing more will follow."""
-        while not self.attempt.state.is_final:
+    def doom(self, failure: errors.CkptdError) -> None:
+        """Have nobody stage it any more."""
+        self.doomed = failure
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    async def cancel_when_over(self, scope: anyio.CancelScope) -> None:
+        """Cancel *scope* as soon as nobody may stage it any more."""
+        while self.is_open:
             await self.changed.wait()
         scope.cancel()
 
@@ -124,6 +137,8 @@ class Tracks:
         self._arena = arena
         self._going: dict[str, Track] = {}
         self._finished: OrderedDict[str, Track] = OrderedDict()
+        self.give_up: Callable[[Track, errors.CkptdError], None] = self._aborted
+        """Ends an attempt that spans several daemons: they are told first."""
         self.changed = anyio.Event()
         """Replaced whenever an attempt comes or ends, gets a slot or another deadline."""
 
@@ -157,20 +172,33 @@ class Tracks:
 
     def abort(self, track: Track, failure: errors.CkptdError) -> None:
         """End an attempt badly; once its followers know, no later daemon takes it up again."""
-        self._end(track, track.attempt.aborted(failure))
+        if track.attempt.members is None:
+            self._aborted(track, failure)
+        elif track.doomed is None:
+            track.doom(failure)
+            self._abandon_unsealed(track)
+            self.give_up(track, failure)
+            self._tell()
+
+    def end(self, track: Track, outcome: Checkpoint | errors.CkptdError) -> None:
+        """End an attempt that spans several daemons as they all do."""
+        if isinstance(outcome, errors.CkptdError):
+            self._aborted(track, outcome)
+        else:
+            self._end(track, replace(track.attempt, state=State.DURABLE).committed(outcome))
 
     def open_of(self, job_id: str) -> list[Track]:
         """Return the attempts of the job that are not staged yet."""
         return [
             track
             for track in self._going.values()
-            if track.attempt.job.id == job_id and track.attempt.state is State.OPEN
+            if track.attempt.job.id == job_id and track.is_open
         ]
 
     def open_before(self, track: Track) -> list[Track]:
         """Return the attempts that were opened earlier and are not staged yet."""
         earlier = takewhile(lambda other: other is not track, self._going.values())
-        return [other for other in earlier if other.attempt.state is State.OPEN]
+        return [other for other in earlier if other.is_open]
 
     def note_open(self, track: Track, images_bytes: int | None) -> None:
         """Note that another rank has come, and what it knows of the images of all ranks."""
@@ -193,7 +221,7 @@ class Tracks:
 
     def hold(self, track: Track, rank: int, reservation: Reservation) -> Reservation | None:
         """Keep the reservation unless the attempt ended, or a repeated call was faster."""
-        if track.attempt.state is State.OPEN and rank not in track.reserved:
+        if track.is_open and rank not in track.reserved:
             track.reserved[rank] = reservation
             self._tell()
         else:
@@ -206,9 +234,18 @@ class Tracks:
             await self.changed.wait()
 
     async def wait_orphans(
-        self, root: Path, experiment: str, run: str, *, is_past: Callable[[JobKey], bool]
+        self,
+        root: Path,
+        experiment: str,
+        run: str,
+        *,
+        is_past: Callable[[JobKey], bool],
+        spanning_s: float,
     ) -> None:
-        """Wait until what is staged now below *root*, by jobs that are past, has ended."""
+        """Wait until what is staged now below *root*, by jobs that are past, has ended.
+
+        Not for ever for what spans several daemons: the node of another may be lost.
+        """
 
         def is_orphan(track: Track) -> bool:
             job = track.attempt.job
@@ -216,15 +253,22 @@ class Tracks:
             return job.place == below and is_staged(track) and is_past(job)
 
         for track in filter(is_orphan, self):
-            while not track.attempt.state.is_final:
-                await track.changed.wait()
+            with anyio.move_on_after(math.inf if track.attempt.members is None else spanning_s):
+                while not track.attempt.state.is_final:
+                    await track.changed.wait()
+
+    def _aborted(self, track: Track, failure: errors.CkptdError) -> None:
+        self._end(track, track.attempt.aborted(failure))
+
+    def _abandon_unsealed(self, track: Track) -> None:
+        """Leave slots to be taken back from ranks that may not know, and still write."""
+        for rank in [rank for rank in track.reserved if rank not in track.attempt.sealed]:
+            self._arena.abandon(track.reserved.pop(rank).slot)
 
     def _end(self, track: Track, attempt: Attempt) -> None:
-        for rank, reservation in track.reserved.items():
-            if rank in attempt.sealed:
-                self._arena.release(reservation.slot)
-            else:
-                self._arena.abandon(reservation.slot)
+        self._abandon_unsealed(track)
+        for reservation in track.reserved.values():
+            self._arena.release(reservation.slot)
         track.reserved.clear()
         del self._going[attempt.id]
         self._finished[attempt.id] = track
@@ -239,7 +283,7 @@ class Tracks:
 
 
 def is_staged(track: Track) -> bool:
-    """Whether neither trainers nor daemon need to live for it to be finished."""
+    """Whether no trainer need live for it to be finished, as far as this daemon knows."""
     return not track.attempt.state.is_final and track.attempt.state is not State.OPEN
 
 
@@ -258,7 +302,7 @@ def check_joinable(track: Track, rank: int, *, step: int, plan_hash: str) -> Non
 
 def ended(track: Track) -> errors.CkptdError:
     """Return the failure of an aborted attempt as a new error: each call raises its own."""
-    failure = track.attempt.failure
+    failure = track.attempt.failure or track.doomed
     assert failure is not None
     numbers = {}
     if isinstance(failure, errors.ResourceExhausted):

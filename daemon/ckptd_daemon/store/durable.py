@@ -24,6 +24,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _BROKEN: Final = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO})
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+_UNLINKABLE: Final = _UNSUPPORTED | {errno.EPERM, errno.EMLINK}
 _RENAME_EXCHANGE: Final = 2
 _PUNCH_HOLE_KEEP_SIZE: Final = 3
 _AT_FDCWD: Final = -100
@@ -162,6 +163,29 @@ def write_file(
             raise
     if survives and not names_later:
         sync_dir(path.parent)
+
+
+def write_first(path: Path, data: bytes) -> bool:
+    """Write a file that holds *data* unless it is there: True if it was not. Durable, and whole.
+
+    Who links first, has it; a filesystem without links lets the last one win.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with explained(path, need_bytes=len(data)):
+        try:
+            _write_new(temporary, data, 0o666)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _UNLINKABLE:
+                    raise
+                temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    sync_dir(path.parent)
+    return True
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o666) -> None:

@@ -156,13 +156,17 @@ class JoinReply(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     JOB_FIELD_NUMBER: builtins.int
+    DAEMON_FIELD_NUMBER: builtins.int
     job: builtins.str
+    daemon: builtins.str
+    """What the daemon is called among those of the ranks; the same in its next life."""
     def __init__(
         self,
         *,
         job: builtins.str = ...,
+        daemon: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["daemon", b"daemon", "job", b"job"]) -> None: ...
 
 Global___JoinReply: typing_extensions.TypeAlias = JoinReply
 
@@ -214,6 +218,8 @@ class OpenRequest(google.protobuf.message.Message):
     ON_EXISTING_FIELD_NUMBER: builtins.int
     IMAGES_BYTES_FIELD_NUMBER: builtins.int
     WHEN_FULL_FIELD_NUMBER: builtins.int
+    DAEMONS_FIELD_NUMBER: builtins.int
+    DAEMON_OF_FIELD_NUMBER: builtins.int
     job: builtins.str
     rank: builtins.int
     sequence: builtins.int
@@ -223,11 +229,20 @@ class OpenRequest(google.protobuf.message.Message):
     """Hash of the global plan, the same on every rank."""
     on_existing: Global___OnExisting.ValueType
     images_bytes: builtins.int
-    """What the images of all ranks take, from a rank that knows. While the arena has room for the
-    saves begun earlier and for this one, they are staged side by side; else one after another.
+    """What the images of all this daemon's ranks take, from a rank that knows. While the arena has
+    room for the saves begun earlier and for this one, they are staged side by side; else one
+    after another.
     """
     when_full: Global___WhenFull.ValueType
     """What becomes of the save if every slot is taken when the first rank opens it."""
+    @property
+    def daemons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """If the ranks have several daemons: what Join told each rank, every name once, by lowest rank."""
+
+    @property
+    def daemon_of(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """By rank, the position of its daemon in `daemons`."""
+
     def __init__(
         self,
         *,
@@ -239,9 +254,11 @@ class OpenRequest(google.protobuf.message.Message):
         on_existing: Global___OnExisting.ValueType = ...,
         images_bytes: builtins.int | None = ...,
         when_full: Global___WhenFull.ValueType = ...,
+        daemons: collections.abc.Iterable[builtins.str] | None = ...,
+        daemon_of: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes", "job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step", "when_full", b"when_full"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "daemon_of", b"daemon_of", "daemons", b"daemons", "images_bytes", b"images_bytes", "job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step", "when_full", b"when_full"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_images_bytes", b"_images_bytes"]) -> typing.Literal["images_bytes"] | None: ...
 
 Global___OpenRequest: typing_extensions.TypeAlias = OpenRequest
