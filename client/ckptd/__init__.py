@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptd.reading.opening import open_tensors as open_tensors
     from ckptd.reading.tensors import Tensors as Tensors
     from ckptd.saving.checkpointer import Checkpointer as Checkpointer
+    from ckptd.saving.failing import SaveFailed as SaveFailed
     from ckptd.saving.retention import Retention as Retention
     from ckptd.saving.save import Save as Save
     from ckptd.values import Blob as Blob
@@ -49,6 +50,7 @@ _WHERE = {
     "prefetch": "ckptd.many",
     "Retention": "ckptd.saving.retention",
     "Save": "ckptd.saving.save",
+    "SaveFailed": "ckptd.saving.failing",
     "TensorInfo": "ckptd.values",
     "Tensors": "ckptd.reading.tensors",
 }

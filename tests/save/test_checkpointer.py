@@ -398,3 +398,24 @@ def test_a_checkpointer_outlives_its_daemon(short_path: Path, tmp_path: Path) ->
         target = {"w": torch.zeros_like(weights)}
         ckpt.load(target)
         assert torch.equal(target["w"], weights)
+
+
+def test_a_job_may_go_on_after_saves_that_fail(daemon: Daemon, tmp_path: Path) -> None:
+    root, moved = tmp_path / "root", tmp_path / "moved"
+    root.mkdir()
+    with ckptd.Checkpointer(
+        root, experiment="e", run="r", socket=daemon.socket, on_failure=2
+    ) as ckpt:
+        ckpt.save({"x": 1}, step=1).result(timeout=60)
+        root.rename(moved)  # the mount is lost
+        root.mkdir()
+        lost = ckpt.save({"x": 2}, step=2)
+        assert lost.wait(60)
+        with pytest.warns(ckptd.SaveFailed, match="mount it again"):
+            lost = ckpt.save({"x": 3}, step=3)
+        assert lost.wait(60)
+        with pytest.raises(errors.FailedPrecondition, match="mount it again"):
+            ckpt.save({"x": 4}, step=4)
+        root.rmdir()
+        moved.rename(root)
+        assert ckpt.save({"x": 5}, step=5).result(timeout=60).step == 5

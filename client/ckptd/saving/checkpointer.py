@@ -13,6 +13,7 @@ from ckptd.link.connection import Connection
 from ckptd.saving import exchange as exchanges
 from ckptd.saving.catalog import Catalog
 from ckptd.saving.exchange import settle
+from ckptd.saving.failing import OnFailure
 from ckptd.saving.keeping import retain
 from ckptd.saving.membership import Membership
 from ckptd.saving.retention import Retention
@@ -48,6 +49,7 @@ class Checkpointer:
         socket: Path | None = None,
         timeout: float = 600.0,
         when_full: Literal["wait", "skip", "supersede"] = "wait",
+        on_failure: OnFailure = "fail",
     ) -> None:
         """Join the job.
 
@@ -64,6 +66,10 @@ class Checkpointer:
             when_full: What becomes of a save while all memory for staging is taken by earlier
                 ones: "wait" for it; "skip" it, on every rank; or have it "supersede" the oldest
                 snapshot that waits to be written. The one that is being written always stays.
+
+            on_failure: What a save that the world let down (a full disk, a dead rank) means:
+                "fail" has `save` or `close` raise it; "warn" has the training go on with a
+                `SaveFailed` warning; a number has it go on until so many failed in a row.
 
         Raises:
             InvalidArgument: A name that cannot be a directory, or ranks that name different ones.
@@ -86,6 +92,7 @@ class Checkpointer:
             member,
             timeout_s=timeout,
             when_full=when_full,
+            on_failure=on_failure,
             on_first=lambda: retain(self._connection, place, experiment, run, rules),
         )
         self._catalog = Catalog(self._connection, place, experiment, run, retention)

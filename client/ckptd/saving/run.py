@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from ckptd.link.connection import Connection
 from ckptd.saving.exchange import Exchange
+from ckptd.saving.failing import Failures, OnFailure
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed, Planner, Take
-from ckptd.saving.save import Save, raise_untold
+from ckptd.saving.save import Save, failed
 from ckptd.saving.stager import ON_EXISTING, Stager
 from ckptd_proto import errors
 
@@ -29,10 +30,12 @@ class Run:
         *,
         timeout_s: float,
         when_full: str = "wait",
+        on_failure: OnFailure = "fail",
         on_first: Callable[[], object] = bool,
     ) -> None:
         """*on_first* is called once, by rank 0 before its first save."""
         self._when_full = when_full
+        self._failures = Failures(on_failure)
         self._exchange = exchange
         self._member = member
         self._planner = Planner(exchange)
@@ -89,9 +92,19 @@ class Run:
 
         agreed, local, sequence = self._planner.agree(take, header)
         self._sequence = sequence + 1
-        save = self._stager.save(
-            agreed, local, sequence=sequence, step=step, metrics=numbers, on_existing=on_existing
-        )
+        try:
+            save = self._stager.save(
+                agreed,
+                local,
+                sequence=sequence,
+                step=step,
+                metrics=numbers,
+                on_existing=on_existing,
+            )
+        except errors.CkptdError as failure:
+            if not self._failures.tolerates_call(failure):
+                raise
+            save = failed(step, failure)
         self._saves.append(save)
         save.blocked_s = time.monotonic() - started
         return save
@@ -112,10 +125,10 @@ class Run:
                 raise errors.DeadlineExceeded(text)
 
     def raise_untold(self) -> None:
-        """Raise what went wrong with saves that have ended and nobody has asked about."""
+        """Raise what went wrong with saves that have ended, unless it is tolerated."""
         done = [save for save in self._saves if save.done()]  # looked at once: others end now
         self._saves = [save for save in self._saves if save not in done]
-        raise_untold(done)
+        self._failures.judge(done)
 
     def leave(self) -> None:
         """Leave the job; what is in flight goes on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.catalog import checkpoint_of
@@ -171,10 +171,9 @@ class Save:
         self.fail(errors.rebuilt(last.error, last.reason))
 
 
-def raise_untold(saves: Iterable[Save]) -> None:
-    """Raise what went wrong with *saves* and nobody has asked for: the first, others as notes."""
-    failures = [failure for save in saves if (failure := save.untold_failure())]
-    for further in failures[1:]:
-        failures[0].add_note(f"besides: {further}")
-    if failures:
-        raise failures[0]
+def failed(step: int, failure: errors.CkptdError) -> Save:
+    """Return a save that failed at once, and whose failure has been told."""
+    save = Save(step)
+    save.fail(failure)
+    save.untold_failure()
+    return save
