@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ckptd.values import FlightStatus as FlightStatus
     from ckptd.values import Miss as Miss
     from ckptd.values import Progress as Progress
+    from ckptd.values import RunStatus as RunStatus
+    from ckptd.values import SaveRecord as SaveRecord
     from ckptd.values import Setting as Setting
     from ckptd.values import TensorInfo as TensorInfo
     from ckptd.values import Verdict as Verdict
@@ -50,6 +52,8 @@ _WHERE = {
     "prefetch": "ckptd.many",
     "Retention": "ckptd.saving.retention",
     "Save": "ckptd.saving.save",
+    "RunStatus": "ckptd.values",
+    "SaveRecord": "ckptd.values",
     "SaveFailed": "ckptd.saving.failing",
     "TensorInfo": "ckptd.values",
     "Tensors": "ckptd.reading.tensors",

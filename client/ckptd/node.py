@@ -13,6 +13,7 @@ from ckptd.values import (
     DaemonStatus,
     FlightStatus,
     Miss,
+    RunStatus,
     Setting,
 )
 from ckptd_proto.v1 import node_pb2, saves_pb2
@@ -49,6 +50,10 @@ def status(connection: Connection) -> DaemonStatus:
             idle_slots=reply.arena.idle_slots,
             used_bytes=reply.arena.used_bytes,
             budget_bytes=reply.arena.budget_bytes,
+        ),
+        runs=tuple(
+            RunStatus(each.root, each.experiment, each.run, each.step, each.committed_at)
+            for each in reply.newest
         ),
         misses=tuple(
             Miss(each.id, each.object, each.error, each.sentence, each.at) for each in reply.misses

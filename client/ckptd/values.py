@@ -84,6 +84,43 @@ class Miss:
 
 
 @dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How much of a run's work is safe."""
+
+    root: str
+    experiment: str
+    run: str
+    step: int
+    """The newest that is committed."""
+    committed_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRecord:
+    """Where the time of a committed save went, in seconds."""
+
+    step: int
+    size_bytes: int
+    """Of all ranks."""
+    blocked_s: float
+    """The training waited: for the plan to be agreed, then for room and the copy."""
+    plan_s: float
+    stage_s: float
+    touched_bytes: int
+    """Memory that was touched for the first time meanwhile; 0 after `prepare`."""
+    waited_s: float
+    """Staged, for the saves before it to end."""
+    persist_s: float
+    commit_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """How fast it was made durable."""
+        return self.size_bytes / self.persist_s if self.persist_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """What a daemon is, and does now."""
 
@@ -104,6 +141,8 @@ class DaemonStatus:
     attempts: tuple[AttemptStatus, ...]
     cache: CacheStatus
     arena: ArenaStatus
+    runs: tuple[RunStatus, ...] = ()
+    """Those saved through this daemon since its start."""
     misses: tuple[Miss, ...] = ()
     """What was to be fetched ahead of need, and could not be."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import resource
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ import ckptd
 from ckptd.tensors.values import same
 from ckptd_proto import errors
 from fakes.daemon import Daemon
+from fakes.running import ckptd as run_ckptd
 
 
 @pytest.fixture(scope="module")
@@ -419,3 +421,30 @@ def test_a_job_may_go_on_after_saves_that_fail(daemon: Daemon, tmp_path: Path) -
         root.rmdir()
         moved.rename(root)
         assert ckpt.save({"x": 5}, step=5).result(timeout=60).step == 5
+
+
+def test_a_save_tells_where_its_time_went(daemon: Daemon, tmp_path: Path) -> None:
+    state = {"x": torch.ones(1 << 20)}
+    with ckptd.Checkpointer(tmp_path, experiment="told", run="r", socket=daemon.socket) as ckpt:
+        first = ckpt.save(state, step=1)
+        assert first.record is None or first.done()
+        first.result(timeout=60)
+        again = ckpt.save(state, step=2)
+        again.result(timeout=60)
+        same = ckpt.save(state, step=2)
+    for save, is_first in ((first, True), (again, False)):
+        record = save.record
+        assert record is not None
+        assert record.size_bytes > 4 << 20
+        assert (record.touched_bytes > 0) == is_first
+        assert 0 < record.plan_s < record.blocked_s
+        assert record.plan_s + record.stage_s == pytest.approx(record.blocked_s)
+        assert record.persist_s > 0
+        assert record.bytes_per_s > 0
+        assert record.commit_s > 0
+    assert same.record is None
+    assert "committed step 2 in" in daemon.log_text()
+    (run,) = [run for run in daemon.client().status().runs if run.experiment == "told"]
+    assert (run.root, run.run, run.step) == (str(tmp_path), "r", 2)
+    shown = run_ckptd("status", "--socket", str(daemon.socket), env=daemon.env).stdout
+    assert re.search(r"told/r +step 2, \d+ s ago in ", shown)

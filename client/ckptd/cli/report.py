@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ckptd.values import AttemptStatus, DaemonStatus, FlightStatus, Miss
+from ckptd.values import AttemptStatus, DaemonStatus, FlightStatus, Miss, RunStatus
 
 Rates = Mapping[str, float]
 """Bytes per second of each attempt, by id."""
@@ -39,6 +39,8 @@ def lines(status: DaemonStatus, rates: Rates, now: float) -> list[str]:
         report += ["", "saving", *_aligned(saves, _LEFT + _RIGHT * 4 + _LEFT, indent=2)]
     if not status.flights and not saves:
         report += ["", "Nothing is being fetched or saved."]
+    if status.runs:
+        report += ["", "saved", *_aligned(_runs(status.runs, now), _LEFT + _RIGHT, indent=2)]
     if status.misses:
         report += ["", "not prefetched", *_misses(status.misses, now)]
     return report
@@ -98,6 +100,17 @@ def _flight(flight: FlightStatus) -> tuple[str, ...]:
     waiting = f"{flight.waiters} waiting, {counted(flight.streams, 'stream')}"
     moved = _moved(flight.done_bytes, flight.total_bytes, flight.rate_bytes_per_s)
     return (flight.phase, *moved, waiting)
+
+
+def _runs(runs: Sequence[RunStatus], now: float) -> list[tuple[str, ...]]:
+    """Return the newest step of each run, and how old it is: what would be lost without it."""
+    return [
+        (
+            f"{run.experiment}/{run.run}",
+            f"step {run.step}, {span(max(0.0, now - run.committed_at))} ago in {run.root}",
+        )
+        for run in runs
+    ]
 
 
 def _misses(misses: Sequence[Miss], now: float) -> list[str]:

@@ -91,6 +91,7 @@ class Run:
             }
 
         agreed, local, sequence = self._planner.agree(take, header)
+        plan_s = time.monotonic() - started
         self._sequence = sequence + 1
         try:
             save = self._stager.save(
@@ -106,7 +107,7 @@ class Run:
                 raise
             save = failed(step, failure)
         self._saves.append(save)
-        save.blocked_s = time.monotonic() - started
+        save.blocked_s, save.plan_s = time.monotonic() - started, plan_s
         return save
 
     def _begin(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.catalog import checkpoint_of
-from ckptd.values import Checkpoint
+from ckptd.values import Checkpoint, SaveRecord
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
 
@@ -31,6 +31,8 @@ class Save:
         self.step = step
         self.blocked_s = 0.0
         """How long the call to `save()` took."""
+        self.plan_s = 0.0
+        """How long of it the plan took."""
         self.touched_bytes = 0
         """Memory that this save waited for, to be touched for the first time; 0 if prepared."""
         self.was_committed = False
@@ -39,6 +41,7 @@ class Save:
         self._staged = threading.Event()
         self._done = threading.Event()
         self._checkpoint: Checkpoint | None = None
+        self._phases: saves_pb2.Attempt | None = None
         self._failure: errors.CkptdError | None = None
         self._is_told = False
         self._is_skipped = False
@@ -111,6 +114,25 @@ class Save:
         with self._lock:
             return self._failure
 
+    @property
+    def record(self) -> SaveRecord | None:
+        """Where its time went; None until it is committed, or if its daemon has not seen it all."""
+        with self._lock:
+            phases, checkpoint = self._phases, self._checkpoint
+        if phases is None or checkpoint is None or not phases.HasField("persist_s"):
+            return None
+        return SaveRecord(
+            step=self.step,
+            size_bytes=checkpoint.size_bytes,
+            blocked_s=self.blocked_s,
+            plan_s=self.plan_s,
+            stage_s=self.blocked_s - self.plan_s,
+            touched_bytes=self.touched_bytes,
+            waited_s=phases.waited_s,
+            persist_s=phases.persist_s,
+            commit_s=phases.commit_s,
+        )
+
     def untold_failure(self) -> errors.CkptdError | None:
         """Return what went wrong, once, if nobody has asked for the result."""
         with self._lock:
@@ -164,6 +186,8 @@ class Save:
             self.fail(error)
             return
         if last.state == saves_pb2.ATTEMPT_STATE_COMMITTED:
+            with self._lock:
+                self._phases = last
             self.succeed(checkpoint_of(last.checkpoint))
             return
         if last.HasField("superseded_by"):

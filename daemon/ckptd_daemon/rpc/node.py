@@ -12,6 +12,7 @@ from typing import Protocol
 from ckptd_daemon import __version__
 from ckptd_daemon.fetch.prefetches import Miss
 from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics
+from ckptd_daemon.rpc.checkpoints import checkpoint_message
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.tracks import Progress as AttemptProgress
@@ -90,6 +91,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 free_bytes=fetches.free_bytes,
             ),
             saves=map(_save, saves.attempts),
+            newest=map(checkpoint_message, saves.newest),
             misses=map(_miss, fetches.misses),
             arena=pb.ArenaStatus(
                 used_bytes=saves.arena.used_bytes,

@@ -161,7 +161,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
 def attempt_message(progress: Progress) -> pb.Attempt:
     """Return the attempt as it travels."""
     attempt = progress.attempt
-    failure, checkpoint = attempt.failure, attempt.checkpoint
+    failure, checkpoint, phases = attempt.failure, attempt.checkpoint, progress.phases
     return pb.Attempt(
         id=attempt.id,
         step=attempt.step,
@@ -171,6 +171,9 @@ def attempt_message(progress: Progress) -> pb.Attempt:
         checkpoint=None if checkpoint is None else checkpoint_message(checkpoint),
         error="" if failure is None else type(failure).__name__,
         reason="" if failure is None else str(failure),
+        waited_s=None if phases is None else phases.waited_s,
+        persist_s=None if phases is None else phases.persist_s,
+        commit_s=None if phases is None else phases.commit_s,
         superseded_by=attempt.superseded_by,
     )
 

@@ -93,7 +93,7 @@ class Finisher:
         async with self._turn(track.attempt.job.place):
             if track.attempt.state.is_final or track.doomed is not None:
                 return  # superseded before its turn came
-            track.is_persisting = True
+            track.begin_to_persist()
             await self._end(track, self._ground.course(track.attempt).finish())
 
     async def _end(self, track: Track, steps: Steps[Outcome]) -> None:
@@ -109,7 +109,7 @@ class Finisher:
         if isinstance(outcome, errors.CkptdError):
             logger.warning("step %s in %s is aborted: %s", attempt.step, place, outcome)
         else:
-            logger.info("step %s in %s is committed", attempt.step, place)
+            logger.info("committed step %s in %s, with others", attempt.step, place)
         self._tracks.end(track, outcome)
         if (
             isinstance(outcome, Checkpoint)
@@ -123,7 +123,7 @@ class Finisher:
         async with self._turn(attempt.job.place):
             if track.attempt.state.is_final:
                 return  # superseded before its turn came
-            track.is_persisting = True
+            track.begin_to_persist()
             try:
                 checkpoint = await self._make_durable(track)
             except errors.CkptdError as failure:
@@ -137,7 +137,7 @@ class Finisher:
                 await self._give_up(track, errors.Internal(text))
             else:
                 self._tracks.commit(track, checkpoint)
-                logger.info("committed step %s in %s", attempt.step, attempt.job.place)
+                logger.info("committed %s", _told(track))
                 self._on_committed(attempt.job.place)
 
     async def _make_durable(self, track: Track) -> Checkpoint:
@@ -187,6 +187,17 @@ class Finisher:
         finally:
             if not lock.locked() and lock.statistics().tasks_waiting == 0:
                 self._turns.pop(place, None)
+
+
+def _told(track: Track) -> str:
+    """Return what was committed, how much, and how long each phase took."""
+    progress, place = track.progress(), track.attempt.job.place
+    text = f"step {track.attempt.step} in {place}: {progress.total_bytes / 1e9:.2f} GB"
+    if (phases := progress.phases) is None:
+        return text
+    rate = progress.total_bytes / 1e9 / max(phases.persist_s, 1e-9)
+    waited = f", after {phases.waited_s:.2f} s for its turn" if phases.waited_s > 1 else ""
+    return f"{text} in {phases.persist_s:.2f} s ({rate:.2f} GB/s){waited}"
 
 
 def _make_way(attempt: Attempt) -> None:

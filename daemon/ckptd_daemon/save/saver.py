@@ -90,7 +90,9 @@ class Saver:
     def statistics(self) -> SaveStatistics:
         """Return counts and attempts as they are now."""
         attempts = tuple(track.progress() for track in self._tracks)
-        return SaveStatistics(len(self._jobs), attempts, self._arena.statistics())
+        return SaveStatistics(
+            len(self._jobs), attempts, self._tracks.newest, self._arena.statistics()
+        )
 
     @property
     def is_idle(self) -> bool:

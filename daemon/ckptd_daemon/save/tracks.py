@@ -34,12 +34,26 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class Phases:
+    """How long each phase of a committed attempt took on this daemon, in seconds."""
+
+    waited_s: float
+    """Staged, until the saves before it had ended."""
+    persist_s: float
+    """Until its images were durable here."""
+    commit_s: float
+    """Until all its daemons, if there are several, had theirs, and it was the step."""
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """An attempt as its followers see it."""
 
     attempt: Attempt
     done_bytes: int
     total_bytes: int
+    phases: Phases | None = None
+    """When COMMITTED, and this daemon has seen it all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,8 @@ class SaveStatistics:
 
     jobs: int
     attempts: tuple[Progress, ...]
+    newest: tuple[Checkpoint, ...]
+    """The newest step of each run that was committed here lately."""
     arena: ArenaStatistics
 
 
@@ -59,8 +75,10 @@ class Track:
     opened_by: int = 0
     """The rank that came first."""
     reserved: dict[int, Reservation] = field(default_factory=dict)
-    is_persisting: bool = False
-    """Its images are being written, or are."""
+    entered: dict[State, float] = field(default_factory=dict)
+    """When it came to be in each state, by the monotonic clock."""
+    began_at: float | None = None
+    """When its images began to be written; None while they wait."""
     done_bytes: int = 0
     total_bytes: int = 0
     images_bytes: int | None = None
@@ -95,15 +113,35 @@ class Track:
 
     def progress(self) -> Progress:
         """Return what is known now."""
-        return Progress(self.attempt, self.done_bytes, self.total_bytes)
+        return Progress(self.attempt, self.done_bytes, self.total_bytes, self._phases())
 
     def become(self, attempt: Attempt) -> None:
         """Publish the attempt's next value."""
         self.attempt = attempt
         self.moved_at = time.monotonic()
+        self.entered.setdefault(attempt.state, self.moved_at)
         self.total_bytes = self.total_bytes if attempt.state.is_final else attempt.total_bytes
         self.changed.set()
         self.changed = anyio.Event()
+
+    def begin_to_persist(self) -> None:
+        """Note that its turn has come: nothing supersedes it any more."""
+        self.began_at = time.monotonic()
+
+    @property
+    def is_persisting(self) -> bool:
+        """Its images are being written, or are."""
+        return self.began_at is not None
+
+    def _phases(self) -> Phases | None:
+        at = self.entered
+        if self.began_at is None or not at.keys() >= {State.STAGED, State.LOCAL, State.COMMITTED}:
+            return None
+        return Phases(
+            self.began_at - at[State.STAGED],
+            at[State.LOCAL] - self.began_at,
+            at[State.COMMITTED] - at[State.LOCAL],
+        )
 
     def doom(self, failure: errors.CkptdError) -> None:
         """Have nobody stage it any more."""
@@ -137,6 +175,7 @@ class Tracks:
         self._arena = arena
         self._going: dict[str, Track] = {}
         self._finished: OrderedDict[str, Track] = OrderedDict()
+        self._newest: OrderedDict[Place, Checkpoint] = OrderedDict()
         self.give_up: Callable[[Track, errors.CkptdError], None] = self._aborted
         """Ends an attempt that spans several daemons: they are told first."""
         self.changed = anyio.Event()
@@ -147,6 +186,11 @@ class Tracks:
 
     def __len__(self) -> int:
         return len(self._going)
+
+    @property
+    def newest(self) -> tuple[Checkpoint, ...]:
+        """The newest step of each run that was committed here, the last committed run last."""
+        return tuple(self._newest.values())
 
     def ids(self) -> frozenset[str]:
         """Return the attempts in hand."""
@@ -275,7 +319,15 @@ class Tracks:
         while len(self._finished) > _FINISHED_MAX:
             self._finished.popitem(last=False)
         track.become(replace(attempt, plan=None, sealed={}))
+        if attempt.checkpoint is not None:
+            self._note_newest(attempt.checkpoint)
         self._tell()
+
+    def _note_newest(self, checkpoint: Checkpoint) -> None:
+        known = self._newest.pop(checkpoint.place, checkpoint)
+        self._newest[checkpoint.place] = max(known, checkpoint, key=lambda one: one.step)
+        while len(self._newest) > _FINISHED_MAX:
+            self._newest.popitem(last=False)
 
     def _tell(self) -> None:
         self.changed.set()

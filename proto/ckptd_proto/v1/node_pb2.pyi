@@ -4,6 +4,7 @@ isort:skip_file
 Node: the daemon itself."""
 
 import builtins
+import ckptd_proto.v1.checkpoints_pb2
 import ckptd_proto.v1.saves_pb2
 import collections.abc
 import google.protobuf.descriptor
@@ -92,6 +93,7 @@ class StatusReply(google.protobuf.message.Message):
     DRAINING_FIELD_NUMBER: builtins.int
     SAVES_FIELD_NUMBER: builtins.int
     MISSES_FIELD_NUMBER: builtins.int
+    NEWEST_FIELD_NUMBER: builtins.int
     socket: builtins.str
     state_dir: builtins.str
     uptime_s: builtins.float
@@ -109,6 +111,10 @@ class StatusReply(google.protobuf.message.Message):
     def saves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Save]: ...
     @property
     def misses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Miss]: ...
+    @property
+    def newest(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[ckptd_proto.v1.checkpoints_pb2.Checkpoint]:
+        """The newest committed step of each run that was saved through this daemon since its start."""
+
     def __init__(
         self,
         *,
@@ -123,9 +129,10 @@ class StatusReply(google.protobuf.message.Message):
         draining: builtins.bool = ...,
         saves: collections.abc.Iterable[Global___Save] | None = ...,
         misses: collections.abc.Iterable[Global___Miss] | None = ...,
+        newest: collections.abc.Iterable[ckptd_proto.v1.checkpoints_pb2.Checkpoint] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "misses", b"misses", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "misses", b"misses", "newest", b"newest", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
 
 Global___StatusReply: typing_extensions.TypeAlias = StatusReply
 

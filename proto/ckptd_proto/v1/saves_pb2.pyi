@@ -520,6 +520,9 @@ class Attempt(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     SUPERSEDED_BY_FIELD_NUMBER: builtins.int
+    WAITED_S_FIELD_NUMBER: builtins.int
+    PERSIST_S_FIELD_NUMBER: builtins.int
+    COMMIT_S_FIELD_NUMBER: builtins.int
     id: builtins.str
     step: builtins.int
     state: Global___AttemptState.ValueType
@@ -530,6 +533,12 @@ class Attempt(google.protobuf.message.Message):
     reason: builtins.str
     superseded_by: builtins.int
     """The step that took the place of an ABORTED one, if its job would have it so."""
+    waited_s: builtins.float
+    """When COMMITTED, of the daemon that answers: how long it waited staged for its turn, was being
+    written, and then until it was the step. Absent if the daemon has not seen all of it.
+    """
+    persist_s: builtins.float
+    commit_s: builtins.float
     @property
     def checkpoint(self) -> ckptd_proto.v1.checkpoints_pb2.Checkpoint:
         """When COMMITTED."""
@@ -546,10 +555,20 @@ class Attempt(google.protobuf.message.Message):
         error: builtins.str = ...,
         reason: builtins.str = ...,
         superseded_by: builtins.int | None = ...,
+        waited_s: builtins.float | None = ...,
+        persist_s: builtins.float | None = ...,
+        commit_s: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_superseded_by", b"_superseded_by", "checkpoint", b"checkpoint", "superseded_by", b"superseded_by"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_superseded_by", b"_superseded_by", "checkpoint", b"checkpoint", "done_bytes", b"done_bytes", "error", b"error", "id", b"id", "reason", b"reason", "state", b"state", "step", b"step", "superseded_by", b"superseded_by", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_commit_s", b"_commit_s", "_persist_s", b"_persist_s", "_superseded_by", b"_superseded_by", "_waited_s", b"_waited_s", "checkpoint", b"checkpoint", "commit_s", b"commit_s", "persist_s", b"persist_s", "superseded_by", b"superseded_by", "waited_s", b"waited_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_commit_s", b"_commit_s", "_persist_s", b"_persist_s", "_superseded_by", b"_superseded_by", "_waited_s", b"_waited_s", "checkpoint", b"checkpoint", "commit_s", b"commit_s", "done_bytes", b"done_bytes", "error", b"error", "id", b"id", "persist_s", b"persist_s", "reason", b"reason", "state", b"state", "step", b"step", "superseded_by", b"superseded_by", "total_bytes", b"total_bytes", "waited_s", b"waited_s"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_commit_s", b"_commit_s"]) -> typing.Literal["commit_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_persist_s", b"_persist_s"]) -> typing.Literal["persist_s"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_superseded_by", b"_superseded_by"]) -> typing.Literal["superseded_by"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_waited_s", b"_waited_s"]) -> typing.Literal["waited_s"] | None: ...
 
 Global___Attempt: typing_extensions.TypeAlias = Attempt
 
