@@ -49,13 +49,13 @@ class Job:
         self._ranks = ranks
         self._helpers = helpers
         self._looked_s = 0.0
-        self._most_bytes = 0
+        self._began_bytes = self._most_bytes = _held_bytes(self._pids())
 
     def save(self, order: Order) -> Reading:
         """Have all ranks save once; raises `FailedError` with what one of them said of it."""
         pids = self._pids()
-        used_s, held_bytes = _cpu_s(pids), _held_bytes(pids)
-        self._most_bytes = held_bytes
+        used_s = _cpu_s(pids)
+        self._most_bytes = _held_bytes(pids)
         for rank in self._ranks:
             assert rank.stdin is not None  # by PIPE
             rank.stdin.write(json.dumps(asdict(order)) + "\n")
@@ -68,7 +68,7 @@ class Job:
             "durable_s": max(report.durable_s for report in reports),
             "blocked_ms": 1e3 * max(report.blocked_s for report in reports),
             "cpu_s": used_s,
-            "extra_bytes": float(self._most_bytes - held_bytes),
+            "extra_bytes": float(self._most_bytes - self._began_bytes),
         }
         if all(report.steps for report in reports):
             reading["step_ms"] = 1e3 * mean(report.before_s for report in reports)
