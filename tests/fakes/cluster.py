@@ -31,6 +31,10 @@ class Cluster:
         mine = [(f"__{rank}_0.distcp", SIZE)]
         return [*mine, (".metadata", 100)] if rank == 0 else mine
 
+    @property
+    def plan(self) -> list[tuple[str, int]]:
+        return [image for rank in self.ranks for image in self.images(rank.rank)]
+
     def open(self, sequence: int, step: int, *, only: Sequence[int] = (), **options: Any) -> str:
         for rank in self._some(only):
             rank.begin("open", sequence=sequence, step=step, daemons=self.names, **options)
@@ -49,9 +53,8 @@ class Cluster:
         return attempt
 
     def seal(self, *, only: Sequence[int] = ()) -> None:
-        plan = [image for rank in self.ranks for image in self.images(rank.rank)]
         for rank in self._some(only):
-            rank.ask("seal", plan=plan if rank.rank == 0 else None, metrics={"loss": 0.5})
+            rank.ask("seal", plan=self.plan if rank.rank == 0 else None, metrics={"loss": 0.5})
 
     def save(self, sequence: int, step: int = 7, **how: Any) -> str:
         attempt = self.stage(sequence, step, **how)

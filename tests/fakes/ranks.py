@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FINISHED_S = 120.0
@@ -26,9 +26,16 @@ def torchrun(program: Path, *arguments: object, ranks: int, env: Mapping[str, st
 
 
 def start(
-    program: Path, *arguments: object, ranks: int, env: Mapping[str, str]
+    program: Path,
+    *arguments: object,
+    ranks: int,
+    env: Mapping[str, str],
+    sockets: Sequence[Path] = (),
 ) -> list[subprocess.Popen[str]]:
-    """Start *program* as *ranks* ranks without a launcher that would end the others of one."""
+    """Start *program* as *ranks* ranks without a launcher that would end the others of one.
+
+    Each has the daemon at its one of *sockets*, if there are any.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,7 +43,10 @@ def start(
     return [
         subprocess.Popen(
             [sys.executable, str(program), *map(str, arguments)],
-            env=_quiet(env) | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=_quiet(env)
+            | world
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            | ({"CKPTD_SOCKET": str(sockets[rank])} if sockets else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
