@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
+import ctypes
 import mmap
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import anyio
 import pytest
@@ -56,40 +55,42 @@ async def test_who_stops_waiting_holds_nobody_up() -> None:
             pass
 
 
-def _resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith("RssAnon"))
-    return int(line.split()[1]) << 10
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-async def _used(lender: Buffers, blocks: int) -> None:
-    """Have so many blocks at once, and write all over them."""
+def _in_memory(address: int) -> int:
+    """Return how much of the block at *address* is in memory."""
+    pages = (ctypes.c_ubyte * (BLOCK_BYTES // mmap.PAGESIZE))()
+    assert _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(BLOCK_BYTES), pages) == 0
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+async def _used(lender: Buffers, blocks: int) -> set[int]:
+    """Have so many blocks at once, and write all over them; returns where they were."""
+    addresses = set()
     async with AsyncExitStack() as stack:
         for _ in range(blocks):
             block = await stack.enter_async_context(lender.lend())
             block[:] = b"x" * len(block)
+            addresses.add(ctypes.addressof(ctypes.c_char.from_buffer(block)))
+    return addresses
 
 
 async def test_a_fetch_leaves_little_behind_and_that_is_what_the_next_one_gets() -> None:
     lender = Buffers(8 * BLOCK_BYTES)
-    gc.collect()  # what earlier tests left
-    before = _resident_bytes()
-    await _used(lender, 8)
-    left = _resident_bytes()
-    assert WARM_BYTES - BLOCK_BYTES < left - before < WARM_BYTES + BLOCK_BYTES
-    await _used(lender, WARM_BYTES // BLOCK_BYTES)
-    assert _resident_bytes() - left < BLOCK_BYTES
+    all_of_them = await _used(lender, 8)
+    warm = {address for address in all_of_them if _in_memory(address)}
+    assert sum(map(_in_memory, all_of_them)) == WARM_BYTES
+    assert await _used(lender, WARM_BYTES // BLOCK_BYTES) == warm
 
 
 async def test_what_nobody_uses_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "REST_S", 0)
     lender = Buffers(8 * BLOCK_BYTES)
-    gc.collect()  # what earlier tests left
-    before = _resident_bytes()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lender.keep)
-        await _used(lender, 8)
-        assert _resident_bytes() - before > WARM_BYTES - BLOCK_BYTES
+        all_of_them = await _used(lender, 8)
+        assert sum(map(_in_memory, all_of_them)) == WARM_BYTES
         await anyio.wait_all_tasks_blocked()
-        assert _resident_bytes() - before < 2 * BLOCK_BYTES
+        assert sum(map(_in_memory, all_of_them)) == 0
         tasks.cancel_scope.cancel()
