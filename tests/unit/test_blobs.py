@@ -10,7 +10,8 @@ from ckptd_daemon.fetch.call import Call, Request
 from ckptd_daemon.fetch.lending import GoneError, Lender
 from ckptd_daemon.sessions import Process
 from ckptd_daemon.store import blobs, notes
-from ckptd_daemon.store.blobs import FORMAT, NOTE, Blob, BlobStore
+from ckptd_daemon.store.blob import FORMAT, NOTE, Blob
+from ckptd_daemon.store.blobs import BlobStore
 
 KEY = "ab" * 20
 

@@ -12,7 +12,8 @@ import pytest
 from crc32c import crc32c
 
 from ckptd_daemon.store import durable, scrub, sums
-from ckptd_daemon.store.blobs import NOTE, Blob, BlobStore, Verification
+from ckptd_daemon.store.blob import NOTE, Blob, Verification
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES, Partial
 from ckptd_daemon.store.scrub import Scrubber

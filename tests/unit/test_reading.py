@@ -14,7 +14,7 @@ from ckptd_daemon.fetch.call import Handed, Request
 from ckptd_daemon.fetch.reading import Opened, Reading, Terms
 from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.source import Object, Validator
-from ckptd_daemon.store.blobs import Blob, Verification
+from ckptd_daemon.store.blob import Blob, Verification
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.demand import Demand

@@ -11,7 +11,7 @@ import anyio
 
 from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.source import Object
-from ckptd_daemon.store.blobs import Blob
+from ckptd_daemon.store.blob import Blob
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.progress import Gauge, Progress
 from ckptd_proto import errors

@@ -23,7 +23,8 @@ from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.directories import directory_of
 from ckptd_daemon.sources.http import file_name
 from ckptd_daemon.sources.listing import Entry, Listing
-from ckptd_daemon.store.blobs import Blob, BlobStore
+from ckptd_daemon.store.blob import Blob
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.snapshots import NOTE, Snapshot, SnapshotStore
 from ckptd_daemon.transfer.progress import Phase

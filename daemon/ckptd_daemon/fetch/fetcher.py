@@ -33,7 +33,8 @@ from ckptd_daemon.sources.listing import Listing
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.aliases import Aliases
-from ckptd_daemon.store.blobs import Blob, BlobStore
+from ckptd_daemon.store.blob import Blob
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.leases import Lease, Leases
 from ckptd_daemon.store.room import Space
 from ckptd_daemon.store.scrub import Finding, Scrubber

@@ -18,7 +18,7 @@ from ckptd_daemon.sessions import Process
 from ckptd_daemon.sources.listing import Entry, Listing, child
 from ckptd_daemon.sources.manifest import CHUNK_BYTES
 from ckptd_daemon.sources.source import Object
-from ckptd_daemon.store.blobs import Blob
+from ckptd_daemon.store.blob import Blob
 from ckptd_daemon.transfer.openings import SMALL_BYTES
 from ckptd_daemon.transfer.progress import Gauge, Phase
 from ckptd_proto import errors

@@ -14,7 +14,8 @@ from anyio import CapacityLimiter, to_thread
 from ckptd_daemon.fetch.call import Call, Handed
 from ckptd_daemon.fetch.flights import Flight, Flights
 from ckptd_daemon.sources.source import Object
-from ckptd_daemon.store.blobs import Blob, BlobStore, Verification, key_of
+from ckptd_daemon.store.blob import Blob, Verification, key_of
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.partials import CHUNK_BYTES
 from ckptd_daemon.transfer.transfer import Transfer

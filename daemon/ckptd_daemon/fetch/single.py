@@ -17,7 +17,8 @@ from ckptd_daemon.fetch.call import Call, Handed, Request
 from ckptd_daemon.fetch.lending import GoneError, Lender
 from ckptd_daemon.sources import files
 from ckptd_daemon.sources.source import ChangedError, Object
-from ckptd_daemon.store.blobs import Blob, BlobStore, key_of
+from ckptd_daemon.store.blob import Blob, key_of
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display, identity
 

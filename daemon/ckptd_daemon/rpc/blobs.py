@@ -15,7 +15,7 @@ from ckptd_daemon.fetch.fetcher import Fetcher
 from ckptd_daemon.rpc import reading as translated
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.sessions import Process, Sessions
-from ckptd_daemon.store.blobs import Blob, Verification
+from ckptd_daemon.store.blob import Blob, Verification
 from ckptd_daemon.store.leases import lease_id
 from ckptd_daemon.store.scrub import Finding
 from ckptd_daemon.transfer.progress import Phase, Progress

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import anyio
 from anyio import to_thread
 
-from ckptd_daemon.store.blobs import Blob, BlobStore
+from ckptd_daemon.store.blob import Blob
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.scrub import Scrubber
 from ckptd_proto import errors
 

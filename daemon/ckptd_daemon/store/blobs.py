@@ -6,72 +6,37 @@ bytes are verified and durable; from then on start-up finishes what a crash inte
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ckptd_daemon.store import durable, notes, sums
+from ckptd_daemon.store.blob import (
+    FORMAT,
+    NOTE,
+    Blob,
+    Verification,
+    blob_of,
+    fields_of,
+    is_whole,
+    read_note,
+    remains_of,
+)
 from ckptd_daemon.store.partials import DATA, JOURNAL, Partial, claimed
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-NOTE = "blob.json"
 NOTED_S = 10.0
 """What is used again so soon is not noted again: after a restart, the order of use is as exact."""
-RESERVED_NAMES = frozenset({NOTE, DATA, JOURNAL})
-
-
-def safe_name(name: str) -> str:
-    """Return *name* if it is none of the names that the store itself uses beside a blob's."""
-    return "content" if name in RESERVED_NAMES or name.endswith(".tmp") else name
-
-
-class Verification(StrEnum):
-    """The strongest thing that the bytes were checked against."""
-
-    SHA256 = "sha256"
-    STORE_CHECKSUM = "store_checksum"
-    TRANSPORT = "transport"
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """One published file."""
-
-    key: str
-    object_id: str
-    title: str
-    version: str
-    path: Path
-    size_bytes: int
-    sha256: str | None
-    verification: Verification
-    crc32c: tuple[int, ...]
-    """Of each chunk of `chunk_bytes`, in order."""
-    chunk_bytes: int
-    published_at: float
-    used_at: float
-    noted_at: float = 0.0
-    """When this process last wrote down that it is used."""
-    is_second: bool = False
-    """It was fetched again because somebody stated other bytes than the copy before had."""
-
-
-def key_of(object_id: str, version: str) -> str:
-    """Return the cache key of one version of an object."""
-    return hashlib.sha256(f"{object_id}\0{version}".encode()).hexdigest()[:40]
 
 
 class BlobStore:
@@ -148,7 +113,7 @@ class BlobStore:
     def _finish_load(self, path: Path) -> None:
         """Finish what a crash interrupted; what has a damaged note is fetched again."""
         try:
-            name = _note(path)["name"]
+            name = fields_of(path)["name"]
             _sweep(path)
             self._finish(path, name)
         except errors.CkptdError as error:
@@ -160,11 +125,11 @@ class BlobStore:
     def _load_blob(self, path: Path) -> None:
         """Take one blob in; one strange directory must not take the cache down."""
         try:
-            blob = _read_note(path)
+            blob = read_note(path)
         except errors.FailedPrecondition as error:
             logger.error("blob %s is left alone: %s", path.name, error)
             return
-        if blob is None or not _is_whole(blob):
+        if blob is None or not is_whole(blob):
             self._quarantine(path)
         else:
             _sweep(path)
@@ -200,7 +165,7 @@ class BlobStore:
         text = notes.encode(note)
         durable.write_file(partial.path / NOTE, text, mode=0o600, names_later=True)
         home = self._finish(partial.path, header.name)
-        blob = self._blobs[home.name] = _blob(home, note, used_at=now, noted_at=now)
+        blob = self._blobs[home.name] = blob_of(home, note, used_at=now, noted_at=now)
         self._objects.add(blob.object_id)
         return blob
 
@@ -227,7 +192,7 @@ class BlobStore:
 
     def check(self, blob: Blob) -> bool:
         """Tell whether the blob's file is still what was published; quarantines it if not."""
-        if _is_whole(blob):
+        if is_whole(blob):
             return True
         with self._changing:
             is_known = self._blobs.get(blob.key) is blob
@@ -255,7 +220,7 @@ class BlobStore:
     def remains(self, key: str) -> list[Blob]:
         """Return what is left of the damaged blobs that were called *key*."""
         paths = (path for path in self.quarantined() if path.name.partition("-")[0] == key)
-        notes = (_remains(path) for path in paths)
+        notes = (remains_of(path) for path in paths)
         return [blob for blob in notes if blob is not None]
 
     def glance(self, blob: Blob, *, for_others: bool = False) -> os.stat_result | None:
@@ -332,7 +297,7 @@ class BlobStore:
         home = blob.path.parent
         with self._noting:
             try:
-                note = _note(home) | learned
+                note = fields_of(home) | learned
             except FileNotFoundError:
                 return None
             except ValueError:
@@ -371,56 +336,3 @@ def _drop_unless_resumable(path: Path) -> None:
         return
     if earlier is None or not earlier.header.is_resumable:
         shutil.rmtree(path)
-
-
-def _is_whole(blob: Blob) -> bool:
-    try:
-        return blob.path.stat().st_size == blob.size_bytes
-    except FileNotFoundError:
-        return False
-
-
-def _note(path: Path) -> dict[str, Any]:
-    try:
-        return notes.decode((path / NOTE).read_bytes(), format_=FORMAT)
-    except notes.FormatError as error:
-        raise errors.FailedPrecondition(
-            f"{path / NOTE} {error}, and this version reads {FORMAT}: "
-            "upgrade ckptd, or give it another state directory"
-        ) from error
-
-
-def _remains(path: Path) -> Blob | None:
-    """Return what the note of a damaged blob says; None if that is damaged, or another format."""
-    try:
-        return _read_note(path)
-    except errors.FailedPrecondition:
-        return None
-
-
-def _read_note(path: Path) -> Blob | None:
-    """Return what the note in *path* says; None if it is damaged."""
-    try:
-        used_at = (path / NOTE).stat().st_mtime
-        return _blob(path, _note(path), used_at=used_at)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _blob(path: Path, note: Mapping[str, Any], *, used_at: float, noted_at: float = 0.0) -> Blob:
-    return Blob(
-        key=path.name,
-        object_id=note["object"],
-        title=note["title"],
-        version=note["version"],
-        path=path / note["name"],
-        size_bytes=note["size_bytes"],
-        sha256=note["sha256"],
-        verification=Verification(note["verification"]),
-        crc32c=tuple(note["crc32c"]),
-        chunk_bytes=note["chunk_bytes"],
-        published_at=note["published_at"],
-        used_at=used_at,
-        noted_at=noted_at,
-        is_second=note.get("is_second", False),
-    )

@@ -19,7 +19,8 @@ from anyio import to_thread
 from crc32c import crc32c
 
 from ckptd_daemon.store import durable
-from ckptd_daemon.store.blobs import Blob, BlobStore
+from ckptd_daemon.store.blob import Blob
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.buffers import BLOCK_BYTES, Buffers
 from ckptd_proto import errors
 

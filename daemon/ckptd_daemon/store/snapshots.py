@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptd_daemon.store import durable
-from ckptd_daemon.store.blobs import Blob, BlobStore
+from ckptd_daemon.store.blob import Blob
+from ckptd_daemon.store.blobs import BlobStore
 
 logger = logging.getLogger(__name__)
 

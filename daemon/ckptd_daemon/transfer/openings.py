@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 from ckptd_daemon.sources.brakes import host_of
 from ckptd_daemon.sources.http import HttpSource, described
 from ckptd_daemon.sources.source import ChangedError, Object, TransientError
-from ckptd_daemon.store.blobs import key_of
+from ckptd_daemon.store.blob import key_of
 from ckptd_daemon.store.buffers import BLOCK_BYTES
 from ckptd_daemon.transfer.progress import Gauge
 from ckptd_daemon.transfer.retry import Patience

@@ -12,7 +12,8 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.sources.source import ChangedError, Object
-from ckptd_daemon.store.blobs import Blob, BlobStore, key_of, safe_name
+from ckptd_daemon.store.blob import Blob, key_of, safe_name
+from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.store.evict import Shortage
 from ckptd_daemon.store.journal import Header

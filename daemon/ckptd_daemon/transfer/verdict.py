@@ -6,7 +6,7 @@ import secrets
 
 from ckptd_daemon.sources.source import Object
 from ckptd_daemon.store import crc
-from ckptd_daemon.store.blobs import Verification
+from ckptd_daemon.store.blob import Verification
 from ckptd_daemon.store.partials import Partial
 
 
