@@ -16,15 +16,12 @@ from ckptd.saving.exchange import settle
 from ckptd.saving.failing import OnFailure
 from ckptd.saving.keeping import retain
 from ckptd.saving.membership import Membership
+from ckptd.saving.restoring import Restoring
 from ckptd.saving.retention import Retention
 from ckptd.saving.run import Run
 from ckptd.saving.save import Save
 from ckptd.saving.stager import WHEN_FULL
-from ckptd.tensors import index, load
-from ckptd.tensors.images import Images
-from ckptd.tensors.index import Index
 from ckptd.tensors.local import take
-from ckptd.tensors.restore import Restore
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
 
@@ -177,50 +174,39 @@ class Checkpointer:
         except errors.NotFound:
             return None
 
-    def load(self, state: dict[str, Any], which: str | int = "latest") -> Checkpoint:
+    def load(
+        self,
+        state: dict[str, Any],
+        which: str | int = "latest",
+        *,
+        on_corrupt: Literal["error", "previous"] = "error",
+    ) -> Checkpoint:
         """Fill *state* in place with what was saved, by any number of ranks.
 
-        Waits for saves in flight first, so that the latest may be one of them.
+        Waits for saves in flight first, so that the latest may be one of them. What still lies in
+        the memory of this node is read there, all else from files; a copy that is not what was
+        saved is logged, and the next is read.
 
         Args:
             state: As it was given to `save`, or some of its keys. Modules, optimizers and tensors
                 are filled where they are; other values are replaced in their dict or list.
             which: "latest", "best" (as `retention` says), a step, or a uuid.
+            on_corrupt: What to do when no copy of it is good: "error", or load the "previous"
+                committed step that is, on every rank.
+
+        Returns:
+            The checkpoint that was loaded; its step says which one it was.
 
         Raises:
             NotFound: Nothing of that name is committed.
             InvalidArgument: The checkpoint lacks something, or has it otherwise; lists it all.
                 Nothing has been changed.
-            DataLoss: The files are corrupt; names file and chunk. *state* is to be thrown away.
+            DataLoss: No copy is good; names file and chunk. *state* is to be thrown away.
         """
         self._check_usable()
+        restoring = Restoring(self._connection, self._exchange, self._catalog)
         step, uuid = self._agreed_checkpoint(which)
-        restored: list[tuple[Checkpoint, Images, Restore]] = []
-
-        def look() -> dict[str, Any]:
-            checkpoint = self._catalog.find(step)
-            images = Images.open(checkpoint.path, uuid)
-            where = str(checkpoint.path / index.NAME)
-            found = Index.decode(images.read(index.NAME), where=where)
-
-            def read_object(name: str) -> Any:
-                return load.read_object(images, found, name)
-
-            restore = Restore(state, found, read_object)
-            restore.check()
-            restored.append((checkpoint, images, restore))
-            return {}
-
-        settle(self._exchange, look)  # nothing is changed unless every rank can load
-        (checkpoint, images, restore) = restored[0]
-
-        def fill() -> dict[str, Any]:
-            load.fill(images, restore.wishes)
-            restore.finish()
-            return {}
-
-        settle(self._exchange, fill)
-        return checkpoint
+        return restoring.load(state, step, uuid, on_corrupt=on_corrupt)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for the saves in flight and leave the job; again: nothing happens.

@@ -8,13 +8,12 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from crc32c import crc32c
-
+from ckptd.tensors.cursors import Copy, Cursor, File, Sums, unreadable
 from ckptd_proto import errors
 
 _MANIFEST = "manifest.json"
@@ -34,6 +33,8 @@ class Images:
         self._images = images
         self._held = held
         self._sums: dict[str, Sums] = {}
+        self._memory: dict[str, Copy] = {}
+        self._on_corrupt: Callable[[str, str], None] | None = None
 
     @classmethod
     def open(cls, directory: Path, uuid: str | None = None) -> Self:
@@ -49,11 +50,20 @@ class Images:
             text = f"this process sees no {path}: is the directory mounted here as for the daemon?"
             raise errors.NotFound(text) from error
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         if uuid is not None and raw["attempt"] != uuid:
             text = f"{directory} was replaced by attempt {raw['attempt']} while it was looked at"
             raise errors.Aborted(f"{text}; load again")
         return cls(directory, raw["images"], held)
+
+    def prefer(self, memory: Mapping[str, Copy], on_corrupt: Callable[[str, str], None]) -> None:
+        """Read the images that lie in *memory* there, while they are what was saved.
+
+        *on_corrupt* hears, in the reading thread, of each image that is not, and why; it is read
+        from its file then.
+        """
+        self._memory = dict(memory)
+        self._on_corrupt = on_corrupt
 
     def read(self, name: str) -> bytes:
         """Return a whole image."""
@@ -67,17 +77,14 @@ class Images:
     def cursor(self, name: str) -> Iterator[Cursor]:
         """Open an image for reading by one thread, best by rising offset."""
         sums = self.sums(name)
-        path = self._directory / name
-        try:
-            fd = self._held.open(name)
-        except FileNotFoundError as error:
-            raise errors.DataLoss(f"{path} is missing; load another step") from error
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        try:
-            yield Cursor(path, fd, sums)
-        finally:
-            os.close(fd)
+        file = File(self._directory / name, lambda: self._held.open(name))
+        with closing(file):
+            yield Cursor(sums, file, self._memory.get(name), lambda why: self._discard(name, why))
+
+    def _discard(self, name: str, why: str) -> None:
+        """Read *name* in memory no more; of several threads that find out one tells."""
+        if self._memory.pop(name, None) is not None and self._on_corrupt is not None:
+            self._on_corrupt(name, why)
 
     def sums(self, name: str) -> Sums:
         """Return the checksums of an image; raises `DataLoss` if they are not the manifest's."""
@@ -95,7 +102,7 @@ class Images:
         except FileNotFoundError as error:
             raise errors.DataLoss(f"{path} is missing; load another step") from error
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         if hashlib.sha256(data).hexdigest() != self._images[name]["sums_sha256"]:
             text = f"{path} is not what the manifest says; load another step"
             raise errors.DataLoss(text)
@@ -131,82 +138,6 @@ class Held:
             return file.read()
 
 
-class Sums:
-    """The checksums of one image, a chunk at a time."""
-
-    def __init__(self, size_bytes: int, chunk_bytes: int, crcs: list[int]) -> None:
-        self.size_bytes = size_bytes
-        self.chunk_bytes = chunk_bytes
-        self._crcs = crcs
-
-    def bounds(self, chunk: int) -> tuple[int, int]:
-        """Return the half-open range of bytes of *chunk*."""
-        start = chunk * self.chunk_bytes
-        return start, min(start + self.chunk_bytes, self.size_bytes)
-
-    def matches(self, chunk: int, data: memoryview) -> bool:
-        """Say whether *data* is what was written as *chunk*."""
-        return chunk < len(self._crcs) and crc32c(data) == self._crcs[chunk]
-
-
-class Cursor:
-    """Reads one image; keeps the chunk it read last, for the small pieces that share it."""
-
-    def __init__(self, path: Path, fd: int, sums: Sums) -> None:
-        self._path = path
-        self._fd = fd
-        self._sums = sums
-        self._scratch = memoryview(b"")
-        self._scratch_chunk = -1
-
-    def read_into(self, target: memoryview, offset: int) -> None:
-        """Fill *target* with the bytes at *offset*; raises `DataLoss`, naming file and chunk."""
-        end = offset + len(target)
-        if end > self._sums.size_bytes:
-            text = f"{self._path} ends at {self._sums.size_bytes}, before {end}; load another step"
-            raise errors.DataLoss(text)
-        at = offset
-        while at < end:
-            chunk = at // self._sums.chunk_bytes
-            start, stop = self._sums.bounds(chunk)
-            until = min(stop, end)
-            part = target[at - offset : until - offset]
-            if (at, until) == (start, stop):
-                self._read_chunk(chunk, part)
-            else:
-                part[:] = self._chunk(chunk)[at - start : until - start]
-            at = until
-
-    def _chunk(self, chunk: int) -> memoryview:
-        if chunk != self._scratch_chunk:
-            start, stop = self._sums.bounds(chunk)
-            self._scratch_chunk = -1
-            if len(self._scratch) < stop - start:
-                self._scratch = memoryview(bytearray(self._sums.chunk_bytes))
-            self._read_chunk(chunk, self._scratch[: stop - start])
-            self._scratch_chunk = chunk
-        return self._scratch
-
-    def _read_chunk(self, chunk: int, target: memoryview) -> None:
-        start, stop = self._sums.bounds(chunk)
-        done = 0
-        while done < len(target):
-            try:
-                count = os.preadv(self._fd, [target[done:]], start + done)
-            except OSError as error:
-                raise _unreadable(self._path, error) from error
-            if count == 0:
-                text = f"{self._path} is cut off at byte {start + done}; load another step"
-                raise errors.DataLoss(text)
-            done += count
-        if not self._sums.matches(chunk, target):
-            text = (
-                f"{self._path} is corrupt in chunk {chunk} (bytes {start} to {stop}): its CRC32C"
-                " is not the one that was saved; load another step"
-            )
-            raise errors.DataLoss(text)
-
-
 def _parsed(path: Path, data: bytes) -> dict[str, Any]:
     try:
         raw: dict[str, Any] = json.loads(data)
@@ -217,10 +148,3 @@ def _parsed(path: Path, data: bytes) -> dict[str, Any]:
         text = f"{path} has format {version}, and this ckptd reads {_FORMAT}: upgrade it"
         raise errors.Unimplemented(text)
     return raw
-
-
-def _unreadable(path: Path, error: OSError) -> errors.CkptdError:
-    if isinstance(error, PermissionError):
-        text = f"this process may not read {path}: give it the right, or load as another user"
-        return errors.PermissionDenied(text)
-    return errors.Unavailable(f"cannot read {path} ({error}); try again or load another step")

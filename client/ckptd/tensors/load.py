@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any, Protocol, Self
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 
 from ckptd.tensors import boxes, framing, values
@@ -68,6 +69,24 @@ class Piece:
         first, last = boxes.element_span(stored.strides, self.part)
         itemsize = stored.dtype.itemsize
         return stored.file, stored.offset + first * itemsize, stored.offset + last * itemsize
+
+    def memory(self) -> memoryview | None:
+        """The target's memory if it takes the bytes of the range as they are; else None."""
+        stored, target = self.stored, self.target
+        _, start, end = self.byte_range
+        is_plain = (
+            not stored.bits
+            and stored.dtype == target.dtype
+            and target.device.type == "cpu"
+            and target.is_contiguous()
+            and not (target.is_conj() or target.is_neg())
+            and end - start == target.numel() * target.itemsize
+            and _is_dense(stored.strides, self.part[1])
+        )
+        if not is_plain:
+            return None
+        memory: Any = target.reshape(-1).view(torch.uint8).numpy()
+        return memoryview(memory)
 
     def copy(self, data: torch.Tensor) -> None:
         """Fill the target from the bytes of the range."""
@@ -150,6 +169,14 @@ def _pieces(wish: Wish) -> Iterator[Piece]:
             raise errors.DataLoss(f"{text}; load another step")
 
 
+def _is_dense(strides: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
+    """Say whether a box of *sizes* lies row-major, without gaps."""
+    return all(
+        size == 1 or stride == dense
+        for size, stride, dense in zip(sizes, strides, boxes.row_major(sizes), strict=True)
+    )
+
+
 def _relative(box: Box, origin: Box) -> Box:
     return tuple(a - b for a, b in zip(box[0], origin[0], strict=True)), box[1]
 
@@ -180,9 +207,14 @@ def _copy(files: Files, file: str, batch: list[Piece], is_inference: bool) -> No
     with files.cursor(file) as cursor, torch.inference_mode(is_inference), torch.no_grad():
         for piece in batch:
             _, start, end = piece.byte_range
+            if (memory := piece.memory()) is not None:
+                cursor.read_into(memory, start)
+                if not piece.target.is_inference():
+                    increment_version(piece.target)  # torch has not seen this write
+                continue
             data = torch.empty(end - start, dtype=torch.uint8, device="cpu")
-            memory: Any = data.numpy()
-            cursor.read_into(memoryview(memory), start)
+            scratch: Any = data.numpy()
+            cursor.read_into(memoryview(scratch), start)
             piece.copy(data)
 
 

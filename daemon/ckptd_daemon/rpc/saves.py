@@ -10,6 +10,7 @@ from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.arena import SlotOffer
 from ckptd_daemon.save.attempts import Checkpoint, Image, Skipped, State, WhenFull
 from ckptd_daemon.save.gather import PAYLOADS_BYTES_MAX
+from ckptd_daemon.save.lending import Lent
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.save.tracks import Progress
@@ -144,6 +145,23 @@ class SavesService(saves_pb2_grpc.SavesServicer):
         self._saver.abort(request.attempt, request.rank, request.reason, session)
         return pb.AbortReply()
 
+    async def Lend(self, request: pb.LendRequest, context: Context) -> AsyncIterator[pb.LendReply]:
+        """Lend what of a checkpoint still lies in the arena, while the call lasts."""
+        lending = self._saver.lending
+        with lending.lend(request.attempt, self._session(context)) as lent:
+            yield pb.LendReply(images=[image for each in lent for image in _lent_images(each)])
+            if lent:
+                await lending.wait_ended()
+
+    async def Quarantine(
+        self, request: pb.QuarantineRequest, context: Context
+    ) -> pb.QuarantineReply:
+        """Lend an image no more."""
+        self._saver.lending.quarantine(
+            request.attempt, request.image, request.reason, self._session(context)
+        )
+        return pb.QuarantineReply()
+
     async def Roll(self, request: pb.RollRequest, context: Context) -> pb.RollReply:
         """Name the ranks of the job that have died."""
         lost = self._saver.lost_ranks(request.job)
@@ -180,6 +198,17 @@ def attempt_message(progress: Progress) -> pb.Attempt:
 
 def _images(images: Iterable[pb.Image]) -> list[Image]:
     return [Image(image.name, image.size_bytes) for image in images]
+
+
+def _lent_images(lent: Lent) -> list[pb.LentImage]:
+    return [
+        pb.LentImage(image=_image(laid.image), slot=_slot(lent.slot), offset=laid.offset)
+        for laid in lent.laid
+    ]
+
+
+def _image(image: Image) -> pb.Image:
+    return pb.Image(name=image.name, size_bytes=image.size_bytes)
 
 
 def _slot(offer: SlotOffer) -> pb.Slot:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from ckptd_daemon.config import Config
 from ckptd_daemon.save import slots
 from ckptd_daemon.save.budget import room_bytes
-from ckptd_daemon.save.headers import Header
+from ckptd_daemon.save.headers import Header, Laid
 from ckptd_daemon.save.slots import SlotFile
 from ckptd_proto import errors
 
@@ -44,6 +44,15 @@ class Holder:
     """Its slots are given back as soon as they are idle."""
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What of a committed attempt lies in a slot."""
+
+    attempt: str
+    uid: int
+    laid: tuple[Laid, ...]
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
     """One slot, and what it is used for; the arena alone changes it."""
@@ -57,8 +66,17 @@ class Slot:
     touched: int = 0
     is_abandoned: bool = False
     """Its attempt is over, and its rank may not know yet and still write."""
+    content: Content | None = None
+    """Still there after its commit, until the memory is needed."""
+    readers: int = 0
+    """While there are any, it stays what it is."""
     settled: anyio.Event = field(default_factory=anyio.Event)
     """It has come, or will not."""
+
+    @property
+    def is_free(self) -> bool:
+        """Nobody writes, saves or reads it."""
+        return self.use is _Use.IDLE and not self.readers
 
     @property
     def memory(self) -> SlotFile:
@@ -192,10 +210,10 @@ class Arena:
         need_bytes = self._used_bytes - idle_bytes + mine[-1].size_bytes
         return need_bytes > self._budget_bytes
 
-    def release(self, slot: Slot) -> None:
-        """Take a slot back; what was sealed in it is void."""
+    def release(self, slot: Slot, content: Content | None = None) -> None:
+        """Take a slot back; what was sealed in it is void, and *content* may be read there yet."""
         slot.memory.unseal()
-        slot.use, slot.purpose = _Use.IDLE, ""
+        slot.use, slot.purpose, slot.content = _Use.IDLE, "", content
         self._clock += 1
         slot.touched = self._clock
         if slot.holder.gone:
@@ -210,6 +228,24 @@ class Arena:
         slot.memory.unseal()
         slot.is_abandoned = True
 
+    def holding(self, attempt_id: str) -> list[Slot]:
+        """Return the slots in which images of a committed attempt still lie."""
+        idle = (slot for slot in self._slots if slot.use is _Use.IDLE)
+        return [slot for slot in idle if slot.content and slot.content.attempt == attempt_id]
+
+    @contextmanager
+    def lend(self, held: Sequence[Slot]) -> Iterator[None]:
+        """While inside, what is *held* is read: nobody else gets these slots."""
+        for slot in held:
+            slot.readers += 1
+        try:
+            yield
+        finally:
+            for slot in held:
+                slot.readers -= 1
+            self._give_back([slot for slot in held if slot.holder.gone and slot.is_free])
+            self._tell()
+
     def settle(self, holder: Holder) -> None:
         """Note that the holder writes nothing now into slots of attempts that are over."""
         for slot in [slot for slot in self._slots if slot.holder is holder and slot.is_abandoned]:
@@ -220,15 +256,16 @@ class Arena:
         """Give back what is kept for a rank that has gone."""
         holder.gone = True
         mine = [slot for slot in self._slots if slot.holder is holder]
-        self._give_back([slot for slot in mine if slot.use is _Use.IDLE])
+        self._give_back([slot for slot in mine if slot.is_free])
 
     def _take(self, holder: Holder, size_bytes: int, purpose: str) -> Slot | None:
         size = _grained(size_bytes)
-        for slot in self._fitting(holder, size):
-            if slot.use is _Use.IDLE:
-                slot.use, slot.purpose = _Use.BUSY, purpose
-                return slot
-        return None
+        free = [slot for slot in self._fitting(holder, size) if slot.is_free]
+        if not free:
+            return None
+        slot = min(free, key=lambda slot: slot.touched)  # the newest content stays the longest
+        slot.use, slot.purpose, slot.content = _Use.BUSY, purpose, None
+        return slot
 
     async def _wait_progress(self, holder: Holder, size_bytes: int) -> None:
         changed = self._changed
@@ -258,7 +295,7 @@ class Arena:
             if slot.use is _Use.COMING and slot.size_bytes >= size:
                 return slot
         fitting = self._fitting(holder, size)
-        misfits = [slot for slot in mine if slot.use is _Use.IDLE and slot not in fitting]
+        misfits = [slot for slot in mine if slot.is_free and slot not in fitting]
         if misfits:
             self._give_back(misfits)
         if len(mine) - len(misfits) >= self._slots_per_rank:
@@ -275,7 +312,7 @@ class Arena:
 
     def _evictable(self, need_bytes: int) -> list[Slot]:
         """Return the longest idle slots that together free *need_bytes*, or none."""
-        idle = (slot for slot in self._slots if slot.use is _Use.IDLE)
+        idle = (slot for slot in self._slots if slot.is_free)
         chosen: list[Slot] = []
         for slot in sorted(idle, key=lambda slot: slot.touched):
             if need_bytes <= 0:

@@ -18,6 +18,7 @@ from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, Skipped, Stat
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.ground import Ground
 from ckptd_daemon.save.jobs import Job, Jobs, Member
+from ckptd_daemon.save.lending import Lending
 from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.opening import Asked, Opening
 from ckptd_daemon.save.places import Place
@@ -56,6 +57,7 @@ class Saver:
         self._offer = offer
         self._name = name  # in the ids of attempts
         self._staging = Staging(arena, tracks)
+        self.lending = Lending(arena, offer)
         self._jobs = Jobs(self._lose)
         self._opening = Opening(self._jobs, tracks, finisher, Admission(arena, tracks), name)
         self._is_refusing = False
@@ -102,6 +104,7 @@ class Saver:
     def refuse_new(self) -> None:
         """Take no new attempt; those that are open may still be sealed."""
         self._is_refusing = True
+        self.lending.end()
         for job in self._jobs:
             job.exchanges.dismiss()
 

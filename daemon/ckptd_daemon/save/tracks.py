@@ -14,7 +14,7 @@ from typing import Final
 
 import anyio
 
-from ckptd_daemon.save.arena import Arena, ArenaStatistics, Slot
+from ckptd_daemon.save.arena import Arena, ArenaStatistics, Content, Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, State
 from ckptd_daemon.save.headers import Laid
 from ckptd_daemon.save.places import Place
@@ -311,8 +311,10 @@ class Tracks:
 
     def _end(self, track: Track, attempt: Attempt) -> None:
         self._abandon_unsealed(track)
+        is_committed = attempt.state is State.COMMITTED
         for reservation in track.reserved.values():
-            self._arena.release(reservation.slot)
+            content = Content(attempt.id, attempt.job.uid, reservation.laid)
+            self._arena.release(reservation.slot, content if is_committed else None)
         track.reserved.clear()
         del self._going[attempt.id]
         self._finished[attempt.id] = track

@@ -604,6 +604,98 @@ class AbortReply(google.protobuf.message.Message):
 Global___AbortReply: typing_extensions.TypeAlias = AbortReply
 
 @typing.final
+class LendRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    attempt: builtins.str
+    """The uuid of the checkpoint."""
+    def __init__(
+        self,
+        *,
+        attempt: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt"]) -> None: ...
+
+Global___LendRequest: typing_extensions.TypeAlias = LendRequest
+
+@typing.final
+class LendReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: builtins.int
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LentImage]:
+        """Images of one slot name the same slot."""
+
+    def __init__(
+        self,
+        *,
+        images: collections.abc.Iterable[Global___LentImage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["images", b"images"]) -> None: ...
+
+Global___LendReply: typing_extensions.TypeAlias = LendReply
+
+@typing.final
+class LentImage(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    SLOT_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    offset: builtins.int
+    @property
+    def image(self) -> Global___Image: ...
+    @property
+    def slot(self) -> Global___Slot:
+        """Its descriptor can only be read."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        slot: Global___Slot | None = ...,
+        offset: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["image", b"image", "slot", b"slot"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["image", b"image", "offset", b"offset", "slot", b"slot"]) -> None: ...
+
+Global___LentImage: typing_extensions.TypeAlias = LentImage
+
+@typing.final
+class QuarantineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    attempt: builtins.str
+    image: builtins.str
+    reason: builtins.str
+    """For the log."""
+    def __init__(
+        self,
+        *,
+        attempt: builtins.str = ...,
+        image: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "image", b"image", "reason", b"reason"]) -> None: ...
+
+Global___QuarantineRequest: typing_extensions.TypeAlias = QuarantineRequest
+
+@typing.final
+class QuarantineReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___QuarantineReply: typing_extensions.TypeAlias = QuarantineReply
+
+@typing.final
 class RollRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -79,6 +79,16 @@ class SavesStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_saves__pb2.RollRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.RollReply.FromString,
                 _registered_method=True)
+        self.Lend = channel.unary_stream(
+                '/ckptd.v1.Saves/Lend',
+                request_serializer=ckptd__proto_dot_v1_dot_saves__pb2.LendRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.LendReply.FromString,
+                _registered_method=True)
+        self.Quarantine = channel.unary_unary(
+                '/ckptd.v1.Saves/Quarantine',
+                request_serializer=ckptd__proto_dot_v1_dot_saves__pb2.QuarantineRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.QuarantineReply.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/ckptd.v1.Saves/Leave',
                 request_serializer=ckptd__proto_dot_v1_dot_saves__pb2.LeaveRequest.SerializeToString,
@@ -161,6 +171,21 @@ class SavesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Lend(self, request, context):
+        """What of a committed checkpoint still lies in this node's memory, in one reply; it stays there
+        while the call lasts. Only for the user that saved it. The daemon ends the call to stop.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Quarantine(self, request, context):
+        """An image lent is not what the checkpoint's manifest vouches for: it is lent no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
         """The rank leaves its job: its idle slots are given back.
         """
@@ -215,6 +240,16 @@ def add_SavesServicer_to_server(servicer, server):
                     servicer.Roll,
                     request_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.RollRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_saves__pb2.RollReply.SerializeToString,
+            ),
+            'Lend': grpc.unary_stream_rpc_method_handler(
+                    servicer.Lend,
+                    request_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.LendRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_saves__pb2.LendReply.SerializeToString,
+            ),
+            'Quarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quarantine,
+                    request_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.QuarantineRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_saves__pb2.QuarantineReply.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -465,6 +500,60 @@ class Saves(object):
             '/ckptd.v1.Saves/Roll',
             ckptd__proto_dot_v1_dot_saves__pb2.RollRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_saves__pb2.RollReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ckptd.v1.Saves/Lend',
+            ckptd__proto_dot_v1_dot_saves__pb2.LendRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_saves__pb2.LendReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Saves/Quarantine',
+            ckptd__proto_dot_v1_dot_saves__pb2.QuarantineRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_saves__pb2.QuarantineReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -174,6 +174,38 @@ _SavesRollType = typing_extensions.TypeVar(
     ],
 )
 
+_SavesLendType = typing_extensions.TypeVar(
+    '_SavesLendType',
+    grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.saves_pb2.LendRequest,
+        ckptd_proto.v1.saves_pb2.LendReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.saves_pb2.LendRequest,
+        ckptd_proto.v1.saves_pb2.LendReply,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        ckptd_proto.v1.saves_pb2.LendRequest,
+        ckptd_proto.v1.saves_pb2.LendReply,
+    ],
+)
+
+_SavesQuarantineType = typing_extensions.TypeVar(
+    '_SavesQuarantineType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.QuarantineRequest,
+        ckptd_proto.v1.saves_pb2.QuarantineReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.QuarantineRequest,
+        ckptd_proto.v1.saves_pb2.QuarantineReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.QuarantineRequest,
+        ckptd_proto.v1.saves_pb2.QuarantineReply,
+    ],
+)
+
 _SavesLeaveType = typing_extensions.TypeVar(
     '_SavesLeaveType',
     grpc.UnaryUnaryMultiCallable[
@@ -190,7 +222,7 @@ _SavesLeaveType = typing_extensions.TypeVar(
     ],
 )
 
-class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType, _SavesPrepareType, _SavesReserveType, _SavesSealType, _SavesWatchType, _SavesAbortType, _SavesRollType, _SavesLeaveType]):
+class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType, _SavesPrepareType, _SavesReserveType, _SavesSealType, _SavesWatchType, _SavesAbortType, _SavesRollType, _SavesLendType, _SavesQuarantineType, _SavesLeaveType]):
     @typing.overload
     def __init__(self: SavesStub[
         grpc.UnaryUnaryMultiCallable[
@@ -228,6 +260,14 @@ class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType,
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.saves_pb2.RollRequest,
             ckptd_proto.v1.saves_pb2.RollReply,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            ckptd_proto.v1.saves_pb2.LendRequest,
+            ckptd_proto.v1.saves_pb2.LendReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.saves_pb2.QuarantineRequest,
+            ckptd_proto.v1.saves_pb2.QuarantineReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.saves_pb2.LeaveRequest,
@@ -272,6 +312,14 @@ class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType,
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.saves_pb2.RollRequest,
             ckptd_proto.v1.saves_pb2.RollReply,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            ckptd_proto.v1.saves_pb2.LendRequest,
+            ckptd_proto.v1.saves_pb2.LendReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.saves_pb2.QuarantineRequest,
+            ckptd_proto.v1.saves_pb2.QuarantineReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.saves_pb2.LeaveRequest,
@@ -320,6 +368,14 @@ class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType,
     Roll: _SavesRollType
     """Which ranks of the job have died, for callers whose process group failed them."""
 
+    Lend: _SavesLendType
+    """What of a committed checkpoint still lies in this node's memory, in one reply; it stays there
+    while the call lasts. Only for the user that saved it. The daemon ends the call to stop.
+    """
+
+    Quarantine: _SavesQuarantineType
+    """An image lent is not what the checkpoint's manifest vouches for: it is lent no more."""
+
     Leave: _SavesLeaveType
     """The rank leaves its job: its idle slots are given back."""
 
@@ -359,6 +415,14 @@ SavesAsyncStub: typing_extensions.TypeAlias = SavesStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.saves_pb2.RollRequest,
         ckptd_proto.v1.saves_pb2.RollReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ckptd_proto.v1.saves_pb2.LendRequest,
+        ckptd_proto.v1.saves_pb2.LendReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.QuarantineRequest,
+        ckptd_proto.v1.saves_pb2.QuarantineReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.saves_pb2.LeaveRequest,
@@ -452,6 +516,24 @@ class SavesServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[ckptd_proto.v1.saves_pb2.RollReply, collections.abc.Awaitable[ckptd_proto.v1.saves_pb2.RollReply]]:
         """Which ranks of the job have died, for callers whose process group failed them."""
+
+    @abc.abstractmethod
+    def Lend(
+        self,
+        request: ckptd_proto.v1.saves_pb2.LendRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.saves_pb2.LendReply], collections.abc.AsyncIterator[ckptd_proto.v1.saves_pb2.LendReply]]:
+        """What of a committed checkpoint still lies in this node's memory, in one reply; it stays there
+        while the call lasts. Only for the user that saved it. The daemon ends the call to stop.
+        """
+
+    @abc.abstractmethod
+    def Quarantine(
+        self,
+        request: ckptd_proto.v1.saves_pb2.QuarantineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.saves_pb2.QuarantineReply, collections.abc.Awaitable[ckptd_proto.v1.saves_pb2.QuarantineReply]]:
+        """An image lent is not what the checkpoint's manifest vouches for: it is lent no more."""
 
     @abc.abstractmethod
     def Leave(

@@ -1,0 +1,116 @@
+"""Loading a checkpoint alike on every rank: the best copy first, then the next, then a step before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ckptd.link.connection import Connection
+from ckptd.saving import memory
+from ckptd.saving.catalog import Catalog
+from ckptd.saving.exchange import Exchange, settle
+from ckptd.tensors import index, load
+from ckptd.tensors.images import Images
+from ckptd.tensors.index import Index
+from ckptd.tensors.restore import Restore
+from ckptd.values import Checkpoint
+from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
+
+
+class Restoring:
+    """Fills the state of every rank from one checkpoint."""
+
+    def __init__(self, connection: Connection, exchange: Exchange, catalog: Catalog) -> None:
+        self._connection = connection
+        self._exchange = exchange
+        self._catalog = catalog
+
+    def load(self, state: dict[str, Any], step: int, uuid: str, *, on_corrupt: str) -> Checkpoint:
+        """Fill *state* from *step*, or from the newest good one before it if *on_corrupt* says so.
+
+        Every rank returns the same, or raises.
+        """
+        if on_corrupt not in ("error", "previous"):
+            text = f'on_corrupt is {on_corrupt!r}; pass "error" or "previous"'
+            raise errors.InvalidArgument(text)
+        first: errors.DataLoss | None = None
+        while True:
+            try:
+                return self._load(state, step, uuid)
+            except errors.DataLoss as failure:
+                first = first or failure
+                logger.error("step %d is not what was saved: %s", step, failure)
+                before = self._agreed_before(step) if on_corrupt == "previous" else None
+            if before is None:
+                raise first
+            step, uuid = before
+            logger.warning("loading step %d instead", step)
+
+    def _load(self, state: dict[str, Any], step: int, uuid: str) -> Checkpoint:
+        with ExitStack() as stack:
+            found: list[tuple[Checkpoint, Images, Restore]] = []
+
+            def look() -> None:
+                checkpoint = self._catalog.find(step)
+                images = stack.enter_context(self._images(checkpoint, uuid))
+                found.append((checkpoint, images, _asked(state, checkpoint, images)))
+
+            self._alike(look)  # nothing is changed unless every rank can load
+            (checkpoint, images, restore) = found[0]
+            self._alike(lambda: load.fill(images, restore.wishes))
+            self._alike(restore.finish)
+            return checkpoint
+
+    @contextmanager
+    def _images(self, checkpoint: Checkpoint, uuid: str) -> Iterator[Images]:
+        images = Images.open(checkpoint.path, uuid)
+        with memory.lent(self._connection, uuid) as copies:
+            images.prefer(copies, self._quarantine(uuid))
+            yield images
+
+    def _quarantine(self, uuid: str) -> Callable[[str, str], None]:
+        return lambda image, why: memory.quarantine(self._connection, uuid, image, why)
+
+    def _alike(self, act: Callable[[], None]) -> None:
+        """Do it on every rank; raises `DataLoss` on all if it is all that some of them met."""
+        mine: list[errors.DataLoss] = []
+
+        def attempt() -> dict[str, Any]:
+            try:
+                act()
+            except errors.DataLoss as failure:
+                mine.append(failure)
+                return {"lost": str(failure)}
+            return {}
+
+        said = settle(self._exchange, attempt)
+        if mine:
+            raise mine[0]
+        for rank, each in enumerate(said):
+            if "lost" in each:
+                raise errors.DataLoss(f"rank {rank}: {each['lost']}")
+
+    def _agreed_before(self, step: int) -> tuple[int, str] | None:
+        """Return step and uuid of the last checkpoint before *step*, as rank 0 sees it."""
+
+        def choose() -> dict[str, Any]:
+            if self._exchange.rank != 0:
+                return {}
+            earlier = [one for one in self._catalog.committed() if one.step < step]
+            return {"step": earlier[-1].step, "uuid": earlier[-1].uuid} if earlier else {}
+
+        chosen = settle(self._exchange, choose)[0]
+        return (chosen["step"], chosen["uuid"]) if chosen else None
+
+
+def _asked(state: dict[str, Any], checkpoint: Checkpoint, images: Images) -> Restore:
+    """Return what *state* asks for; raises `InvalidArgument` if the checkpoint lacks some of it."""
+    where = str(checkpoint.path / index.NAME)
+    found = Index.decode(images.read(index.NAME), where=where)
+    restore = Restore(state, found, lambda name: load.read_object(images, found, name))
+    restore.check()
+    return restore
