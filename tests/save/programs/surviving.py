@@ -55,7 +55,7 @@ def survive(ckpt: ckptd.Checkpointer) -> None:
 def die_between(ckpt: ckptd.Checkpointer) -> None:
     """Rank 1 dies after its part is open and before it is sealed."""
     if rank == 1:
-        ckpt._reserve = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment,return-value]  # there is no other way in
+        ckpt._run._stager._reserve = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment,return-value]  # there is no other way in
     try:
         ckpt.save({"w": weights(), f"mine.{rank}": torch.ones(1000)}, step=8).result(50)
     except ckptd.errors.Aborted as error:
