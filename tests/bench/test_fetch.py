@@ -232,7 +232,7 @@ def test_the_picture_has_a_panel_per_case(tmp_path: Path) -> None:
     figures = {"wall_s": Series((1.0, 2.0))}
     rows = Row("ckptd", figures), Row("curl", figures)
     outcomes = [Outcome(name, "", "wall_s", rows) for name in ("plain", "tls", "small")]
-    plot.draw(tmp_path / "bench.svg", machine.describe(tmp_path, []), outcomes)
+    plot.draw(tmp_path / "bench.svg", "Fetching", machine.describe(tmp_path, []), outcomes)
     assert (tmp_path / "bench.svg").read_text().count('id="axes_') == 3
 
 
