@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
 
-from ckptd_daemon.transfer.streams import Streams
+from ckptd_daemon.transfer.stream import Stream
 from ckptd_proto import errors
 from fakes.certificates import Authority
 from fakes.node import Node, clean
@@ -183,18 +184,18 @@ async def test_a_file_of_any_size_comes_whole_by_the_path_that_is_meant(
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    filled: list[Streams] = []
-    fill = Streams.fill
+    used: set[Stream] = set()
+    fetch = Stream.fetch
 
-    async def counted(self: Streams) -> None:
-        filled.append(self)
-        await fill(self)
+    def counted(self: Stream, *arguments: Any) -> None:
+        used.add(self)
+        fetch(self, *arguments)
 
-    monkeypatch.setattr(Streams, "fill", counted)
+    monkeypatch.setattr(Stream, "fetch", counted)
     way.origin.put("model", content[:size])
     async with way.node() as node:
         await expect(node, way, content[:size], RIGHT)
-    assert bool(filled) == (way.is_fast and size > 0)
+    assert bool(used) == (way.is_fast and size > 0)
 
 
 @pytest.mark.parametrize("fault", OUTCOMES, ids=ids)
