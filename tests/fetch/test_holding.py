@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ckptd.fetching import Ask, opened
 from fakes.daemon import Daemon
 from fakes.origin import Origin
+from fakes.tracing import KILLS, tampered
 from fakes.waiting import eventually
 
 CROWD = 200
@@ -23,21 +22,6 @@ PROGRESS_PER_S = 200
 
 def lease_files(daemon: Daemon) -> list[Path]:
     return list((daemon.state_dir / "cache" / "leases").glob("*.json"))
-
-
-@contextmanager
-def killed_at(daemon: Daemon, call: str, nth: int) -> Iterator[None]:
-    """Let the daemon die at the *nth* system call *call* of a thread."""
-    tracer = subprocess.Popen(
-        f"strace -fp {daemon.pid} -etrace={call} -einject={call}:signal=KILL:when={nth}".split(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert tracer.stderr is not None
-    assert "attached" in tracer.stderr.readline()
-    yield
-    tracer.communicate(timeout=20)
 
 
 def test_a_fetch_that_was_repeated_holds_one_lease_and_gives_it_back(
@@ -54,10 +38,11 @@ def test_a_fetch_that_was_repeated_holds_one_lease_and_gives_it_back(
             leave.wait(30)
 
     thread = threading.Thread(target=hold)
-    with killed_at(daemon, "fsync", 8):  # the lease has its name; nobody was told of it
-        thread.start()
     assert daemon.process is not None
-    assert daemon.process.wait(10) == -signal.SIGKILL
+    leases = daemon.state_dir / "cache" / "leases"
+    with tampered(daemon.pid, f"fsync:{KILLS}", on=[leases]):
+        thread.start()  # the lease has its name; nobody was told of it
+        assert daemon.process.wait(30) == -signal.SIGKILL
     daemon.kill()
     assert len(lease_files(daemon)) == 1
     daemon.start()

@@ -89,10 +89,11 @@ class Connection:
         Starts a private daemon if none runs and the user lets us.
         """
         forks.check_usable()
+        asked = tuple(discovery.candidates(socket))  # the environment may name another by now
         with _opening:
-            if (connection := _open.get(socket)) is None:
+            if (connection := _open.get(asked)) is None:
                 connection = cls(socket, may_start=autostart.is_allowed(), any_version=False)
-                _open[socket] = connection
+                _open[asked] = connection
             return connection
 
     @classmethod
@@ -229,7 +230,7 @@ class Connection:
 
 
 _opening = threading.Lock()
-_open: dict[Path | None, Connection] = {}  # one per socket asked for
+_open: dict[tuple[Path, ...], Connection] = {}  # one per sockets that were to be tried
 
 
 def _link(path: Path) -> _Link:
