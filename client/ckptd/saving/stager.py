@@ -8,7 +8,6 @@ from typing import Final
 
 from ckptd.link.connection import Connection
 from ckptd.saving.catalog import checkpoint_of
-from ckptd.saving.kept import Kept
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed
 from ckptd.saving.save import Save
@@ -40,7 +39,6 @@ class Stager:
         self._timeout_s = timeout_s
         self._when_full = when_full
         self._slots = Slots(connection)
-        self._kept = Kept()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="ckptd-prepare")
         self._preparing: Future[None] | None = None
 
@@ -118,16 +116,14 @@ class Stager:
         touched_bytes = self._slots.touched_bytes
         reserved = self._reserve(attempt, sizes)
         memory = self._slots.memory(reserved.slot)
-        layout = tuple(zip(sizes, reserved.offsets, sizes.values(), strict=True))
-        self._kept.begin(reserved.slot.id, layout, self._slots.mapped)
         with stage.of_one_moment(agreed.mine, local.sources):
-            for name, start, size_bytes in layout:
+            for (name, size_bytes), start in zip(sizes.items(), reserved.offsets, strict=True):
                 image = memory[start : start + size_bytes]
                 if (document := agreed.documents.get(name)) is not None:
                     image[:] = document
                 else:
                     mine = [placed for placed in agreed.mine if placed.file == name]
-                    self._kept.fill(reserved.slot.id, name, image, mine, local.sources)
+                    stage.fill(image, mine, local.sources)
         seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
         if rank == 0:
             seal.plan.extend(_images(agreed.all_images()))
