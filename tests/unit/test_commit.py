@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ckptd_daemon.save import commit
 from ckptd_daemon.save.attempts import Attempt, JobKey
+from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.protocol import RECEIPTS
 
 
 def attempt_below(root: Path) -> Attempt:
@@ -20,3 +22,13 @@ def test_an_attempt_is_cleared_however_often_a_crash_interrupted_that(tmp_path: 
     (directory / "half an image").mkdir(parents=True)
     commit.clear(attempt)
     assert not directory.exists()
+
+
+def test_what_another_node_is_about_to_begin_is_left_to_it(tmp_path: Path) -> None:
+    key = JobKey("j", Place(tmp_path, "e", "r"), "now", 2, 0)
+    members = Members(("a" * 12, "b" * 12), (0, 1), 1)
+    ours, earlier = (members.attempt_id(life, 0) for life in ("now", "before"))
+    for name in (ours, f"{ours}.1234.new", earlier, f"{earlier}.1234.new"):
+        (key.place.attempts / name / RECEIPTS).mkdir(parents=True)
+    commit.repair(key, "b" * 12, ())
+    assert {path.name for path in key.place.attempts.iterdir()} == {ours, f"{ours}.1234.new"}

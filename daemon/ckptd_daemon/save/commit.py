@@ -136,7 +136,7 @@ def repair(key: JobKey, owner_name: str, in_hand: Collection[str]) -> None:
     place = key.place
     put_back(place, in_hand)
     for path in _left(place):
-        attempt_id = path.name.removesuffix(_NOTE)
+        attempt_id = path.name.partition(".")[0]  # also of what another daemon is about to name so
         if path.name.endswith(removal.GONE):
             removal.delete(path)
         elif attempt_id in in_hand or members.is_attempt_of(key.incarnation, attempt_id):

@@ -106,9 +106,12 @@ class Course:
         """
         made = self._beside(f".{self._token()}.new")
         yield Make(made / RECEIPTS)
-        if (yield Rename(made, self.directory)) is not Renamed.DONE:
+        renamed = yield Rename(made, self.directory)
+        if renamed is not Renamed.DONE:
             yield from self._sweep(made)  # it is there, from before this daemon was restarted
         if (yield Read(self._note)) is None:
+            if renamed is Renamed.MISSING and not (yield Exists(self.directory)):
+                raise Failed(self._vanished())
             return None
         return (yield from self.give_up(self._vanished()))  # another was faster to give it up
 
