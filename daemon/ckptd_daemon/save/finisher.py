@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
@@ -21,6 +19,7 @@ from ckptd_daemon.save.places import Place, check_same_root
 from ckptd_daemon.save.proof import Receipt
 from ckptd_daemon.save.protocol import Outcome
 from ckptd_daemon.save.tracks import Track, Tracks, ended
+from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.save.unchanged import earlier_step
 from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.store import durable
@@ -46,7 +45,7 @@ class Finisher:
         self._ground = ground
         self._tasks = tasks
         self._writers = writers
-        self._turns: dict[Place, anyio.Lock] = {}
+        self._turns = Turns()
 
     def finish(self, track: Track) -> None:
         """Begin; the outcome is told to those who follow the attempt."""
@@ -90,7 +89,7 @@ class Finisher:
 
     async def _finish_ours(self, track: Track) -> None:
         """Finish the part of this daemon, and end with the others."""
-        async with self._turn(track.attempt.job.place):
+        async with self._turns.take(track.attempt.job.place):
             if track.attempt.state.is_final or track.doomed is not None:
                 return  # superseded before its turn came
             track.begin_to_persist()
@@ -120,7 +119,7 @@ class Finisher:
 
     async def _finish(self, track: Track) -> None:
         attempt = track.attempt
-        async with self._turn(attempt.job.place):
+        async with self._turns.take(attempt.job.place):
             if track.attempt.state.is_final:
                 return  # superseded before its turn came
             track.begin_to_persist()
@@ -177,16 +176,6 @@ class Finisher:
         logger.warning("step %s in %s is aborted: %s", attempt.step, attempt.job.place, failure)
         await to_thread.run_sync(commit.discard, attempt)
         self._tracks.abort(track, failure)
-
-    @asynccontextmanager
-    async def _turn(self, place: Place) -> AsyncIterator[None]:
-        lock = self._turns.setdefault(place, anyio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked() and lock.statistics().tasks_waiting == 0:
-                self._turns.pop(place, None)
 
 
 def _told(track: Track) -> str:

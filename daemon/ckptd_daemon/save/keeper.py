@@ -20,6 +20,7 @@ from ckptd_daemon.save import manifests, pins, places, pointers, removal, retent
 from ckptd_daemon.save.attempts import Checkpoint
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.retention import Retention
+from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 
@@ -41,7 +42,7 @@ class Keeper:
     def __init__(self, config: Config, tasks: TaskGroup) -> None:
         self._config = config
         self._tasks = tasks
-        self._turns: dict[Place, anyio.Lock] = {}
+        self._turns = Turns()
         self._waiting: set[Place] = set()
 
     @classmethod
@@ -69,7 +70,7 @@ class Keeper:
     async def pin(self, place: Place, step: int, session: Session, *, pinned: bool) -> bool:
         """Pin the step, or unpin it; says whether that changed anything."""
         await self._check_owner(place, session)
-        async with self._turn(place):
+        async with self._turns.take(place):
             return await to_thread.run_sync(_pin if pinned else _unpin, place, step)
 
     async def remove(
@@ -80,7 +81,7 @@ class Keeper:
         Raises `NotFound`, and `FailedPrecondition` if it is pinned, read, or the newest.
         """
         await self._check_owner(place, session)
-        async with self._turn(place):
+        async with self._turns.take(place):
             return await to_thread.run_sync(_remove, place, step, dry_run, force)
 
     async def collect(
@@ -100,13 +101,13 @@ class Keeper:
         path = places.checked_root(root)
         for place in await to_thread.run_sync(manifests.runs, path, experiment, run):
             await self._check_owner(place, session)
-            async with self._turn(place):
+            async with self._turns.take(place):
                 found = await to_thread.run_sync(_apply, place, rules, dry_run)
             for ruling in found:
                 yield ruling
 
     async def _keep_to_rules(self, place: Place) -> None:
-        async with self._turn(place):
+        async with self._turns.take(place):
             self._waiting.discard(place)
             try:
                 for ruling in await to_thread.run_sync(_apply, place, None, False):
@@ -114,16 +115,6 @@ class Keeper:
                         logger.info("removed step %s of %s", ruling.checkpoint.step, place)
             except (OSError, errors.CkptdError) as error:
                 logger.warning("cannot keep to the retention of %s: %s", place, error)
-
-    @asynccontextmanager
-    async def _turn(self, place: Place) -> AsyncIterator[None]:
-        lock = self._turns.setdefault(place, anyio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked() and lock.statistics().tasks_waiting == 0:
-                self._turns.pop(place, None)
 
     async def _check_owner(self, place: Place, session: Session) -> None:
         """Raise `PermissionDenied` unless the caller may change what is in *place*."""
@@ -161,9 +152,7 @@ def _remove(place: Place, step: int, dry_run: bool, force: bool) -> Checkpoint:
         text = f"{directory} is the newest of its run; pass --force to remove it all the same"
         raise errors.FailedPrecondition(text)
     if dry_run:
-        if removal.is_read(directory):
-            text = f"{directory} is being read; remove it when that has ended"
-            raise errors.FailedPrecondition(text)
+        removal.check_unread(directory)
         return checkpoint
     removal.remove(checkpoint)
     pointers.move(place, manifests.of_run(place), pins.read_rules(place))
@@ -188,22 +177,20 @@ def _apply(place: Place, rules: Retention | None, dry_run: bool) -> list[Ruling]
 
 
 def _ruling(checkpoint: Checkpoint, why: str | None, dry_run: bool) -> Ruling:
+    if why is None and pins.is_pinned(checkpoint.place, checkpoint.step):
+        why = "pinned"  # the listing of pins may be old
     if why is not None:
         return Ruling(checkpoint, goes=False, why=why)
-    directory = checkpoint.place.step(checkpoint.step)
-    if pins.is_pinned(checkpoint.place, checkpoint.step):  # the listing of pins may be old
-        return Ruling(checkpoint, goes=False, why="pinned")
-    if dry_run and not removal.is_read(directory):
-        return Ruling(checkpoint, goes=True, why="no rule keeps it")
     try:
-        if not dry_run:
+        if dry_run:
+            removal.check_unread(checkpoint.place.step(checkpoint.step))
+        else:
             removal.remove(checkpoint)
-            return Ruling(checkpoint, goes=True, why="no rule keeps it")
     except errors.NotFound:
         return Ruling(checkpoint, goes=True, why="removed by somebody else")
     except errors.FailedPrecondition:
-        pass
-    return Ruling(checkpoint, goes=False, why="being read")
+        return Ruling(checkpoint, goes=False, why="being read")
+    return Ruling(checkpoint, goes=True, why="no rule keeps it")
 
 
 def _sweep(place: Place) -> None:

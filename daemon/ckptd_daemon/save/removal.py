@@ -47,13 +47,10 @@ def remove(checkpoint: Checkpoint) -> None:
     delete(gone)
 
 
-def is_read(directory: Path) -> bool:
-    """Whether somebody reads the checkpoint in *directory* now."""
-    try:
-        with _unread(directory):
-            return False
-    except errors.FailedPrecondition:
-        return True
+def check_unread(directory: Path) -> None:
+    """Raise `FailedPrecondition` if somebody reads the checkpoint in *directory* now."""
+    with _unread(directory):
+        return
 
 
 def delete(gone: Path) -> bool:
