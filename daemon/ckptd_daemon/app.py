@@ -28,7 +28,7 @@ from ckptd_daemon.rpc.node import Identity, NodeService
 from ckptd_daemon.rpc.refusal import Refusal
 from ckptd_daemon.rpc.saves import SavesService
 from ckptd_daemon.rpc.status import ErrorStatus
-from ckptd_daemon.save.keeper import Keeper
+from ckptd_daemon.save.keeping.keeper import Keeper
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.settings import Settings

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptd_daemon.save import operations as ops
-from ckptd_daemon.save.operations import Renamed
+from ckptd_daemon.save.nodes import operations as ops
+from ckptd_daemon.save.nodes.operations import Renamed
 
 
 @dataclass(eq=False)

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from ckptd_daemon.save import manifests
-from ckptd_daemon.save import operations as ops
 from ckptd_daemon.save.attempts import Checkpoint, Image
-from ckptd_daemon.save.proof import Receipt
-from ckptd_daemon.save.protocol import Course, Outcome
-from ckptd_daemon.save.receipts import Delivery
+from ckptd_daemon.save.commit import manifests
+from ckptd_daemon.save.commit.proof import Receipt
+from ckptd_daemon.save.nodes import operations as ops
+from ckptd_daemon.save.nodes.protocol import Course, Outcome
+from ckptd_daemon.save.nodes.receipts import Delivery
 from ckptd_proto import errors
 from simulation.world import Broken, World
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ckptd_daemon.save import manifests
-from ckptd_daemon.save import operations as ops
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, taken
+from ckptd_daemon.save.commit import manifests
+from ckptd_daemon.save.commit.proof import Receipt
 from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.nodes import operations as ops
+from ckptd_daemon.save.nodes.protocol import Course, Outcome, Timing
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.proof import Receipt
-from ckptd_daemon.save.protocol import Course, Outcome, Timing
 from ckptd_proto import errors
 from simulation.directory import Dir, Directory
 

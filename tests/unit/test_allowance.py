@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptd_daemon.save.allowance import Allowance, idle_s
+from ckptd_daemon.save.images.allowance import Allowance, idle_s
 
 CORES = 2
 BLOCK_S = 0.002  # of CPU, for each block

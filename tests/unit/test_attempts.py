@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd_daemon.save import headers
+from ckptd_daemon.save.arena import headers
 from ckptd_daemon.save.attempts import FOLLOWS, Attempt, Image, JobKey, State, WrongState
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors

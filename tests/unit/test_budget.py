@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ckptd_daemon.save import budget, slots
-from ckptd_daemon.save.budget import room_bytes
+from ckptd_daemon.save.arena import budget, slots
+from ckptd_daemon.save.arena.budget import room_bytes
 from ckptd_proto import errors
 from fakes.require_real import need_root
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptd_daemon.save import commit
 from ckptd_daemon.save.attempts import Attempt, JobKey
+from ckptd_daemon.save.commit import commit
 from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.nodes.protocol import RECEIPTS
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.protocol import RECEIPTS
 
 
 def attempt_below(root: Path) -> Attempt:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptd_daemon.save import fences
 from ckptd_daemon.save.attempts import JobKey
+from ckptd_daemon.save.commit import fences
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.save.attempts import Image
-from ckptd_daemon.save.proof import CHUNK_BYTES, Receipt, check_complete, prove
+from ckptd_daemon.save.commit.proof import CHUNK_BYTES, Receipt, check_complete, prove
 from ckptd_proto import errors
 
 plans = st.dictionaries(

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.keeping.retention import Retention, reasons
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.retention import Retention, reasons
 from ckptd_proto import errors
 
 PLACE = Place(Path("/root"), "e", "r")

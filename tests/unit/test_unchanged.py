@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptd_daemon.save import unchanged
 from ckptd_daemon.save.attempts import Image
+from ckptd_daemon.save.commit.proof import CHUNK_BYTES
+from ckptd_daemon.save.images import unchanged
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.proof import CHUNK_BYTES
 from ckptd_daemon.store import durable
 
 SIZE = CHUNK_BYTES + (100 << 10) + 5

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Collection
 from anyio import to_thread
 
 from ckptd_daemon.rpc.status import Context
-from ckptd_daemon.save import pins
 from ckptd_daemon.save.attempts import Checkpoint
-from ckptd_daemon.save.keeper import Keeper
+from ckptd_daemon.save.keeping import pins
+from ckptd_daemon.save.keeping.keeper import Keeper
+from ckptd_daemon.save.keeping.retention import Retention
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.retention import Retention
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Session, Sessions
 from ckptd_proto.v1 import checkpoints_pb2 as pb

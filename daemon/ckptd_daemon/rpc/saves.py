@@ -7,10 +7,10 @@ from typing import Final
 
 from ckptd_daemon.rpc.checkpoints import checkpoint_message
 from ckptd_daemon.rpc.status import Context
-from ckptd_daemon.save.arena import SlotOffer
+from ckptd_daemon.save.arena.arena import SlotOffer
+from ckptd_daemon.save.arena.lending import Lent
 from ckptd_daemon.save.attempts import Checkpoint, Image, Skipped, State, WhenFull
 from ckptd_daemon.save.gather import PAYLOADS_BYTES_MAX
-from ckptd_daemon.save.lending import Lent
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.save.tracks import Progress

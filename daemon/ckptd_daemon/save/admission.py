@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckptd_daemon.save.arena import Arena
+from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.attempts import Skipped, State, WhenFull
 from ckptd_daemon.save.jobs import Job
 from ckptd_daemon.save.tracks import Track, Tracks

@@ -10,18 +10,18 @@ from pathlib import Path
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from ckptd_daemon.save import commit
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
-from ckptd_daemon.save.ground import Ground
-from ckptd_daemon.save.operations import Failed, Steps
-from ckptd_daemon.save.persist import Staged, persist
+from ckptd_daemon.save.commit import commit
+from ckptd_daemon.save.commit.proof import Receipt
+from ckptd_daemon.save.images.persist import Staged, persist
+from ckptd_daemon.save.images.unchanged import earlier_step
+from ckptd_daemon.save.images.writers import Writers
+from ckptd_daemon.save.nodes.ground import Ground
+from ckptd_daemon.save.nodes.operations import Failed, Steps
+from ckptd_daemon.save.nodes.protocol import Outcome
 from ckptd_daemon.save.places import Place, check_same_root
-from ckptd_daemon.save.proof import Receipt
-from ckptd_daemon.save.protocol import Outcome
 from ckptd_daemon.save.tracks import Track, Tracks, ended
 from ckptd_daemon.save.turns import Turns
-from ckptd_daemon.save.unchanged import earlier_step
-from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

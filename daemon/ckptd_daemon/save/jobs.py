@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ckptd_daemon.save.arena import Holder
+from ckptd_daemon.save.arena.arena import Holder
 from ckptd_daemon.save.attempts import Checkpoint, JobKey, Skipped
 from ckptd_daemon.save.gather import Exchanges, Volume
 from ckptd_daemon.save.places import Place

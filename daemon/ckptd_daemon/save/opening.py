@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import anyio
 from anyio import to_thread
 
-from ckptd_daemon.save import commit, fences, manifests, owner
 from ckptd_daemon.save.admission import Admission
 from ckptd_daemon.save.attempts import (
     Attempt,
@@ -18,6 +17,7 @@ from ckptd_daemon.save.attempts import (
     WhenFull,
     taken,
 )
+from ckptd_daemon.save.commit import commit, fences, manifests, owner
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members

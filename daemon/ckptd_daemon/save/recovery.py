@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from anyio import to_thread
 
-from ckptd_daemon.save import commit, manifests
-from ckptd_daemon.save.arena import Slot
+from ckptd_daemon.save.arena.arena import Slot
+from ckptd_daemon.save.arena.headers import Header
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
+from ckptd_daemon.save.commit import commit, manifests
 from ckptd_daemon.save.finisher import Finisher
-from ckptd_daemon.save.ground import is_going, note_of
-from ckptd_daemon.save.headers import Header
+from ckptd_daemon.save.nodes.ground import is_going, note_of
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks
 from ckptd_proto import errors

@@ -11,19 +11,22 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save import headers, jobs, manifests, owner, places, recovery
+from ckptd_daemon.save import jobs, places, recovery
 from ckptd_daemon.save.admission import Admission
-from ckptd_daemon.save.arena import Arena, Slot, SlotOffer
+from ckptd_daemon.save.arena import headers
+from ckptd_daemon.save.arena.arena import Arena, Slot, SlotOffer
+from ckptd_daemon.save.arena.lending import Lending
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, Skipped, State, WhenFull
+from ckptd_daemon.save.commit import manifests, owner
+from ckptd_daemon.save.commit.proof import check_complete
 from ckptd_daemon.save.finisher import Finisher
-from ckptd_daemon.save.ground import Ground
+from ckptd_daemon.save.images.writers import Writers
 from ckptd_daemon.save.jobs import Job, Jobs, Member
-from ckptd_daemon.save.lending import Lending
 from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.nodes.ground import Ground
+from ckptd_daemon.save.nodes.protocol import Timing
 from ckptd_daemon.save.opening import Asked, Opening
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.proof import check_complete
-from ckptd_daemon.save.protocol import Timing
 from ckptd_daemon.save.staging import Staging
 from ckptd_daemon.save.tracks import (
     Progress,
@@ -33,7 +36,6 @@ from ckptd_daemon.save.tracks import (
     ended,
     is_staged,
 )
-from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 

@@ -16,6 +16,9 @@ class Turns:
     def __init__(self) -> None:
         self._locks: dict[Place, anyio.Lock] = {}
 
+    def __len__(self) -> int:
+        return len(self._locks)
+
     @asynccontextmanager
     async def take(self, place: Place) -> AsyncIterator[None]:
         """Wait for a turn at *place*, and have it inside the block."""

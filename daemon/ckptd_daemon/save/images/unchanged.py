@@ -16,8 +16,8 @@ from typing import Final
 import crc32c
 
 from ckptd_daemon.save.attempts import Image
+from ckptd_daemon.save.commit.proof import CHUNK_BYTES
 from ckptd_daemon.save.places import MANIFEST, SUMS, Place, step_number
-from ckptd_daemon.save.proof import CHUNK_BYTES
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

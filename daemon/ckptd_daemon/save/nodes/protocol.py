@@ -15,10 +15,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-from ckptd_daemon.save import fences, manifests, receipts
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, taken
+from ckptd_daemon.save.commit import fences, manifests
+from ckptd_daemon.save.commit.proof import Receipt, prove
+from ckptd_daemon.save.commit.removal import GONE
 from ckptd_daemon.save.members import Members
-from ckptd_daemon.save.operations import (
+from ckptd_daemon.save.nodes import receipts
+from ckptd_daemon.save.nodes.operations import (
     Exchange,
     Exists,
     Failed,
@@ -35,10 +38,8 @@ from ckptd_daemon.save.operations import (
     Wait,
     Write,
 )
+from ckptd_daemon.save.nodes.receipts import Delivery
 from ckptd_daemon.save.places import MANIFEST
-from ckptd_daemon.save.proof import Receipt, prove
-from ckptd_daemon.save.receipts import Delivery
-from ckptd_daemon.save.removal import GONE
 from ckptd_proto import errors
 
 RECEIPTS: Final = ".receipts"

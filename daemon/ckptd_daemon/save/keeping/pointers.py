@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.keeping.retention import Retention, best
 from ckptd_daemon.save.places import Place, step_number
-from ckptd_daemon.save.retention import Retention, best
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from ckptd_daemon.save import manifests
 from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.commit import manifests
 from ckptd_daemon.save.places import MANIFEST
 from ckptd_daemon.store import durable
 from ckptd_proto import errors

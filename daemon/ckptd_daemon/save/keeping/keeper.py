@@ -16,10 +16,12 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save import manifests, pins, places, pointers, removal, retention
+from ckptd_daemon.save import places
 from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.commit import manifests, removal
+from ckptd_daemon.save.keeping import pins, pointers, retention
+from ckptd_daemon.save.keeping.retention import Retention
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.retention import Retention
 from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors

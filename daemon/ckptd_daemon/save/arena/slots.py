@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ckptd_daemon.save import headers
+from ckptd_daemon.save.arena import headers
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

@@ -13,12 +13,13 @@ from typing import Any, Final
 import anyio
 from anyio import to_thread
 
-from ckptd_daemon.save import operations, protocol, receipts, removal
 from ckptd_daemon.save.attempts import Attempt, Checkpoint
-from ckptd_daemon.save.operations import Failed, Op, Renamed, Steps, T
+from ckptd_daemon.save.commit import removal
+from ckptd_daemon.save.commit.proof import Receipt
+from ckptd_daemon.save.nodes import operations, protocol, receipts
+from ckptd_daemon.save.nodes.operations import Failed, Op, Renamed, Steps, T
+from ckptd_daemon.save.nodes.protocol import Course, Timing
 from ckptd_daemon.save.places import SUMS, Place
-from ckptd_daemon.save.proof import Receipt
-from ckptd_daemon.save.protocol import Course, Timing
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

@@ -8,10 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from ckptd_daemon.save import manifests, members, owner, removal
+from ckptd_daemon.save import members
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, taken
+from ckptd_daemon.save.commit import manifests, owner, removal
+from ckptd_daemon.save.commit.proof import Receipt, prove
 from ckptd_daemon.save.places import MANIFEST, Place
-from ckptd_daemon.save.proof import Receipt, prove
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

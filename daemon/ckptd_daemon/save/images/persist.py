@@ -14,13 +14,13 @@ from typing import Final
 import crc32c
 from anyio import to_thread
 
-from ckptd_daemon.save import unchanged
+from ckptd_daemon.save.arena.headers import padded
+from ckptd_daemon.save.arena.slots import SlotFile
 from ckptd_daemon.save.attempts import Image
-from ckptd_daemon.save.headers import padded
+from ckptd_daemon.save.commit.proof import CHUNK_BYTES, Receipt
+from ckptd_daemon.save.images import unchanged
+from ckptd_daemon.save.images.writers import Writers
 from ckptd_daemon.save.places import SUMS
-from ckptd_daemon.save.proof import CHUNK_BYTES, Receipt
-from ckptd_daemon.save.slots import SlotFile
-from ckptd_daemon.save.writers import Writers
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

@@ -16,10 +16,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save import slots
-from ckptd_daemon.save.budget import room_bytes
-from ckptd_daemon.save.headers import Header, Laid
-from ckptd_daemon.save.slots import SlotFile
+from ckptd_daemon.save.arena import slots
+from ckptd_daemon.save.arena.budget import room_bytes
+from ckptd_daemon.save.arena.headers import Header, Laid
+from ckptd_daemon.save.arena.slots import SlotFile
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)

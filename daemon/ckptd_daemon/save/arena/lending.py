@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import anyio
 
-from ckptd_daemon.save.arena import Arena, Slot, SlotOffer
-from ckptd_daemon.save.headers import Laid
+from ckptd_daemon.save.arena.arena import Arena, Slot, SlotOffer
+from ckptd_daemon.save.arena.headers import Laid
 from ckptd_daemon.sessions import Session
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image
+from ckptd_daemon.save.commit.proof import Receipt
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.proof import Receipt
 from ckptd_proto import errors
 
 _FORMAT: Final = 1

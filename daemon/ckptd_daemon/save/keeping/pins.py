@@ -9,8 +9,8 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from ckptd_daemon.save.keeping.retention import Retention
 from ckptd_daemon.save.places import Place, step_number
-from ckptd_daemon.save.retention import Retention
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptd_daemon.save.attempts import Attempt, Checkpoint
+from ckptd_daemon.save.commit.proof import Receipt
 from ckptd_daemon.save.places import MANIFEST, Place, check_name, step_number
-from ckptd_daemon.save.proof import Receipt
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import anyio
 from anyio import to_thread
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save.allowance import Allowance, idle_s
+from ckptd_daemon.save.images.allowance import Allowance, idle_s
 
 NICE: Final = 10
 """Of a writer; its I/O comes after that of others, too (ioprio_set(2): derived from this)."""

@@ -1,0 +1,1 @@
+"""From the arena to the disk: images are written, or linked where they did not change."""

@@ -1,0 +1,1 @@
+"""What becomes of committed steps: which stay, which go, and what points at them."""
