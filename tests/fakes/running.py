@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 CKPTD = (sys.executable, "-m", "ckptd.cli")
 
@@ -14,6 +15,16 @@ def ckptd(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProces
     return subprocess.run(
         [*CKPTD, *arguments], env=dict(env), capture_output=True, text=True, timeout=50, check=False
     )
+
+
+@contextmanager
+def started(*arguments: str, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `ckptd` with *arguments* beside the block, and no longer than that."""
+    with subprocess.Popen([*CKPTD, *arguments], env=dict(env)) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def python(code: str, *, env: Mapping[str, str]) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 from fakes.daemon import Daemon
 from fakes.origin import Fault, Origin
-from fakes.running import CKPTD, ckptd
+from fakes.running import ckptd, started
 from fakes.waiting import eventually
 
 
@@ -15,14 +14,13 @@ def test_a_fetch_that_waits_for_its_origin_is_shown_with_the_reason(
     daemon: Daemon, origin: Origin
 ) -> None:
     origin.put("model", b"data").lasting = Fault.UNAVAILABLE
-    fetch = subprocess.Popen([*CKPTD, "fetch", origin.url("model?part=1")], env=daemon.env)
-    client = daemon.client()
-    (flight,) = eventually(lambda: [each for each in client.status().flights if each.reason])
-    assert (flight.object, flight.phase) == (origin.url("model?…"), "retrying")
-    assert (flight.waiters, flight.key, flight.total_bytes) == (1, "", None)
-    assert "\n    the origin answers 503" in ckptd("status", env=daemon.env).stdout
-    fetch.kill()
-    fetch.wait()
+    with started("fetch", origin.url("model?part=1"), env=daemon.env):
+        client = daemon.client()
+        (flight,) = eventually(lambda: [each for each in client.status().flights if each.reason])
+        assert (flight.object, flight.phase) == (origin.url("model?…"), "retrying")
+        assert (flight.waiters, flight.key, flight.total_bytes) == (1, "", None)
+        told = "\n    the origin answers 503"  # but while it is being asked again
+        eventually(lambda: told in ckptd("status", env=daemon.env).stdout)
 
 
 def test_a_fetch_under_way_is_shown_with_its_progress_to_people_and_to_programs(
@@ -30,18 +28,16 @@ def test_a_fetch_under_way_is_shown_with_its_progress_to_people_and_to_programs(
 ) -> None:
     origin.put("model", data)
     origin.hold(after_bytes=4 << 20)
-    fetches = [
-        subprocess.Popen([*CKPTD, "fetch", "-q", origin.url("model")], env=daemon.env)
-        for _ in range(2)
-    ]
-    client = daemon.client()
-    eventually(lambda: [each for each in client.status().flights if each.waiters == 2])
-    assert origin.held.wait(30)
-    told = ckptd("status", env=daemon.env).stdout
-    assert "MB of 41.9 MB" in told
-    assert "2 waiting" in told
-    (flight,) = json.loads(ckptd("status", "--json", env=daemon.env).stdout)["flights"]
-    origin.release()
-    assert [fetch.wait(30) for fetch in fetches] == [0, 0]
+    fetch = "fetch", "-q", origin.url("model")
+    with started(*fetch, env=daemon.env) as one, started(*fetch, env=daemon.env) as other:
+        client = daemon.client()
+        eventually(lambda: [each for each in client.status().flights if each.waiters == 2])
+        assert origin.held.wait(30)
+        told = ckptd("status", env=daemon.env).stdout
+        assert "MB of 41.9 MB" in told
+        assert "2 waiting" in told
+        (flight,) = json.loads(ckptd("status", "--json", env=daemon.env).stdout)["flights"]
+        origin.release()
+        assert [each.wait(30) for each in (one, other)] == [0, 0]
     (blob,) = client.blobs()
     assert flight["key"] == blob.key
