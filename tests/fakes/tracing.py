@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,10 +16,11 @@ KILLS = "signal=KILL"  # before the call has done anything
 
 
 @contextmanager
-def tampered(pid: int, *injections: str, on: Sequence[Path] = ()) -> Iterator[None]:
+def tampered(pid: int, *injections: str, on: Sequence[Path] = ()) -> Iterator[Callable[[], None]]:
     """While inside, *injections* befall process *pid*, on these paths if any are given.
 
-    Each is `<system calls>:<what strace injects>`.
+    Each is `<system calls>:<what strace injects>`. What is yielded pauses the process, for good:
+    a SIGSTOP that strace has not passed on yet would be lost with it.
     """
     need_programs("strace")
     calls = ",".join(injection.partition(":")[0] for injection in injections)
@@ -33,8 +36,14 @@ def tampered(pid: int, *injections: str, on: Sequence[Path] = ()) -> Iterator[No
     while "attached" not in said:  # before it, what it makes of the path
         said = tracer.stderr.readline()
         assert said, "strace did not attach"
+    told = tracer.stderr
+
+    def pause() -> None:
+        os.kill(pid, signal.SIGSTOP)
+        assert any("stopped by SIGSTOP" in line for line in told), "strace ended"
+
     try:
-        yield
+        yield pause
     finally:
         tracer.kill()
         tracer.communicate()

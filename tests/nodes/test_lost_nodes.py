@@ -88,10 +88,13 @@ def test_a_node_that_does_not_deliver_is_named_and_late_it_changes_nothing(
     two = hasty
     two.stage(0)
     late = two.daemons[1]
-    with tampered(late.pid, f"fsync:{STALLS}"):
+    with tampered(late.pid, f"fsync:{STALLS}") as pause:
         two.seal()
         two.watch(only=[0])
-        os.kill(late.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        if how == "killed":
+            os.kill(late.pid, signal.SIGKILL)
+        else:
+            pause()
     (told,) = two.told(only=[0])
     assert told["state"] == "ABORTED"
     assert f"daemon {two.names[1]} (rank 1) did not deliver step 7" in told["reason"]
