@@ -88,6 +88,18 @@ def test_what_all_ranks_staged_is_committed(world: World, tmp_path: Path) -> Non
     assert not list((tmp_path / "e" / "r" / ".attempts").iterdir())
 
 
+def test_what_is_persisted_leaves_the_page_cache_to_others(world: World, tmp_path: Path) -> None:
+    (rank,) = world(1)
+    stage([rank])
+    seal([rank])
+    assert rank.ask("watch")["state"] == "COMMITTED"
+    with (tmp_path / "e" / "r" / "step-7" / "__0_0.distcp").open("rb") as image:
+        with pytest.raises(BlockingIOError):
+            os.preadv(image.fileno(), [bytearray(SIZE // 2)], 0, os.RWF_NOWAIT)
+        assert image.read() == content("__0_0.distcp", SIZE)
+        assert os.preadv(image.fileno(), [bytearray(100)], 0, os.RWF_NOWAIT) == 100
+
+
 def test_a_rank_may_stage_while_its_last_save_persists(world: World, tmp_path: Path) -> None:
     (rank,) = world(1)
     slots = []
