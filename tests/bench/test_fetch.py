@@ -66,7 +66,9 @@ def test_a_limited_connection_is_counted_as_a_stream(here: Stage) -> None:
         assert row.problem == ""
         assert row.median("streams") > 0
         assert row.median("stream_share") > 0
-    assert [row.name for row in outcome.rows][-2:] == ["ckptd, 4 streams", "ckptd, 8 streams"]
+    names = [row.name for row in outcome.rows]
+    assert names[2:4] == ["ckptd, 4 streams", "ckptd, 8 streams"]
+    assert names[4:] == [f"the origin alone, {count} connections" for count in (4, 8, 16)]
     assert len(outcome.verdicts) == 4
 
 

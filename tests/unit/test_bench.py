@@ -82,18 +82,32 @@ def test_a_target_is_judged_against_the_best_peer_and_a_miss_is_said_as_plainly(
 
 
 @pytest.mark.parametrize(
-    ("share", "busy", "is_met"), [(0.96, 0.1, True), (0.9, 0.5, False), (0.9, 0.99, True)]
+    ("share", "busy", "carried", "is_met"),
+    [
+        (0.96, 0.1, None, True),
+        (0.9, 0.5, None, False),
+        (0.9, 0.99, None, True),  # the cores were full
+        (0.8, 0.5, 0.82, True),  # the origin itself gives no more
+        (0.7, 0.5, 0.82, False),
+    ],
 )
-def test_limited_connections_are_used_up_unless_the_cores_are(
-    share: float, busy: float, is_met: bool
+def test_limited_connections_are_used_up_unless_the_cores_or_the_origin_are(
+    share: float, busy: float, carried: float | None, is_met: bool
 ) -> None:
     ours = row("ckptd", [{"stream_share": share, "busy_share": busy}])
-    assert targets.limited(ours).is_met is is_met
+    bar = None if carried is None else row("bar", [{"stream_share": carried}])
+    assert targets.limited(ours, bar).is_met is is_met
 
 
-@pytest.mark.parametrize(("share", "is_met"), [(0.96, True), (0.9, False)])
-def test_streams_that_are_fixed_have_no_excuse(share: float, is_met: bool) -> None:
-    verdict = targets.fixed(4, share)
+@pytest.mark.parametrize(
+    ("wall_s", "bar_s", "is_met"),
+    [(10.0, None, True), (11.0, None, False), (11.0, 10.8, True), (11.0, 9.0, False)],
+)
+def test_streams_that_are_fixed_have_no_excuse_but_the_origin(
+    wall_s: float, bar_s: float | None, is_met: bool
+) -> None:
+    bar = None if bar_s is None else row("bar", [{"wall_s": bar_s}])
+    verdict = targets.fixed(4, 4 * 10 * 50_000_000, row("ckptd", [{"wall_s": wall_s}]), bar)
     assert verdict.is_met is is_met
     assert "4 streams" in verdict.text
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptd.bench.figures import OURS, Row, Verdict
+from ckptd.bench.origin import LIMIT_BYTES_S
 
 MEMORY_BYTES = 300_000_000
 REST_BYTES = 100_000_000
@@ -69,16 +70,30 @@ def memory(ours: Row) -> Verdict:
     return at_most("the daemon's RssAnon, at worst,", found / 1e6, MEMORY_BYTES / 1e6, " MB", 0)
 
 
-def fixed(streams: int, share: float) -> Verdict:
-    """Judge how much of what *streams* connections might carry came, from first call to sync."""
-    text = f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s), to be at least"
-    return Verdict(f"{text} {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE)
+def fixed(streams: int, size_bytes: int, ours: Row, bar: Row | None) -> Verdict:
+    """Judge how much of what *streams* connections might carry came, from first call to sync.
+
+    *bar* is what came over as many connections of the origin's that keep nothing.
+    """
+    most_bytes_s = streams * LIMIT_BYTES_S
+    share = size_bytes / ours.median("wall_s") / most_bytes_s
+    carried = None if bar is None else size_bytes / bar.median("wall_s") / most_bytes_s
+    return _limited(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share, carried)
 
 
-def limited(ours: Row) -> Verdict:
-    """Judge how much of what its connections might carry ckptd got."""
+def limited(ours: Row, bar: Row | None) -> Verdict:
+    """Judge how much of what its connections might carry ckptd got; *bar* as above."""
     share, busy = ours.median("stream_share"), ours.median("busy_share")
-    text = f"{share:.1%} of (streams x 50 MB/s), to be at least {LIMITED_SHARE:.0%}"
+    text = f"{share:.1%} of (streams x 50 MB/s)"
     if share < LIMITED_SHARE and busy >= FULL_SHARE:
         return Verdict(f"{text}; the cores were full ({busy:.0%} busy)", True)
-    return Verdict(text, share >= LIMITED_SHARE)
+    return _limited(text, share, None if bar is None else bar.median("stream_share"))
+
+
+def _limited(text: str, share: float, carried: float | None) -> Verdict:
+    """Ask for a share of the limit, or of what the origin itself gets through if that is less."""
+    if carried is None or carried >= 1:
+        return Verdict(f"{text}, to be at least {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE)
+    found = share / carried
+    text = f"{text}, where the origin alone reaches {carried:.1%}: {found:.1%} of that"
+    return Verdict(f"{text}, to be at least {LIMITED_SHARE:.0%}", found >= LIMITED_SHARE)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from ckptd.bench import node, targets
+from ckptd.bench.bare import Bare
 from ckptd.bench.contestants import Ckptd, Contestant, Run, checked
 from ckptd.bench.figures import OURS, Outcome, Reading
 from ckptd.bench.origin import LIMIT_BYTES_S, Door, mean_streams
@@ -19,6 +21,8 @@ from ckptd.bench.stage import Stage
 HASHED = "ckptd, sha256"
 FIXED = (4, 8)
 """Streams, of a ckptd that may have no fewer and no more: neither disk nor cores are full."""
+FREE = 16
+"""About as many as a ckptd takes that may have as many as it likes."""
 
 
 def plain(stage: Stage) -> Outcome:
@@ -46,26 +50,28 @@ def limited(stage: Stage) -> Outcome:
     psutil.cpu_times_percent()  # from here to the next call
 
     def streams(run: Run, mark: int) -> Reading:
+        if "streams" in run.reading:
+            return {}
         wall_s = run.reading["wall_s"]
         busy = 1 - psutil.cpu_times_percent().idle / 100
         found = mean_streams(stage.origin.since(mark, size_bytes), wall_s)
         share = size_bytes / wall_s / (found * LIMIT_BYTES_S)
         return {"streams": found, "stream_share": share, "busy_share": busy}
 
+    bars = [Bare(count, size_bytes) for count in (*FIXED, FREE)]
     with _fixed(stage) as fixed:
-        contestants = [*_contestants(stage), *fixed.values()]
+        contestants = [*_contestants(stage), *fixed.values(), *bars]
         rows = race(stage, "limited", stage.origin.limited, names, contestants, streams)
     title = f"one object of {_size(size_bytes)}, 50 MB/s per connection"
-    outcome = Outcome("limited", title, "wall_s", rows, missing=stage.missing)
-    if (ours := outcome.row(OURS)) is None:
-        return outcome
-    verdicts = [targets.limited(ours)]
+    found = Outcome("limited", title, "wall_s", rows, missing=stage.missing)
+    if (ours := found.row(OURS)) is None:
+        return found
+    carried = {bar.connections: found.row(bar.name) for bar in bars}
+    verdicts = [targets.limited(ours, carried[FREE])]
     for count, one in fixed.items():
-        if (found := outcome.row(one.name)) is not None:
-            share = size_bytes / found.median("wall_s") / (count * LIMIT_BYTES_S)
-            verdicts.append(targets.fixed(count, share))
-    verdicts.append(targets.memory(ours))
-    return Outcome("limited", title, "wall_s", rows, tuple(verdicts), missing=stage.missing)
+        if (row := found.row(one.name)) is not None:
+            verdicts.append(targets.fixed(count, size_bytes, row, carried[count]))
+    return replace(found, verdicts=(*verdicts, targets.memory(ours)))
 
 
 @contextmanager
