@@ -107,7 +107,9 @@ def test_ranks_that_stand_by_do_not_hold_up_a_stop(
     daemon: Daemon, ours: ThroughDaemon, theirs: Rank, threads: ThreadPoolExecutor
 ) -> None:
     exchanged(threads, ours, theirs, 1)
-    eventually(lambda: standing_by() == 1)
+    daemon.kill()
+    daemon.start()
+    asked(theirs, 1)  # who stands by has come there
     daemon.stop()
     eventually(lambda: standing_by() == 0)
 
