@@ -19,6 +19,7 @@ from ckptd_daemon.fetch.fetcher import Fetcher
 from ckptd_daemon.sessions import Process, Sessions
 from fakes.origin import Origin
 from fakes.tls import TlsFront
+from fakes.waiting import until
 
 FETCH_S = 30.0  # none may take so long, whatever the origin does
 
@@ -74,7 +75,7 @@ async def clean(root: Path, *origins: Origin | TlsFront, **settings: object) -> 
         assert len(node.entries("leases")) == len(node.entries("blobs"))
         assert node.entries("trash") == node.entries("quarantine") == []
     assert open_files(root) == []
-    assert connections({origin.port for origin in origins}) == []
+    await until(lambda: not connections({origin.port for origin in origins}))  # TLS says goodbye
 
 
 def connections(ports: set[int]) -> list[str]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from anyio import to_thread
+
 T = TypeVar("T")
 
 
@@ -16,3 +18,8 @@ def eventually(condition: Callable[[], T], timeout_s: float = 15.0) -> T:
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {condition}"
         time.sleep(0.01)
     return found
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Do as `eventually`, while the loop goes on."""
+    await to_thread.run_sync(eventually, condition)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -13,13 +12,9 @@ from anyio import to_thread
 from ckptd_daemon.fetch.call import Request
 from fakes.node import fetching
 from fakes.origin import Fault, Origin
-from fakes.waiting import eventually
+from fakes.waiting import until
 
 ONE = {"streams": 1, "streams_max": 1, "stall_s": 600, "first_byte_s": 600}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    await to_thread.run_sync(eventually, condition)
 
 
 def very_long(failures: int, jitter: float) -> float:

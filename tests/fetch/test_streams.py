@@ -6,13 +6,11 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
 import pytest
-from anyio import to_thread
 
 from ckptd import errors
 from ckptd_daemon.config import Config
@@ -25,17 +23,13 @@ from fakes.node import clean, fetching
 from fakes.origin import Fault, File, Origin
 from fakes.origin.files import FIRST_BYTE
 from fakes.tls import TlsFront
-from fakes.waiting import eventually
+from fakes.waiting import until
 
 
 def ranges(origin: Origin, name: str) -> list[tuple[int, int]]:
     """What was asked of *name* as ranges with both ends: by streams."""
     asked = [body.removeprefix("bytes=").split("-") for body in origin.bodies(name) if body]
     return [(int(start), int(end) + 1) for start, end in asked if end]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    await to_thread.run_sync(eventually, condition)
 
 
 async def test_one_connection_that_dribbles_does_not_hold_up_the_end(
