@@ -70,6 +70,11 @@ class TlsFront:
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if pumps[1].done():  # what is on its way gets there
+                writer.close()
+                await writer.wait_closed()
+        except (ConnectionError, ssl.SSLError):
+            return
         finally:
             for pump in pumps:
                 pump.cancel()
