@@ -79,6 +79,11 @@ def job(root: Path, what: str, *how: str) -> Iterator[Job]:
         one.kill()
 
 
+def is_kept_at_most(arena: ckptd.values.ArenaStatus) -> bool:
+    """Say whether nobody has a slot: what is committed may lie there yet."""
+    return arena.slots == arena.idle_slots
+
+
 def loaded(daemon_socket: Path, root: Path, run: str, *, world_size: int) -> int:
     """Load all that the job saved as a world of one, and compare; return the step."""
     with ckptd.Checkpointer(
@@ -212,7 +217,7 @@ def test_a_rank_that_dies_while_it_saves_is_named_and_leaves_nothing(
         started.start(daemon.env, 2)
         assert f"rank 1 (pid {started.processes[1].pid}) died" in started.note("refused")
         started.processes[0].wait(30)
-        eventually(lambda: client.status().arena.slots == 0)
+        eventually(lambda: is_kept_at_most(client.status().arena))
         assert not client.status().attempts
         with ckptd.Checkpointer(
             started.root, experiment="e", run=what, ranks="self", socket=daemon.socket
@@ -233,7 +238,7 @@ def test_workers_forked_while_saves_are_on_their_way_hinder_nothing(
         started.processes[0].kill()
         eventually(lambda: client.status().sessions == before, timeout_s=2)
         assert all(Path(f"/proc/{pid}/exe").exists() for pid in workers)  # they notice later
-        eventually(lambda: client.status().arena.slots == 0)
+        eventually(lambda: is_kept_at_most(client.status().arena))
         assert started.kill() == [""]
 
 

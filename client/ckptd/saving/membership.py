@@ -146,7 +146,7 @@ class Membership:
         return ""
 
     def leave(self) -> None:
-        """Leave the job: its memory is given back. A daemon that is gone has forgotten us."""
+        """Leave the job; what is committed may stay in memory. A daemon that is gone has forgotten us."""
         self._has_left = True
         request = saves_pb2.LeaveRequest(job=self.job, rank=self._request.rank)
         try:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ckptd_daemon.save.arena.arena import Holder
+from ckptd_daemon.save.arena.uses import Holder
 from ckptd_daemon.save.attempts import Checkpoint, JobKey, Skipped
 from ckptd_daemon.save.gather import Exchanges, Volume
 from ckptd_daemon.save.places import Place
@@ -190,8 +190,8 @@ class Jobs:
                 self._drop(job)
 
     def _admit(self, job: Job, rank: int, session: Session, *, read_only: bool) -> None:
-        name = f"rank {rank} of {job.key.place.experiment}/{job.key.place.run}"
-        member = Member(rank, session, Holder(name), read_only)
+        holder = Holder.of(rank, job.key.place, job.key.uid)
+        member = Member(rank, session, holder, read_only)
         if rank in job.members:
             job.by_sequence.clear()  # a new process counts its saves anew
         job.members[rank] = member

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from anyio import to_thread
 
-from ckptd_daemon.save.arena.arena import Slot
 from ckptd_daemon.save.arena.headers import Header
+from ckptd_daemon.save.arena.uses import Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.commit import commit, manifests
 from ckptd_daemon.save.finisher import Finisher
@@ -30,12 +30,12 @@ async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher
             in_hand.abort(track, lost(attempt))
         elif attempt.members is not None:
             finisher.finish(track)
+        elif checkpoint := await to_thread.run_sync(outcome, attempt):
+            track.become(replace(attempt, state=State.DURABLE))  # of all ranks, or of those left
+            in_hand.commit(track, checkpoint)
         elif attempt.state is State.OPEN:
             await to_thread.run_sync(commit.discard, attempt)
             in_hand.abort(track, lost(attempt))
-        elif checkpoint := await to_thread.run_sync(outcome, attempt):
-            track.become(durable(attempt))
-            in_hand.commit(track, checkpoint)
         else:
             finisher.finish(track)
 
@@ -74,11 +74,6 @@ def lost(attempt: Attempt) -> errors.Aborted:
     return errors.Aborted(
         f"the daemon was restarted before rank {ranks} had staged step {attempt.step}; save again"
     )
-
-
-def durable(attempt: Attempt) -> Attempt:
-    """Return the staged attempt as it was just before its commit."""
-    return attempt.to(State.LOCAL).to(State.DURABLE)
 
 
 def _unsealed(attempt: Attempt) -> Attempt:

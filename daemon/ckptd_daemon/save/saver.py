@@ -14,8 +14,9 @@ from ckptd_daemon.config import Config
 from ckptd_daemon.save import jobs, places, recovery
 from ckptd_daemon.save.admission import Admission
 from ckptd_daemon.save.arena import headers
-from ckptd_daemon.save.arena.arena import Arena, Slot, SlotOffer
+from ckptd_daemon.save.arena.arena import Arena, SlotOffer
 from ckptd_daemon.save.arena.lending import Lending
+from ckptd_daemon.save.arena.uses import Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, Skipped, State, WhenFull
 from ckptd_daemon.save.commit import manifests, owner
 from ckptd_daemon.save.commit.proof import check_complete

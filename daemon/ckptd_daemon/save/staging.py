@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import anyio
 
 from ckptd_daemon.save.arena import headers
-from ckptd_daemon.save.arena.arena import GRAIN_BYTES, WASTE_MAX, Arena, Holder
+from ckptd_daemon.save.arena.arena import Arena
+from ckptd_daemon.save.arena.uses import GRAIN_BYTES, WASTE_MAX, Holder
 from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.places import IMAGES_MAX
 from ckptd_daemon.save.tracks import Reservation, Track, Tracks, ended

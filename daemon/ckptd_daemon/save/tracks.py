@@ -14,8 +14,9 @@ from typing import Final
 
 import anyio
 
-from ckptd_daemon.save.arena.arena import Arena, ArenaStatistics, Content, Slot
+from ckptd_daemon.save.arena.arena import Arena, ArenaStatistics
 from ckptd_daemon.save.arena.headers import Laid
+from ckptd_daemon.save.arena.uses import Content, Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, State
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors

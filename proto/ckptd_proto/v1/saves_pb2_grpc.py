@@ -187,7 +187,8 @@ class SavesServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Leave(self, request, context):
-        """The rank leaves its job: its idle slots are given back.
+        """The rank leaves its job. Of its slots stay, while the memory is not needed, those with what is
+        committed; the same rank of a later life of the run has them again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -377,7 +377,9 @@ class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType,
     """An image lent is not what the checkpoint's manifest vouches for: it is lent no more."""
 
     Leave: _SavesLeaveType
-    """The rank leaves its job: its idle slots are given back."""
+    """The rank leaves its job. Of its slots stay, while the memory is not needed, those with what is
+    committed; the same rank of a later life of the run has them again.
+    """
 
 SavesAsyncStub: typing_extensions.TypeAlias = SavesStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -541,6 +543,8 @@ class SavesServicer(metaclass=abc.ABCMeta):
         request: ckptd_proto.v1.saves_pb2.LeaveRequest,
         context: _ServicerContext,
     ) -> typing.Union[ckptd_proto.v1.saves_pb2.LeaveReply, collections.abc.Awaitable[ckptd_proto.v1.saves_pb2.LeaveReply]]:
-        """The rank leaves its job: its idle slots are given back."""
+        """The rank leaves its job. Of its slots stay, while the memory is not needed, those with what is
+        committed; the same rank of a later life of the run has them again.
+        """
 
 def add_SavesServicer_to_server(servicer: SavesServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

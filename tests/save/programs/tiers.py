@@ -1,4 +1,4 @@
-"""Two ranks save two steps; the image of rank 1 in the second is damaged, and both load."""
+"""Two ranks save two steps; each copy of rank 1's image in the second is bad, and both load."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 import ckptd
+from ckptd.link.connection import Connection
+from ckptd.saving import memory
 
 root, on_corrupt = sys.argv[1:]
 rank = int(os.environ["RANK"])
@@ -16,12 +18,14 @@ mine = f"mine.{rank}"
 
 with ckptd.Checkpointer(root, experiment="e", run="r") as ckpt:
     for step in (1, 2):
-        ckpt.save({mine: torch.full((1000,), float(step)), "step": step}, step=step)
+        save = ckpt.save({mine: torch.full((1000,), float(step)), "step": step}, step=step)
+    uuid = save.result(60).uuid
 if rank == 1:
     image = Path(root, "e/r/step-2/__1_0.distcp")
     image.chmod(0o600)
     with image.open("r+b") as file:
         file.write(b"x" * image.stat().st_size)
+    memory.quarantine(Connection.open(), uuid, image.name, "so that it is not read there")
 with ckptd.Checkpointer(root, experiment="e", run="r") as ckpt:
     state = {mine: torch.zeros(1000), "step": 0}
     try:

@@ -7,82 +7,24 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save.arena import slots
-from ckptd_daemon.save.arena.budget import room_bytes
-from ckptd_daemon.save.arena.headers import Header, Laid
+from ckptd_daemon.save.arena import slots, uses
+from ckptd_daemon.save.arena.budget import is_scarce, room_bytes
+from ckptd_daemon.save.arena.headers import Header
 from ckptd_daemon.save.arena.slots import SlotFile
+from ckptd_daemon.save.arena.uses import Content, Holder, Slot, Use, grained
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
-GRAIN_BYTES: Final = 1 << 20  # so that a state whose pickled parts breathe still fits its old slot
-WASTE_MAX: Final = 2  # times as large as need be is a slot that is still used
-
-
-class _Use(Enum):
-    COMING = "coming"
-    IDLE = "idle"
-    BUSY = "busy"
-    GOING = "going"
-
-
-@dataclass(slots=True, eq=False)
-class Holder:
-    """Who slots are kept for: one rank of a job, in one process."""
-
-    name: str
-    gone: bool = False
-    """Its slots are given back as soon as they are idle."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What of a committed attempt lies in a slot."""
-
-    attempt: str
-    uid: int
-    laid: tuple[Laid, ...]
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """One slot, and what it is used for; the arena alone changes it."""
-
-    holder: Holder
-    size_bytes: int
-    use: _Use = _Use.COMING
-    file: SlotFile | None = None
-    failure: errors.CkptdError | None = None
-    purpose: str = ""
-    touched: int = 0
-    is_abandoned: bool = False
-    """Its attempt is over, and its rank may not know yet and still write."""
-    content: Content | None = None
-    """Still there after its commit, until the memory is needed."""
-    readers: int = 0
-    """While there are any, it stays what it is."""
-    settled: anyio.Event = field(default_factory=anyio.Event)
-    """It has come, or will not."""
-
-    @property
-    def is_free(self) -> bool:
-        """Nobody writes, saves or reads it."""
-        return self.use is _Use.IDLE and not self.readers
-
-    @property
-    def memory(self) -> SlotFile:
-        """The file; only slots that have come are handed out."""
-        assert self.file is not None
-        return self.file
+_LOOK_S: Final = 1.0  # between two looks at what memory the node has, while something is left here
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +63,23 @@ class Arena:
     @classmethod
     @asynccontextmanager
     async def open(cls, config: Config) -> AsyncIterator[tuple[Self, list[tuple[Slot, Header]]]]:
-        """Give an arena, and the sealed slots that an earlier daemon left in it.
+        """Give an arena, and the slots with unfinished saves that an earlier daemon left in it.
 
         At the end idle slots are given back; sealed ones stay for the next start.
         """
         directory = _directory(config)
         left, room = await anyio.to_thread.run_sync(_take_over, directory)
-        kept_bytes = sum(memory.size_bytes for memory, _ in left)
-        budget = config.arena_bytes or kept_bytes + room // 2
+        budget = config.arena_bytes or _half(left, room)
         async with anyio.create_task_group() as tasks:
             arena = cls(directory, budget, config.slots_per_rank, tasks)
-            recovered = [(arena._adopt(memory), header) for memory, header in left]
+            adopted = [(arena._adopt(memory, header), header) for memory, header in left]
+            arena._give_back(uses.surplus(arena._slots, arena._used_bytes - budget))
+            recovered = [one for one in adopted if one[0].use is Use.BUSY]
+            watch = await tasks.start(arena._yield_memory)
             try:
                 yield arena, recovered
             finally:
+                watch.cancel()
                 with anyio.CancelScope(shield=True):
                     await arena._close()
 
@@ -144,7 +89,7 @@ class Arena:
 
     def statistics(self) -> ArenaStatistics:
         """Return counts and bytes as they are now."""
-        idle = sum(slot.use is _Use.IDLE for slot in self._slots)
+        idle = sum(slot.use is Use.IDLE for slot in self._slots)
         return ArenaStatistics(self._used_bytes, self._budget_bytes, len(self._slots), idle)
 
     @property
@@ -153,16 +98,16 @@ class Arena:
 
     def check_fits(self, size_bytes: int, *, beside_bytes: int = 0) -> None:
         """Raise `ResourceExhausted` if so much can never be held, *beside_bytes* being in use."""
-        need = _grained(size_bytes) + beside_bytes
+        need = grained(size_bytes) + beside_bytes
         if need > self._budget_bytes:
             beside = f" beside {beside_bytes} of the same save" if beside_bytes else ""
             text = (
-                f"staging needs {_grained(size_bytes)} bytes{beside} and the arena in "
+                f"staging needs {grained(size_bytes)} bytes{beside} and the arena in "
                 f"{self._directory.parent} may hold {self._budget_bytes}: "
                 f"raise `arena_bytes` or the size of that filesystem"
             )
             free = max(0, self._budget_bytes - beside_bytes)
-            raise errors.ResourceExhausted(text, need_bytes=_grained(size_bytes), free_bytes=free)
+            raise errors.ResourceExhausted(text, need_bytes=grained(size_bytes), free_bytes=free)
 
     async def reserve(
         self, holder: Holder, size_bytes: int, *, purpose: str, timeout_s: float
@@ -188,36 +133,38 @@ class Arena:
     async def prepare(self, holder: Holder, size_bytes: int) -> list[Slot]:
         """Return the holder's slots once they are as many and as large as the budget allows."""
         self.check_fits(size_bytes)
-        size = _grained(size_bytes)
-        while len(self._fitting(holder, size)) < self._slots_per_rank:
+        size = grained(size_bytes)
+        self._inherit(holder, size)
+        while len(uses.fitting(self._slots, holder, size)) < self._slots_per_rank:
             if (coming := self._make_room(holder, size)) is None:
                 break
             await coming.settled.wait()
-            if coming.failure is not None and not self._fitting(holder, size):
+            if coming.failure is not None and not uses.fitting(self._slots, holder, size):
                 raise coming.failure
             if coming.failure is not None:
                 break
-        return [slot for slot in self._fitting(holder, size) if slot.use is _Use.IDLE]
+        return [slot for slot in uses.fitting(self._slots, holder, size) if slot.use is Use.IDLE]
 
     def is_full(self, holder: Holder) -> bool:
         """Say whether the holder's next slot is one that others have to give back first."""
         mine = [slot for slot in self._slots if slot.holder is holder]
-        if not mine or any(slot.use is not _Use.BUSY or slot.is_abandoned for slot in mine):
+        if not mine or any(slot.use is not Use.BUSY or slot.is_abandoned for slot in mine):
             return False
         if len(mine) >= self._slots_per_rank:
             return True
-        idle_bytes = sum(slot.size_bytes for slot in self._slots if slot.use is _Use.IDLE)
+        idle_bytes = sum(slot.size_bytes for slot in self._slots if slot.use is Use.IDLE)
         need_bytes = self._used_bytes - idle_bytes + mine[-1].size_bytes
         return need_bytes > self._budget_bytes
 
     def release(self, slot: Slot, content: Content | None = None) -> None:
-        """Take a slot back; what was sealed in it is void, and *content* may be read there yet."""
-        slot.memory.unseal()
-        slot.use, slot.purpose, slot.content = _Use.IDLE, "", content
-        self._clock += 1
-        slot.touched = self._clock
-        if slot.holder.gone:
-            self._give_back([slot])
+        """Take a slot back; what was sealed in it is void, or *content*, which may be read yet."""
+        if content is None:
+            slot.memory.unseal()
+        else:
+            slot.memory.keep()
+        slot.use, slot.purpose, slot.content = Use.IDLE, "", content
+        self._touch(slot)
+        self._give_back_useless()
         self._tell()
 
     def abandon(self, slot: Slot) -> None:
@@ -230,7 +177,7 @@ class Arena:
 
     def holding(self, attempt_id: str) -> list[Slot]:
         """Return the slots in which images of a committed attempt still lie."""
-        idle = (slot for slot in self._slots if slot.use is _Use.IDLE)
+        idle = (slot for slot in self._slots if slot.use is Use.IDLE)
         return [slot for slot in idle if slot.content and slot.content.attempt == attempt_id]
 
     @contextmanager
@@ -243,8 +190,15 @@ class Arena:
         finally:
             for slot in held:
                 slot.readers -= 1
-            self._give_back([slot for slot in held if slot.holder.gone and slot.is_free])
+            self._give_back_useless()
             self._tell()
+
+    def void(self, held: Sequence[Slot]) -> None:
+        """Have nobody read any more what is *held*."""
+        for slot in held:
+            slot.content = None
+            slot.memory.unseal()
+        self._give_back_useless()
 
     def settle(self, holder: Holder) -> None:
         """Note that the holder writes nothing now into slots of attempts that are over."""
@@ -253,23 +207,33 @@ class Arena:
             self.release(slot)
 
     def forget(self, holder: Holder) -> None:
-        """Give back what is kept for a rank that has gone."""
+        """Give back what is kept for a rank that has gone, but what is committed: it may return."""
         holder.gone = True
-        mine = [slot for slot in self._slots if slot.holder is holder]
-        self._give_back([slot for slot in mine if slot.is_free])
+        self._give_back_useless()
+        self._tell()
 
     def _take(self, holder: Holder, size_bytes: int, purpose: str) -> Slot | None:
-        size = _grained(size_bytes)
-        free = [slot for slot in self._fitting(holder, size) if slot.is_free]
+        size = grained(size_bytes)
+        self._inherit(holder, size)
+        free = [slot for slot in uses.fitting(self._slots, holder, size) if slot.is_free]
         if not free:
             return None
         slot = min(free, key=lambda slot: slot.touched)  # the newest content stays the longest
-        slot.use, slot.purpose, slot.content = _Use.BUSY, purpose, None
+        if slot.content is not None:
+            slot.memory.unseal()  # before the first byte of something else is in it
+        slot.use, slot.purpose, slot.content = Use.BUSY, purpose, None
         return slot
+
+    def _inherit(self, holder: Holder, size: int) -> None:
+        """Give *holder* what an earlier life of it has left: no page need be touched again."""
+        mine = sum(slot.holder is holder and slot.use is not Use.GOING for slot in self._slots)
+        left = uses.bequeathed(self._slots, holder, size)
+        for slot in left[: max(0, self._slots_per_rank - mine)]:
+            slot.holder = holder
 
     async def _wait_progress(self, holder: Holder, size_bytes: int) -> None:
         changed = self._changed
-        coming = self._make_room(holder, _grained(size_bytes))
+        coming = self._make_room(holder, grained(size_bytes))
         if coming is None:
             await changed.wait()
             return
@@ -277,24 +241,14 @@ class Arena:
         if coming.failure is not None:
             raise coming.failure
 
-    def _fitting(self, holder: Holder, size: int) -> list[Slot]:
-        """Return the holder's slots that a save of *size* uses: not too small, not wasteful."""
-        return [
-            slot
-            for slot in self._slots
-            if slot.holder is holder
-            and slot.use is not _Use.GOING
-            and size <= slot.size_bytes <= max(WASTE_MAX * size, GRAIN_BYTES)
-        ]
-
     def _make_room(self, holder: Holder, size: int) -> Slot | None:
         """Begin what brings a slot nearer; None if only others can, by finishing."""
-        staying = [slot for slot in self._slots if slot.use is not _Use.GOING]
+        staying = [slot for slot in self._slots if slot.use is not Use.GOING]
         mine = [slot for slot in staying if slot.holder is holder]
         for slot in mine:
-            if slot.use is _Use.COMING and slot.size_bytes >= size:
+            if slot.use is Use.COMING and slot.size_bytes >= size:
                 return slot
-        fitting = self._fitting(holder, size)
+        fitting = uses.fitting(self._slots, holder, size)
         misfits = [slot for slot in mine if slot.is_free and slot not in fitting]
         if misfits:
             self._give_back(misfits)
@@ -302,7 +256,11 @@ class Arena:
             return None
         staying_bytes = sum(slot.size_bytes for slot in staying if slot not in misfits)
         if staying_bytes + size > self._budget_bytes:
-            self._give_back(self._evictable(staying_bytes + size - self._budget_bytes))
+            if (left := uses.ownerless(self._slots, holder, size)) is not None:
+                left.holder = holder
+                return left
+            need_bytes = staying_bytes + size - self._budget_bytes
+            self._give_back(uses.evictable(self._slots, need_bytes))
         if self._used_bytes + size > self._budget_bytes:
             return None
         slot = Slot(holder, size)
@@ -310,40 +268,53 @@ class Arena:
         self._tasks.start_soon(self._create, slot)
         return slot
 
-    def _evictable(self, need_bytes: int) -> list[Slot]:
-        """Return the longest idle slots that together free *need_bytes*, or none."""
-        idle = (slot for slot in self._slots if slot.is_free)
-        chosen: list[Slot] = []
-        for slot in sorted(idle, key=lambda slot: slot.touched):
-            if need_bytes <= 0:
-                break
-            chosen.append(slot)
-            need_bytes -= slot.size_bytes
-        return chosen if need_bytes <= 0 else []
-
-    def _adopt(self, memory: SlotFile) -> Slot:
-        slot = Slot(Holder("an earlier daemon's rank", gone=True), memory.size_bytes, _Use.BUSY)
-        slot.file = memory
+    def _adopt(self, memory: SlotFile, header: Header) -> Slot:
+        attempt = header.attempt
+        holder = Holder.of(header.rank, attempt.job.place, attempt.job.uid, gone=True)
+        slot = Slot(holder, memory.size_bytes, Use.BUSY, memory)
+        if header.is_kept:
+            slot.use = Use.IDLE
+            slot.content = Content(attempt.id, attempt.job.uid, header.laid)
+        slot.settled.set()
+        self._touch(slot)
         self._slots.append(slot)
         return slot
+
+    def _touch(self, slot: Slot) -> None:
+        self._clock += 1
+        slot.touched = self._clock
 
     async def _create(self, slot: Slot) -> None:
         try:
             slot.file = await anyio.to_thread.run_sync(
                 _create_within_room, self._directory, slot.size_bytes
             )
-            slot.use = _Use.IDLE
+            slot.use = Use.IDLE
         except errors.CkptdError as failure:
             slot.failure = failure
             self._slots.remove(slot)
         slot.settled.set()
-        if slot.file is not None and slot.holder.gone:
-            self._give_back([slot])
+        self._give_back_useless()
         self._tell()
+
+    def _give_back_useless(self) -> None:
+        self._give_back([slot for slot in self._slots if slot.is_useless])
+
+    async def _yield_memory(self, *, task_status: TaskStatus[anyio.CancelScope]) -> None:
+        """Give back what nobody holds when the node runs short: everything is in files as well."""
+        with anyio.CancelScope() as scope:
+            task_status.started(scope)
+            while True:
+                while not (left := [slot for slot in self._slots if slot.is_left]):
+                    await self._changed.wait()
+                if await anyio.to_thread.run_sync(is_scarce):
+                    logger.info("giving %d slots back, as memory is scarce", len(left))
+                    self._give_back(slot for slot in left if slot.is_left)
+                await anyio.sleep(_LOOK_S)
 
     def _give_back(self, idle: Iterable[Slot]) -> None:
         for slot in idle:
-            slot.use = _Use.GOING
+            slot.use = Use.GOING
             self._tasks.start_soon(self._destroy, slot)
 
     async def _destroy(self, slot: Slot) -> None:
@@ -353,9 +324,9 @@ class Arena:
 
     async def _close(self) -> None:
         for slot in self._slots:
-            if slot.use is _Use.IDLE:
+            if slot.use is Use.IDLE:
                 await anyio.to_thread.run_sync(slot.memory.destroy)
-            elif slot.use is _Use.BUSY:
+            elif slot.use is Use.BUSY:
                 slot.memory.close()
         await anyio.to_thread.run_sync(_remove_if_empty, self._directory)
 
@@ -364,13 +335,16 @@ class Arena:
         self._changed = anyio.Event()
 
 
-def _grained(size_bytes: int) -> int:
-    return -(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES
-
-
 def _directory(config: Config) -> Path:
     key = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:16]
     return config.arena_dir / f"ckptd-{os.geteuid()}-{key}"
+
+
+def _half(left: Sequence[tuple[SlotFile, Header]], room: int) -> int:
+    """Return half of what would be free without what can be given back, and what cannot."""
+    kept_bytes = sum(memory.size_bytes for memory, header in left if header.is_kept)
+    sealed_bytes = sum(memory.size_bytes for memory, header in left if not header.is_kept)
+    return sealed_bytes + (room + kept_bytes) // 2
 
 
 def _take_over(directory: Path) -> tuple[list[tuple[SlotFile, Header]], int]:

@@ -13,27 +13,42 @@ from ckptd_daemon.store import durable
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _MEMBERSHIP: Final = Path("/proc/self/cgroup")
 _UNLIMITED_BYTES: Final = 1 << 60  # version 1 says "no limit" by a huge number
+_SCARCE_PERCENT: Final = 10
 
 
 def room_bytes(arena_dir: Path) -> int:
     """Return what can be allocated in *arena_dir* now without anything running out."""
-    limits = [durable.free_bytes(arena_dir), psutil.virtual_memory().available]
-    return max(0, min([*limits, *_cgroup_headrooms(_MEMBERSHIP.read_text())]))
+    memory = (headroom for headroom, _ in _headrooms())
+    return max(0, min([durable.free_bytes(arena_dir), *memory]))
 
 
-def _cgroup_headrooms(membership: str) -> Iterator[int]:
+def is_scarce() -> bool:
+    """Say whether the node, or a control group we are in, has less than a tenth of its memory left."""
+    return any(100 * headroom < _SCARCE_PERCENT * limit for headroom, limit in _headrooms())
+
+
+def _headrooms() -> Iterator[tuple[int, int]]:
+    """Yield what is left of each limit on memory, and the limit."""
+    memory = psutil.virtual_memory()
+    yield memory.available, memory.total
+    yield from _cgroup_headrooms(_MEMBERSHIP.read_text())
+
+
+def _cgroup_headrooms(membership: str) -> Iterator[tuple[int, int]]:
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             names = ("memory.max", "memory.current", "inactive_file")
-            yield from _headrooms(_CGROUPS, path, *names)
+            yield from _headrooms_above(_CGROUPS, path, *names)
         elif "memory" in controllers.split(","):
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            yield from _headrooms(_CGROUPS / "memory", path, *names)
+            yield from _headrooms_above(_CGROUPS / "memory", path, *names)
 
 
-def _headrooms(mount: Path, path: str, limit: str, usage: str, cache: str) -> Iterator[int]:
-    """Yield the headroom of the group and of each above it that has a limit.
+def _headrooms_above(
+    mount: Path, path: str, limit: str, usage: str, cache: str
+) -> Iterator[tuple[int, int]]:
+    """Yield headroom and limit of the group and of each above it that has one.
 
     In a container the path may be that of the host: what is visible then is the mount itself.
     """
@@ -42,7 +57,8 @@ def _headrooms(mount: Path, path: str, limit: str, usage: str, cache: str) -> It
         limit_bytes = _number(group / limit)
         used_bytes = _number(group / usage)
         if limit_bytes is not None and used_bytes is not None and limit_bytes < _UNLIMITED_BYTES:
-            yield limit_bytes - used_bytes + _statistic(group / "memory.stat", cache)
+            cache_bytes = _statistic(group / "memory.stat", cache)
+            yield limit_bytes - used_bytes + cache_bytes, limit_bytes
         group = group.parent
 
 

@@ -1,7 +1,8 @@
 """The header of an arena slot: all that a later daemon needs to finish what is staged. Pure.
 
 Layout, little-endian: magic (8 bytes), format (u32), CRC32C of the record (u32), length of the
-record (u64), the record as JSON. A slot that is not sealed starts with zeros.
+record (u64), the record as JSON. A slot that is not sealed starts with zeros; the magic of one
+whose attempt was committed since is another.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ckptd_proto import errors
 
 PAGE_BYTES: Final = 4096
 FORMAT: Final = 1
+KEPT: Final = b"CKPTKEPT"
 _MAGIC: Final = b"CKPTSLOT"
 _PREFIX: Final = struct.Struct("<8sIIQ")
 _RECORD_BYTES_MAX: Final = 64 << 20  # no sane plan is longer; garbage may say anything
@@ -46,6 +48,8 @@ class Header:
     """As the rank saw it: OPEN, without what others sealed; plan and metrics from rank 0."""
     rank: int
     laid: tuple[Laid, ...]
+    is_kept: bool = False
+    """The attempt is committed: there is nothing to finish, and something to read."""
 
 
 def padded(size_bytes: int) -> int:
@@ -113,19 +117,19 @@ def decode(data: bytes) -> Header | None:
     if len(data) < _PREFIX.size:
         return None
     magic, form, checksum, length = _PREFIX.unpack_from(data)
-    if magic != _MAGIC:
+    if magic not in (_MAGIC, KEPT):
         return None
     if form > FORMAT:
         raise NewerFormat(form)
     text = data[_PREFIX.size : _PREFIX.size + length]
     if length > _RECORD_BYTES_MAX or len(text) != length or crc32c.crc32c(text) != checksum:
         return None
-    return _header(json.loads(text))
+    return replace(_header(json.loads(text)), is_kept=magic == KEPT)
 
 
 def needed_bytes(start: bytes) -> int:
     """Return how much of a slot that begins with *start* `decode` wants to see."""
-    if len(start) < _PREFIX.size or not start.startswith(_MAGIC):
+    if len(start) < _PREFIX.size or not start.startswith((_MAGIC, KEPT)):
         return 0
     length: int = _PREFIX.unpack_from(start)[3]
     return _PREFIX.size + min(length, _RECORD_BYTES_MAX)

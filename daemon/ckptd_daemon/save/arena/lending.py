@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import anyio
 
-from ckptd_daemon.save.arena.arena import Arena, Slot, SlotOffer
+from ckptd_daemon.save.arena.arena import Arena, SlotOffer
 from ckptd_daemon.save.arena.headers import Laid
+from ckptd_daemon.save.arena.uses import Slot
 from ckptd_daemon.sessions import Session
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,7 @@ class Lending:
             and session.process.uid in (0, slot.content.uid)
             and image in {laid.image.name for laid in slot.content.laid}
         ]
-        for slot in slots:
-            slot.content = None
+        self._arena.void(slots)
         text = "pid %d found %s of attempt %s corrupt in memory: %s; it is read from files now"
         logger.error(text, pid, image, attempt_id, reason)
         return bool(slots)

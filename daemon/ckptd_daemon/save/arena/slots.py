@@ -39,6 +39,10 @@ class SlotFile:
         """Write *header*: from now on a later daemon takes the slot for full."""
         durable.pwrite_all(self.fd, memoryview(header), 0)
 
+    def keep(self) -> None:
+        """Note that what is sealed is committed: a later daemon finds it, and finishes nothing."""
+        durable.pwrite_all(self.fd, memoryview(headers.KEPT), 0)
+
     def unseal(self) -> None:
         """Make the slot one that a later daemon throws away."""
         durable.pwrite_all(self.fd, memoryview(bytes(headers.PAGE_BYTES)), 0)
@@ -84,11 +88,11 @@ def create(directory: Path, size_bytes: int) -> SlotFile:
 
 
 def survivors(directory: Path) -> Iterator[tuple[SlotFile, headers.Header]]:
-    """Yield what an earlier daemon left sealed; remove what it left unsealed.
+    """Yield what an earlier daemon left sealed, the latest last; remove what it left unsealed.
 
     A slot sealed by a newer daemon is left alone, for that one to finish.
     """
-    for path in sorted(directory.iterdir()):
+    for path in sorted(directory.iterdir(), key=lambda path: path.lstat().st_mtime_ns):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             start = os.pread(fd, headers.PAGE_BYTES, 0)

@@ -1,0 +1,155 @@
+"""Slots and what each is used for: which serve a holder, and which give way. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Self
+
+import anyio
+
+from ckptd_daemon.save.arena.headers import Laid
+from ckptd_daemon.save.arena.slots import SlotFile
+from ckptd_daemon.save.places import Place
+from ckptd_proto import errors
+
+GRAIN_BYTES: Final = 1 << 20  # so that a state whose pickled parts breathe still fits its old slot
+WASTE_MAX: Final = 2  # times as large as need be is a slot that is still used
+
+
+class Use(Enum):
+    """What a slot is doing."""
+
+    COMING = "coming"
+    IDLE = "idle"
+    BUSY = "busy"
+    GOING = "going"
+
+
+@dataclass(slots=True, eq=False)
+class Holder:
+    """Who slots are kept for: one rank of a job, in one process."""
+
+    name: str
+    """The same in every life of the run, so that each finds what the one before has left."""
+    uid: int
+    gone: bool = False
+    """Of its slots stays, while the memory is not needed, what is committed; for anybody to read."""
+
+    @classmethod
+    def of(cls, rank: int, place: Place, uid: int, *, gone: bool = False) -> Self:
+        """Return the holder for a rank of the run in *place*."""
+        return cls(f"rank {rank} of {place}", uid, gone)
+
+    def succeeds(self, other: Holder) -> bool:
+        """Say whether *other* has gone and was the same rank, in an earlier life of the run."""
+        return other.gone and (other.name, other.uid) == (self.name, self.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What of a committed attempt lies in a slot."""
+
+    attempt: str
+    uid: int
+    laid: tuple[Laid, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One slot, and what it is used for; the arena alone changes it."""
+
+    holder: Holder
+    size_bytes: int
+    use: Use = Use.COMING
+    file: SlotFile | None = None
+    failure: errors.CkptdError | None = None
+    purpose: str = ""
+    touched: int = 0
+    is_abandoned: bool = False
+    """Its attempt is over, and its rank may not know yet and still write."""
+    content: Content | None = None
+    """Still there after its commit, until the memory is needed."""
+    readers: int = 0
+    """While there are any, it stays what it is."""
+    settled: anyio.Event = field(default_factory=anyio.Event)
+    """It has come, or will not."""
+
+    @property
+    def is_free(self) -> bool:
+        """Nobody writes, saves or reads it."""
+        return self.use is Use.IDLE and not self.readers
+
+    @property
+    def is_left(self) -> bool:
+        """It is free, and whoever held it has gone."""
+        return self.is_free and self.holder.gone
+
+    @property
+    def is_useless(self) -> bool:
+        """It is left, and there is nothing to read in it."""
+        return self.is_left and self.content is None
+
+    @property
+    def memory(self) -> SlotFile:
+        """The file; only slots that have come are handed out."""
+        assert self.file is not None
+        return self.file
+
+    def serves(self, size_bytes: int) -> bool:
+        """Say whether a save of *size_bytes* uses it: not too small, not wasteful."""
+        most = max(WASTE_MAX * size_bytes, GRAIN_BYTES)
+        return self.use is not Use.GOING and size_bytes <= self.size_bytes <= most
+
+
+def grained(size_bytes: int) -> int:
+    """Return the size of the slot that is made for *size_bytes*."""
+    return -(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES
+
+
+def fitting(slots: Iterable[Slot], holder: Holder, size_bytes: int) -> list[Slot]:
+    """Return the holder's slots that a save of *size_bytes* uses."""
+    return [slot for slot in slots if slot.holder is holder and slot.serves(size_bytes)]
+
+
+def bequeathed(slots: Iterable[Slot], holder: Holder, size_bytes: int) -> list[Slot]:
+    """Return what an earlier life of the holder has left and it can use, the longest idle first."""
+    return [
+        slot
+        for slot in longest_idle(slots)
+        if holder.succeeds(slot.holder) and slot.serves(size_bytes)
+    ]
+
+
+def ownerless(slots: Iterable[Slot], holder: Holder, size_bytes: int) -> Slot | None:
+    """Return the longest idle slot that *holder* may have, as whoever held it has gone.
+
+    Never another user's: what was in there could be read.
+    """
+    for slot in longest_idle(slots):
+        if slot.is_left and slot.holder.uid == holder.uid and slot.serves(size_bytes):
+            return slot
+    return None
+
+
+def longest_idle(slots: Iterable[Slot]) -> list[Slot]:
+    """Return those that are free, the longest idle first."""
+    return sorted((slot for slot in slots if slot.is_free), key=lambda slot: slot.touched)
+
+
+def evictable(slots: Iterable[Slot], need_bytes: int) -> Sequence[Slot]:
+    """Return the longest idle slots that together free *need_bytes*, or none."""
+    chosen = surplus(slots, need_bytes)
+    return chosen if sum(slot.size_bytes for slot in chosen) >= need_bytes else ()
+
+
+def surplus(slots: Iterable[Slot], need_bytes: int) -> Sequence[Slot]:
+    """Return the longest idle slots that together free *need_bytes*, or all if that is less."""
+    chosen: list[Slot] = []
+    for slot in longest_idle(slots):
+        if need_bytes <= 0:
+            break
+        chosen.append(slot)
+        need_bytes -= slot.size_bytes
+    return chosen

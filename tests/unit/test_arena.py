@@ -1,0 +1,72 @@
+"""What the arena does of itself with memory that nobody holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ckptd_daemon.config import Config
+from ckptd_daemon.save.arena import budget, headers
+from ckptd_daemon.save.arena.arena import Arena
+from ckptd_daemon.save.arena.uses import Content, Holder, Slot
+from ckptd_daemon.save.places import Place
+
+MIB = 1 << 20
+LIMIT_BYTES = 1 << 40  # more than any machine has, so the node itself is never the tightest
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only control group there is."""
+    directory = tmp_path / "cgroup"
+    directory.mkdir()
+    membership = tmp_path / "membership"
+    membership.write_text("0::/\n")
+    monkeypatch.setattr(budget, "_CGROUPS", directory)
+    monkeypatch.setattr(budget, "_MEMBERSHIP", membership)
+    (directory / "memory.max").write_text(f"{LIMIT_BYTES}\n")
+    (directory / "memory.stat").write_text("inactive_file 0\n")
+    use(directory, share=0.5)
+    return directory
+
+
+def use(group: Path, share: float) -> None:
+    """Have processes of the group use so much of its memory."""
+    (group / "memory.current").write_text(f"{int(LIMIT_BYTES * share)}\n")
+
+
+def holder(tmp_path: Path, rank: int) -> Holder:
+    return Holder.of(rank, Place(tmp_path, "e", "r"), 0)
+
+
+async def committed(arena: Arena, holder: Holder) -> Slot:
+    """Return a slot in which something committed lies."""
+    slot = await arena.reserve(holder, MIB, purpose="a test", timeout_s=30)
+    laid, _ = headers.layout((), 1)
+    arena.release(slot, Content("attempt", 0, laid))
+    return slot
+
+
+async def test_what_is_left_goes_when_memory_is_scarce_and_what_is_held_stays(
+    tmp_path: Path, group: Path
+) -> None:
+    config = Config(state_dir=tmp_path / "state", arena_dir=tmp_path, arena_bytes=8 * MIB)
+    async with Arena.open(config) as (arena, _):
+        gone, living = holder(tmp_path, 0), holder(tmp_path, 1)
+        await committed(arena, gone)
+        arena.forget(gone)
+        await committed(arena, living)
+        assert len(arena.holding("attempt")) == 2
+        use(group, share=0.91)
+        with anyio.fail_after(30):
+            while arena.statistics().slots > 1:
+                await arena._changed.wait()
+        assert [slot.holder for slot in arena.holding("attempt")] == [living]
+
+
+@pytest.mark.parametrize(("share", "is_scarce"), [(0.89, False), (0.91, True)])
+def test_memory_is_scarce_when_a_tenth_is_left(group: Path, share: float, is_scarce: bool) -> None:
+    use(group, share)
+    assert budget.is_scarce() == is_scarce
