@@ -69,7 +69,7 @@ class StorageReader(AnyReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Fill what this rank asks for; raises `DataLoss` before a wrong byte is copied."""
+        """Fill what this rank asks for; raises `DataLoss`: what was to be filled is void."""
         source = self._source
         assert source is not None  # torch reads the metadata first
         pieces: list[Piece] = []
@@ -84,7 +84,7 @@ class StorageReader(AnyReader):
             if target.numel():
                 part = (tuple(item.storage_offsets), tuple(item.lengths))
                 pieces.append(Piece(source.tensor(item.storage_index), part, target))
-        load.fill_pieces(source.files, pieces)
+        load.fill(source.files, pieces)
         for item, target in filled:
             planner.commit_tensor(item, target)
         done: Future[None] = Future()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -76,6 +77,8 @@ class Committed:
     def open(cls, directory: Path) -> Self:
         """Return the checkpoint that is committed as *directory*."""
         images = Images.open(directory)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            images.share_all()  # no rank knows what the others of its node read
         where = str(directory / index.NAME)
         return cls(images, Index.decode(images.read(index.NAME), where=where))
 

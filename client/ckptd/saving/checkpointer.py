@@ -204,7 +204,8 @@ class Checkpointer:
             DataLoss: No copy is good; names file and chunk. *state* is to be thrown away.
         """
         self._check_usable()
-        restoring = Restoring(self._connection, self._exchange, self._catalog)
+        beside = self._run.ranks_beside
+        restoring = Restoring(self._connection, self._exchange, self._catalog, beside)
         step, uuid = self._agreed_checkpoint(which)
         return restoring.load(state, step, uuid, on_corrupt=on_corrupt)
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ckptd.link.connection import Connection, Stubs
-from ckptd.tensors.cursors import Copy
+from ckptd.tensors.copies import Copy
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ from ckptd.saving.exchange import Exchange, settle
 from ckptd.tensors import index, load
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
+from ckptd.tensors.load import Piece
 from ckptd.tensors.restore import Restore
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
@@ -24,10 +26,18 @@ logger = logging.getLogger(__name__)
 class Restoring:
     """Fills the state of every rank from one checkpoint."""
 
-    def __init__(self, connection: Connection, exchange: Exchange, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        exchange: Exchange,
+        catalog: Catalog,
+        beside: Sequence[int],
+    ) -> None:
+        """*beside* are the ranks of this node, this one among them."""
         self._connection = connection
         self._exchange = exchange
         self._catalog = catalog
+        self._beside = beside
 
     def load(self, state: dict[str, Any], step: int, uuid: str, *, on_corrupt: str) -> Checkpoint:
         """Fill *state* from *step*, or from the newest good one before it if *on_corrupt* says so.
@@ -52,18 +62,30 @@ class Restoring:
 
     def _load(self, state: dict[str, Any], step: int, uuid: str) -> Checkpoint:
         with ExitStack() as stack:
-            found: list[tuple[Checkpoint, Images, Restore]] = []
+            found: list[tuple[Checkpoint, Images, Restore, list[Piece]]] = []
 
-            def look() -> None:
+            def look() -> dict[str, Any]:
                 checkpoint = self._catalog.find(step)
                 images = stack.enter_context(self._images(checkpoint, uuid))
-                found.append((checkpoint, images, _asked(state, checkpoint, images)))
+                restore = _asked(state, checkpoint, images)
+                pieces = load.pieces(restore.wishes)
+                found.append((checkpoint, images, restore, pieces))
+                return {"chunks": _chunks(images, pieces)}
 
-            self._alike(look)  # nothing is changed unless every rank can load
-            (checkpoint, images, restore) = found[0]
-            self._alike(lambda: load.fill(images, restore.wishes))
+            said = self._alike(look)  # nothing is changed unless every rank can load
+            (checkpoint, images, restore, pieces) = found[0]
+            place = self._share(images, said)
+            self._alike(lambda: load.fill(images, pieces, place=place))
             self._alike(restore.finish)
             return checkpoint
+
+    def _share(self, images: Images, said: Sequence[dict[str, Any]]) -> tuple[int, int]:
+        """Have what several ranks here read come from the disk once; return this one's place."""
+        shared = wanted_by_several([said[rank]["chunks"] for rank in self._beside])
+        images.share(shared)
+        if not any(shared.values()):
+            return 0, 1
+        return self._beside.index(self._exchange.rank), len(self._beside)
 
     @contextmanager
     def _images(self, checkpoint: Checkpoint, uuid: str) -> Iterator[Images]:
@@ -75,17 +97,19 @@ class Restoring:
     def _quarantine(self, uuid: str) -> Callable[[str, str], None]:
         return lambda image, why: memory.quarantine(self._connection, uuid, image, why)
 
-    def _alike(self, act: Callable[[], None]) -> None:
-        """Do it on every rank; raises `DataLoss` on all if it is all that some of them met."""
+    def _alike(self, act: Callable[[], dict[str, Any] | None]) -> list[dict[str, Any]]:
+        """Do it on every rank, and return what each says of it.
+
+        Raises `DataLoss` on all if it is all that some of them met.
+        """
         mine: list[errors.DataLoss] = []
 
         def attempt() -> dict[str, Any]:
             try:
-                act()
+                return act() or {}
             except errors.DataLoss as failure:
                 mine.append(failure)
                 return {"lost": str(failure)}
-            return {}
 
         said = settle(self._exchange, attempt)
         if mine:
@@ -93,6 +117,7 @@ class Restoring:
         for rank, each in enumerate(said):
             if "lost" in each:
                 raise errors.DataLoss(f"rank {rank}: {each['lost']}")
+        return said
 
     def _agreed_before(self, step: int) -> tuple[int, str] | None:
         """Return step and uuid of the last checkpoint before *step*, as rank 0 sees it."""
@@ -105,6 +130,24 @@ class Restoring:
 
         chosen = settle(self._exchange, choose)[0]
         return (chosen["step"], chosen["uuid"]) if chosen else None
+
+
+def _chunks(images: Images, pieces: Sequence[Piece]) -> dict[str, str]:
+    """Return which chunks of each image are to be read, as JSON can say it."""
+    found = load.wanted_chunks(pieces, lambda name: images.sums(name).chunk_bytes)
+    return {name: f"{chunks:x}" for name, chunks in found.items()}
+
+
+def wanted_by_several(wanted: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """Return which chunks of each image more than one rank wants: bit n is chunk n. Pure."""
+    once: dict[str, int] = defaultdict(int)
+    again: dict[str, int] = defaultdict(int)
+    for of_rank in wanted:
+        for name, text in of_rank.items():
+            chunks = int(text, 16)
+            again[name] |= once[name] & chunks
+            once[name] |= chunks
+    return again
 
 
 def _asked(state: dict[str, Any], checkpoint: Checkpoint, images: Images) -> Restore:

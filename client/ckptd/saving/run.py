@@ -50,6 +50,11 @@ class Run:
         return self._member.place
 
     @property
+    def ranks_beside(self) -> list[int]:
+        """The ranks of this node, this one among them, rising."""
+        return self._member.ranks_beside
+
+    @property
     def saves_in_flight(self) -> int:
         """How many saves are staged and not committed."""
         return sum(not save.done() for save in self._saves)

@@ -1,60 +1,25 @@
-"""One image, read by one thread from the best copy there is, each chunk checked where it arrives."""
+"""One image, read by one thread from the best copy there is, each chunk checked as it arrives."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Final
 
 from crc32c import crc32c
 
+from ckptd.tensors.copies import PAGE_BYTES, Copy, File
 from ckptd_proto import errors
 
-_LARGE_BYTES = 64 << 10
+_BLOCK_BYTES: Final = 512 << 10
+"""Summed as soon as they are read, while they lie in a core's own cache."""
+_LARGE_BYTES: Final = 64 << 10
+"""What is smaller is not worth a read of its own."""
 
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """An image in memory: a part of an open file of it."""
-
-    fd: int
-    offset: int
-
-    def read(self, target: memoryview, start: int) -> None:
-        """Fill *target*; raises `DataLoss` if there is less."""
-        if _read_all(self.fd, target, self.offset + start) < len(target):
-            raise errors.DataLoss("its memory was given back")
-
-
-class File:
-    """An image's file, opened when it is needed."""
-
-    def __init__(self, path: Path, opened: Callable[[], int]) -> None:
-        self.path = path
-        self._opened = opened
-        self._fd = -1
-
-    def read(self, target: memoryview, start: int) -> None:
-        """Fill *target* with the bytes at *start*; raises `DataLoss` and why it cannot be read."""
-        try:
-            if self._fd < 0:
-                self._fd = self._opened()
-            count = _read_all(self._fd, target, start)
-        except FileNotFoundError as error:
-            raise errors.DataLoss(f"{self.path} is missing; load another step") from error
-        except OSError as error:
-            raise unreadable(self.path, error) from error
-        if count < len(target):
-            text = f"{self.path} is cut off at byte {start + count}; load another step"
-            raise errors.DataLoss(text)
-
-    def close(self) -> None:
-        """Close it, if it was opened."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+Part = tuple[int, memoryview]
+"""Where bytes of an image begin, and where they go."""
 
 
 class Sums:
@@ -70,101 +35,154 @@ class Sums:
         start = chunk * self.chunk_bytes
         return start, min(start + self.chunk_bytes, self.size_bytes)
 
-    def matches(self, chunk: int, data: memoryview) -> bool:
-        """Say whether *data* is what was written as *chunk*."""
-        return chunk < len(self._crcs) and crc32c(data) == self._crcs[chunk]
+    def matches(self, chunk: int, crc: int) -> bool:
+        """Say whether *crc* is that of what was written as *chunk*."""
+        return chunk < len(self._crcs) and crc == self._crcs[chunk]
 
 
 class Cursor:
-    """Reads one image; keeps the chunk it read last, for the small pieces that share it."""
+    """Reads one image; nothing that it has not compared with its sums counts as read."""
 
     def __init__(
-        self, sums: Sums, file: File, memory: Copy | None, on_corrupt: Callable[[str], None]
+        self,
+        sums: Sums,
+        file: File,
+        memory: Copy | None,
+        on_corrupt: Callable[[str], None],
+        shared: int = 0,
     ) -> None:
-        """Read from *memory*, if given, until it proves bad: then *on_corrupt* hears why."""
+        """Read from *memory*, if given, until it proves bad: then *on_corrupt* hears why.
+
+        Bit n of *shared* is set if other processes here read chunk n, too.
+        """
         self._sums = sums
         self._file = file
         self._memory = memory
         self._on_corrupt = on_corrupt
-        self._scratch = memoryview(b"")
-        self._scratch_chunk = -1
+        self._shared = shared
+        self._scratch: memoryview | None = None
 
     def read_into(self, target: memoryview, offset: int) -> None:
-        """Fill *target* with the bytes at *offset*; raises `DataLoss`, naming file and chunk."""
-        end = offset + len(target)
-        if end > self._sums.size_bytes:
-            where = f"{self._file.path} ends at {self._sums.size_bytes}"
-            raise errors.DataLoss(f"{where}, before {end}; load another step")
-        at = offset
-        while at < end:
-            chunk = at // self._sums.chunk_bytes
-            start, stop = self._sums.bounds(chunk)
-            until = min(stop, end)
-            # by way of a chunk that stays in the cache: only what is checked gets into the target
-            _move(target[at - offset : until - offset], self._chunk(chunk)[at - start :])
-            at = until
+        """Fill *target* with the bytes at *offset*; as `fill`."""
+        self.fill([(offset, target)])
 
-    def _chunk(self, chunk: int) -> memoryview:
-        if chunk != self._scratch_chunk:
-            start, stop = self._sums.bounds(chunk)
-            self._scratch_chunk = -1
-            if len(self._scratch) < stop - start:
-                self._scratch = memoryview(bytearray(self._sums.chunk_bytes))
-            self._read_chunk(chunk, self._scratch[: stop - start])
-            self._scratch_chunk = chunk
-        return self._scratch
+    def fill(self, parts: Sequence[Part]) -> None:
+        """Fill each target; raises `DataLoss`, naming file and chunk: then all of them are void."""
+        for offset, target in parts:
+            if (end := offset + len(target)) > self._sums.size_bytes:
+                where = f"{self._file.path} ends at {self._sums.size_bytes}"
+                raise errors.DataLoss(f"{where}, before {end}; load another step")
+        cut = [piece for part in parts for piece in self._cut(part)]
+        cut.sort(key=lambda piece: piece[0])
+        for chunk, pieces in groupby(cut, key=lambda piece: piece[0] // self._sums.chunk_bytes):
+            self._fill(chunk, list(pieces))
 
-    def _read_chunk(self, chunk: int, target: memoryview) -> None:
-        start, stop = self._sums.bounds(chunk)
-        if self._memory is not None and not self._read_memory(chunk, target, self._memory):
+    def _cut(self, part: Part) -> Iterator[Part]:
+        """Yield *part*, cut where chunks end."""
+        at, target = part
+        while target:
+            _, stop = self._sums.bounds(at // self._sums.chunk_bytes)
+            length = min(stop - at, len(target))
+            yield at, target[:length]
+            at, target = at + length, target[length:]
+
+    def _fill(self, chunk: int, pieces: list[Part]) -> None:
+        if self._memory is not None and not self._fill_from_memory(chunk, pieces, self._memory):
             self._memory = None
-        if self._memory is not None:
-            return
-        self._file.read(target, start)
-        if not self._sums.matches(chunk, target):
+        if self._memory is None and not self._fill_from_file(chunk, pieces):
+            start, stop = self._sums.bounds(chunk)
             text = (
                 f"{self._file.path} is corrupt in chunk {chunk} (bytes {start} to {stop}): its"
                 " CRC32C is not the one that was saved; load another step"
             )
             raise errors.DataLoss(text)
 
-    def _read_memory(self, chunk: int, target: memoryview, memory: Copy) -> bool:
-        """Fill *target*; say whether it is what was saved."""
+    def _fill_from_memory(self, chunk: int, pieces: list[Part], memory: Copy) -> bool:
+        """Fill the pieces; say whether it is what was saved."""
         start, stop = self._sums.bounds(chunk)
         try:
-            memory.read(target, start)
+            is_good = self._fill_through(memory.read, chunk, pieces)
         except (errors.DataLoss, OSError) as error:
             self._on_corrupt(str(error))
             return False
-        if not self._sums.matches(chunk, target):
+        if not is_good:
             self._on_corrupt(f"the CRC32C of chunk {chunk} (bytes {start} to {stop}) is another")
+        return is_good
+
+    def _fill_from_file(self, chunk: int, pieces: list[Part]) -> bool:
+        """Fill the pieces; say whether it is what was saved.
+
+        Past the page cache, unless the chunk lies there already, or is to: for others.
+        """
+        start, stop = self._sums.bounds(chunk)
+        is_shared = bool(self._shared >> chunk & 1)
+        if is_shared or start % PAGE_BYTES or self._file.is_near(start, stop - start):
+            self._file.bring(start, stop - start)
+            return self._fill_through(self._file.read, chunk, pieces)
+        pages = self._pages()
+        self._file.read_past(pages, stop - start, start)
+        return self._move(chunk, pages[: stop - start], pieces)
+
+    def _fill_through(
+        self, read: Callable[[memoryview, int], None], chunk: int, pieces: list[Part]
+    ) -> bool:
+        """Fill the pieces by *read*, one pass over all bytes, if they are few; say as above.
+
+        What is wrong lies in the targets then, and is read again, or void.
+        """
+        start, stop = self._sums.bounds(chunk)
+        segments = self._segments(chunk, pieces)
+        if segments is None:
+            data = self._pages()[: stop - start]
+            read(data, start)
+            return self._move(chunk, data, pieces)
+        crc = 0
+        for at, segment in segments:
+            for done in range(0, len(segment), _BLOCK_BYTES):
+                block = segment[done : done + _BLOCK_BYTES]
+                read(block, at + done)
+                crc = crc32c(block, crc)
+        return self._sums.matches(chunk, crc)
+
+    def _segments(self, chunk: int, pieces: list[Part]) -> list[Part] | None:
+        """Return where all bytes of the chunk go, what nobody wants to memory of our own.
+
+        None if that is many small steps, or two want the same bytes.
+        """
+        at, stop = self._sums.bounds(chunk)
+        segments: list[Part] = []
+        for start, target in pieces:
+            if start < at or len(target) < _LARGE_BYTES:
+                return None
+            if start > at:
+                segments.append((at, self._pages()[: start - at]))
+            segments.append((start, target))
+            at = start + len(target)
+        if at < stop:
+            segments.append((at, self._pages()[: stop - at]))
+        return segments
+
+    def _move(self, chunk: int, data: memoryview, pieces: list[Part]) -> bool:
+        """Fill the pieces from the *data* of the chunk if that is what was saved; say whether."""
+        if not self._sums.matches(chunk, crc32c(data)):
             return False
+        first, _ = self._sums.bounds(chunk)
+        for start, target in pieces:
+            _copy(target, data[start - first :])
         return True
 
+    def _pages(self) -> memoryview:
+        """Return whole pages for a chunk."""
+        if self._scratch is None:
+            size = -(-self._sums.chunk_bytes // PAGE_BYTES) * PAGE_BYTES
+            self._scratch = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
+        return self._scratch
 
-def _move(target: memoryview, source: memoryview) -> None:
+
+def _copy(target: memoryview, source: memoryview) -> None:
     """Fill *target* from the start of *source*; other threads run meanwhile if it is large."""
     if len(target) < _LARGE_BYTES:
         target[:] = source[: len(target)]
         return
     to, of = (ctypes.c_char.from_buffer(memory) for memory in (target, source))
     ctypes.memmove(ctypes.addressof(to), ctypes.addressof(of), len(target))
-
-
-def _read_all(fd: int, target: memoryview, start: int) -> int:
-    """Fill *target* and return how much there was."""
-    done = 0
-    while done < len(target):
-        count = os.preadv(fd, [target[done:]], start + done)
-        if count == 0:
-            break
-        done += count
-    return done
-
-
-def unreadable(path: Path, error: OSError) -> errors.CkptdError:
-    """Return why *path* cannot be read, as our error."""
-    if isinstance(error, PermissionError):
-        text = f"this process may not read {path}: give it the right, or load as another user"
-        return errors.PermissionDenied(text)
-    return errors.Unavailable(f"cannot read {path} ({error}); try again or load another step")

@@ -13,7 +13,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from ckptd.tensors.cursors import Copy, Cursor, File, Sums, unreadable
+from ckptd.tensors.copies import Copy, File, unreadable
+from ckptd.tensors.cursors import Cursor, Sums
 from ckptd_proto import errors
 
 _MANIFEST = "manifest.json"
@@ -35,6 +36,7 @@ class Images:
         self._sums: dict[str, Sums] = {}
         self._memory: dict[str, Copy] = {}
         self._on_corrupt: Callable[[str, str], None] | None = None
+        self._shared: Mapping[str, int] = {}
 
     @classmethod
     def open(cls, directory: Path, uuid: str | None = None) -> Self:
@@ -65,6 +67,14 @@ class Images:
         self._memory = dict(memory)
         self._on_corrupt = on_corrupt
 
+    def share(self, shared: Mapping[str, int]) -> None:
+        """Leave in the page cache what other processes here read, too: bit n is chunk n, by image."""
+        self._shared = shared
+
+    def share_all(self) -> None:
+        """Leave everything that is read in the page cache: others may read the same."""
+        self._shared = dict.fromkeys(self._images, -1)  # every bit is set
+
     def read(self, name: str) -> bytes:
         """Return a whole image."""
         sums = self.sums(name)
@@ -79,7 +89,8 @@ class Images:
         sums = self.sums(name)
         file = File(self._directory / name, lambda: self._held.open(name))
         with closing(file):
-            yield Cursor(sums, file, self._memory.get(name), lambda why: self._discard(name, why))
+            memory, shared = self._memory.get(name), self._shared.get(name, 0)
+            yield Cursor(sums, file, memory, lambda why: self._discard(name, why), shared)
 
     def _discard(self, name: str, why: str) -> None:
         """Read *name* in memory no more; of several threads that find out one tells."""

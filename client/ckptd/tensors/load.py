@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from ckptd.tensors.index import Chunk, Index, TensorInfo
 from ckptd.tensors.local import chunks
 from ckptd_proto import errors
 
-_BATCH_BYTES = 64 << 20
-_THREADS_MAX = 4
+_BATCH_BYTES = 32 << 20
+_THREADS = 4
+"""However few cores there are: a disk wants several reads at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,9 @@ class Reader(Protocol):
     def read_into(self, target: memoryview, offset: int, /) -> None:
         """Fill *target* with the bytes at *offset*."""
 
+    def fill(self, parts: Sequence[tuple[int, memoryview]], /) -> None:
+        """Fill each target with the bytes at its offset, which rise."""
+
 
 class Files(Protocol):
     """The files of a checkpoint, wherever they are: all bytes that are loaded come from here."""
@@ -129,16 +133,32 @@ def read_object(images: Images, found: Index, name: str) -> Any:
         raise errors.DataLoss(text) from error
 
 
-def fill(files: Files, wishes: Iterable[Wish]) -> None:
-    """Copy what is saved into each target; raises `DataLoss` before a wrong byte is copied."""
-    fill_pieces(files, (piece for wish in wishes for piece in _pieces(wish)))
+def pieces(wishes: Iterable[Wish]) -> list[Piece]:
+    """Return what has to be copied; raises `DataLoss` if the index lacks some of it."""
+    return [piece for wish in wishes for piece in _pieces(wish)]
 
 
-def fill_pieces(files: Files, pieces: Iterable[Piece]) -> None:
-    """Copy what is saved into the target of each piece, none of them empty."""
-    batches = list(_batches(sorted(pieces, key=lambda piece: piece.byte_range)))
+def wanted_chunks(wanted: Iterable[Piece], chunk_bytes: Callable[[str], int]) -> Mapping[str, int]:
+    """Return which chunks of each image the pieces lie in: bit n is chunk n."""
+    found: dict[str, int] = defaultdict(int)
+    for piece in wanted:
+        name, start, end = piece.byte_range
+        first, last = start // chunk_bytes(name), (end - 1) // chunk_bytes(name)
+        found[name] |= (1 << last + 1) - (1 << first)
+    return found
+
+
+def fill(files: Files, wanted: Iterable[Piece], *, place: tuple[int, int] = (0, 1)) -> None:
+    """Copy what is saved into the target of each piece, none of them empty.
+
+    Where *place* says that this is one of several who read the same, each begins elsewhere, and
+    finds in the page cache what others have read by then. Raises `DataLoss`: all targets are void.
+    """
+    batches = list(_batches(sorted(wanted, key=lambda piece: piece.byte_range)))
+    first = len(batches) * place[0] // place[1]
+    batches = [*batches[first:], *batches[:first]]
     mode = torch.is_inference_mode_enabled()
-    threads = max(1, min(_THREADS_MAX, os.cpu_count() or 1, len(batches)))
+    threads = max(1, min(_THREADS, len(batches)))
     with ThreadPoolExecutor(threads, thread_name_prefix="ckptd-load") as pool:
         copies = [pool.submit(_copy, files, file, batch, mode) for file, batch in batches]
         try:
@@ -205,16 +225,20 @@ def _batches(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
 def _copy(files: Files, file: str, batch: list[Piece], is_inference: bool) -> None:
     """Copy on a thread of its own, in the *is_inference* mode of the thread that loads."""
     with files.cursor(file) as cursor, torch.inference_mode(is_inference), torch.no_grad():
+        parts: list[tuple[int, memoryview]] = []
+        copied: list[tuple[Piece, torch.Tensor]] = []
         for piece in batch:
             _, start, end = piece.byte_range
-            if (memory := piece.memory()) is not None:
-                cursor.read_into(memory, start)
-                if not piece.target.is_inference():
-                    increment_version(piece.target)  # torch has not seen this write
-                continue
-            data = torch.empty(end - start, dtype=torch.uint8, device="cpu")
-            scratch: Any = data.numpy()
-            cursor.read_into(memoryview(scratch), start)
+            if (memory := piece.memory()) is None:
+                data = torch.empty(end - start, dtype=torch.uint8, device="cpu")
+                scratch: Any = data.numpy()
+                memory = memoryview(scratch)
+                copied.append((piece, data))
+            elif not piece.target.is_inference():
+                increment_version(piece.target)  # torch does not see this write
+            parts.append((start, memory))
+        cursor.fill(parts)
+        for piece, data in copied:
             piece.copy(data)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class PlainCursor:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+
+    def fill(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """Fill each target with the bytes at its offset; as `read_into`."""
+        for offset, target in parts:
+            self.read_into(target, offset)
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill *target* with the bytes at *offset*; raises `DataLoss` if the file ends before."""
