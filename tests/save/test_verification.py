@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,19 @@ import torch
 
 import ckptd
 from ckptd.saving.verification import verify
-from fakes.daemon import Daemon
+from fakes.daemon import Daemon, arena_of
 from fakes.running import ckptd as run_ckptd
 
 IMAGE = "__0_0.distcp"
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A step that its daemon has in memory, and a copy of it."""
+
+    daemon: Daemon
+    path: Path
+    before: Path
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +162,46 @@ def test_a_copy_of_another_attempt_mends_nothing(
     manifest.write_text(manifest.read_text().replace('"attempt": "', '"attempt": "x'))
     flip(step / IMAGE, 0)
     assert run("verify", step, "--repair", "--from", other).returncode == 5
+
+
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remembered]:
+    root = tmp_path_factory.mktemp("root")
+    with Daemon(tmp_path_factory.mktemp("d")) as daemon:
+        with ckptd.Checkpointer(root, experiment="e", run="r", socket=daemon.socket) as ckpt:
+            state = {"x": torch.arange((9 << 20) // 8), "note": "hello"}
+            path = ckpt.save(state, step=7).result(timeout=60).path
+        shutil.copytree(path, root / "before")
+        yield Remembered(daemon, path, root / "before")
+
+
+def lose_image_and_sums(step: Path) -> None:
+    lose_image(step)
+    lose_sums(step)
+
+
+@pytest.mark.parametrize("damage", [damage_image, damage_metadata, lose_image_and_sums])
+def test_what_is_bad_is_mended_from_the_memory_of_the_node(
+    remembered: Remembered, damage: Callable[[Path], None]
+) -> None:
+    damage(remembered.path)
+    done = run_ckptd("verify", str(remembered.path), "--repair", env=remembered.daemon.env)
+    assert done.returncode == 0, done.stderr
+    for path in remembered.before.iterdir():
+        assert (remembered.path / path.name).read_bytes() == path.read_bytes()
+    assert len(list(remembered.path.iterdir())) == len(list(remembered.before.iterdir()))
+
+
+def test_memory_that_is_not_what_was_saved_mends_nothing(remembered: Remembered) -> None:
+    flip(remembered.path / IMAGE, 5 << 20)
+    before = (remembered.path / IMAGE).read_bytes()
+    for slot in arena_of(remembered.daemon.state_dir).glob("*.slot"):
+        with slot.open("r+b") as file:
+            file.seek(1 << 20)
+            file.write(b"x" * (slot.stat().st_size - (1 << 20)))
+    done = run_ckptd("verify", str(remembered.path), "--repair", env=remembered.daemon.env)
+    assert done.returncode == 5
+    assert (remembered.path / IMAGE).read_bytes() == before
 
 
 def test_a_file_that_another_step_links_is_replaced_and_not_changed(

@@ -21,7 +21,7 @@ _SHOWN = 5  # chunks
 
 @click.command()
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
-@click.option("--repair", is_flag=True, help="Mend what is bad from the copies.")
+@click.option("--repair", is_flag=True, help="Mend what is bad from the copies, and from memory.")
 @click.option(
     "--from",
     "copies",
@@ -35,7 +35,8 @@ def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) ->
     """Read the checkpoint PATH, or all below it, back and compare it with what was saved.
 
     Names each bad file and exits with 5. No daemon is needed. With --repair, checksums that were
-    lost are made again, and bad chunks come from the copies that --from names.
+    lost are made again, and bad chunks come from the copies that --from names, and from what the
+    daemon of this node, if one runs, still has in memory.
     """
     from ckptd.saving import verification
     from ckptd.saving.repair import repair as mended_by
@@ -44,9 +45,12 @@ def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) ->
     for directory in verification.checkpoints_below(path):
         findings = verification.verify(directory)
         mended: list[str] = []
-        if repair and not findings.is_sound:
-            mended = mended_by(findings, copies)
-            findings = verification.verify(directory)
+        while repair and not findings.is_sound:
+            more = [name for name in mended_by(findings, copies) if name not in mended]
+            mended += more
+            if not more:
+                break
+            findings = verification.verify(directory)  # what was behind it comes to light
         bad += not findings.is_sound
         click.echo(json.dumps(_fields(findings, mended)) if as_json else _words(findings, mended))
     if bad:

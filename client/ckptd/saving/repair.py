@@ -9,40 +9,56 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from crc32c import crc32c
 
-from ckptd.saving.verification import (
-    CHUNK_BYTES,
-    SUMS,
-    Fault,
-    Findings,
-    crcs,
-    read_manifest,
-    read_sums,
-)
+from ckptd.link.connection import Connection
+from ckptd.saving.memory import lent
+from ckptd.saving.verification import CHUNK_BYTES, SUMS, Fault, Findings, read_manifest
+from ckptd.tensors.copies import Copy
 from ckptd_proto import errors
+
+Source = Callable[[str, int, int], bytes]
+"""Returns so many bytes of a file, from one on; fewer, or none, where it has no more."""
 
 
 def repair(findings: Findings, copies: Sequence[Path]) -> list[str]:
     """Replace what *findings* names by what is good in *copies*; returns the names of good files.
 
-    *copies* are other directories of the same attempt; others are left alone. A file of checksums
-    is made again from its image. Raises `PermissionDenied` if this user may not write there.
+    *copies* are other directories of the same attempt; others are left alone. What this node's
+    daemon, if one runs, still has in memory is another copy. A file of checksums is made again
+    from its image. Raises `PermissionDenied` if this user may not write there.
     """
     manifest = read_manifest(findings.path)
     if isinstance(manifest, Fault):
         return []
     same = [copy for copy in copies if _is_same(copy, manifest)]
-    mend = _Mending(findings.path, same, manifest["images"])
+    with _in_memory(manifest["attempt"]) as remembered:
+        files = [partial(_read, directory) for directory in (findings.path, *same)]
+        sources = [*files, partial(_read_memory, remembered)]
+        mend = _Mending(findings.path, sources, manifest["images"])
+        try:
+            return [fault.file for fault in findings.faults if mend(fault)]
+        except PermissionError as error:
+            text = f"this user may not write in {findings.path}; run it as the daemon's user"
+            raise errors.PermissionDenied(text) from error
+
+
+@contextmanager
+def _in_memory(attempt: str) -> Iterator[Mapping[str, Copy]]:
+    """Give what the daemon that runs here has of *attempt* in memory; nothing if none runs."""
     try:
-        return [fault.file for fault in findings.faults if mend(fault)]
-    except PermissionError as error:
-        text = f"this user may not write in {findings.path}; run it as the daemon's user"
-        raise errors.PermissionDenied(text) from error
+        connection = Connection.existing()
+    except errors.CkptdError:
+        yield {}
+        return
+    with lent(connection, attempt) as images:
+        yield images
 
 
 def _is_same(copy: Path, manifest: dict[str, Any]) -> bool:
@@ -51,25 +67,25 @@ def _is_same(copy: Path, manifest: dict[str, Any]) -> bool:
 
 
 class _Mending:
-    """Makes good files of what is good in several copies."""
+    """Makes good files of what is good in several sources."""
 
-    def __init__(self, directory: Path, copies: Sequence[Path], images: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, sources: Sequence[Source], images: dict[str, Any]) -> None:
         self._directory = directory
-        self._copies = (directory, *copies)
+        self._sources = sources
         self._images = images
 
     def __call__(self, fault: Fault) -> bool:
-        """Replace the file of *fault*; False if no copy has what is missing."""
+        """Replace the file of *fault*; False if no source has what is missing."""
         name = fault.file.removesuffix(SUMS)
         if (image := self._images.get(name)) is None:
             return False  # the manifest itself
-        if fault.file != name:
-            return self._replace(fault.file, lambda file: self._write_sums(file, name, image))
-        known = [_sums_of(copy / name, image) for copy in self._copies]
-        sums = next((one for one in known if one is not None), None)
+        sums = next(self._sums(name, image), None)
         if sums is None:
             return False
-        return self._replace(name, lambda file: self._write_image(file, name, sums, image))
+        if fault.file != name:
+            return self._replace(fault.file, lambda fd: os.pwrite(fd, sums, 0) == len(sums))
+        crcs: list[int] = json.loads(sums)["crc32c"]
+        return self._replace(name, lambda fd: self._write_image(fd, name, crcs, image))
 
     def _replace(self, name: str, write: Callable[[int], bool]) -> bool:
         """Put a file of *write* in the place of *name*, which may be linked from elsewhere."""
@@ -88,19 +104,21 @@ class _Mending:
         os.close(directory)
         return True
 
-    def _write_sums(self, fd: int, name: str, image: dict[str, Any]) -> bool:
-        for copy in self._copies:
-            for data in (_read(copy / (name + SUMS)), _recomputed(copy / name)):
+    def _sums(self, name: str, image: dict[str, Any]) -> Iterator[bytes]:
+        """Yield the file of checksums that the manifest vouches for, as often as it is found."""
+        of_files = (source(name + SUMS, 0, -1) for source in self._sources)
+        recomputed = (_recomputed(source, name, image["size_bytes"]) for source in self._sources)
+        for found in (of_files, recomputed):
+            for data in found:
                 if hashlib.sha256(data).hexdigest() == image["sums_sha256"]:
-                    return os.pwrite(fd, data, 0) == len(data)
-        return False
+                    yield data
 
     def _write_image(self, fd: int, name: str, sums: list[int], image: dict[str, Any]) -> bool:
         for chunk, want in enumerate(sums):
             start = chunk * CHUNK_BYTES
             length = min(CHUNK_BYTES, image["size_bytes"] - start)
-            for copy in self._copies:
-                data = _read(copy / name, start, length)
+            for source in self._sources:
+                data = source(name, start, length)
                 if len(data) == length and crc32c(data) == want:
                     break
             else:
@@ -110,27 +128,37 @@ class _Mending:
         return True
 
 
-def _sums_of(path: Path, image: dict[str, Any]) -> list[int] | None:
-    try:
-        return read_sums(path, image)
-    except OSError:
-        return None
-
-
-def _recomputed(path: Path) -> bytes:
-    """Return the file of checksums that *path* would have been saved with."""
-    try:
-        found, size = list(crcs(path)), path.stat().st_size
-    except OSError:
-        return b""
-    record = {"format": 1, "size_bytes": size, "chunk_bytes": CHUNK_BYTES, "crc32c": found}
+def _recomputed(source: Source, name: str, size_bytes: int) -> bytes:
+    """Return the file of checksums that an image would have been saved with."""
+    starts = range(0, size_bytes, CHUNK_BYTES)
+    lengths = [min(CHUNK_BYTES, size_bytes - start) for start in starts]
+    found = [
+        crc32c(source(name, start, length)) for start, length in zip(starts, lengths, strict=True)
+    ]
+    record = {
+        "format": 1,
+        "size_bytes": size_bytes,
+        "chunk_bytes": CHUNK_BYTES,
+        "crc32c": found,
+    }
     return json.dumps(record).encode()
 
 
-def _read(path: Path, start: int = 0, length: int = -1) -> bytes:
+def _read(directory: Path, name: str, start: int, length: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with (directory / name).open("rb") as file:
             file.seek(start)
             return file.read(length)
     except OSError:
         return b""
+
+
+def _read_memory(images: Mapping[str, Copy], name: str, start: int, length: int) -> bytes:
+    data = bytearray(max(0, length))
+    if name not in images:
+        return b""
+    try:
+        images[name].read(memoryview(data), start)
+    except (errors.DataLoss, OSError):
+        return b""
+    return bytes(data)
