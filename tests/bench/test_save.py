@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from ckptd.bench.jobs import WrongError
 from ckptd.bench.saves import cases, disk, trainer
-from ckptd.bench.saves.job import Job, WrongError
+from ckptd.bench.saves.job import Job
 from ckptd.bench.saves.orders import Order
 from ckptd.bench.saves.stage import Plan, Stage, stage
 from ckptd.bench.saves.ways import WAYS

@@ -35,6 +35,7 @@ class Column:
 COLUMNS: Mapping[str, Column] = {
     "wall_s": Column("wall, s"),
     "durable_s": Column("durable, s"),
+    "restored_s": Column("restored, s"),
     "bytes_per_s": Column("GB/s", 1e9),
     "blocked_ms": Column("blocked, ms", digits=0),
     "slower_share": Column("slower, %", 0.01, 0),

@@ -26,6 +26,8 @@ _CASES = (
 )
 _PEERS = ("curl", "aria2c", "rclone", "hf_transfer", "obstore")
 _SAVE_CASES = ("steps", "loader", "quiet")
+_RESTORE_CASES = ("memory", "cold", "warm", "reshard")
+_LOADS = ("dcp-load", "torch-load")
 _WAYS = ("dcp-async", "dcp-async-kept", "dcp-process", "dcp-process-kept", "dcp-save", "torch-save")
 
 _directory_option = click.option(
@@ -140,6 +142,56 @@ def save(
         found = machine.describe(directory, [("torch", version("torch")), *here.bar.versions])
         outcomes = played.play(here, cases)
     _tell("ckptd bench save", found, outcomes, output, markdown=markdown, as_json=as_json)
+
+
+@bench.command()
+@click.option(
+    "--case", "cases", type=click.Choice(_RESTORE_CASES), multiple=True,
+    help="Only this; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--mib", type=click.IntRange(min=1), default=1024, show_default=True,
+    help="Size of the state of a rank.",
+)  # fmt: skip
+@click.option("--ranks", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=3, show_default=True,
+    help="Rounds, after one that does not count.",
+)  # fmt: skip
+@_directory_option
+@click.option("--peers", metavar="NAME,…", help=f"Of {','.join(_LOADS)}; all by default, or none.")
+@_output_option
+@_markdown_option
+@json_option
+def restore(
+    cases: tuple[str, ...],
+    mib: int,
+    ranks: int,
+    repeats: int,
+    directory: Path,
+    peers: str | None,
+    output: Path | None,
+    markdown: bool,
+    as_json: bool,
+) -> None:
+    """Race ckptd against torch.load and torch.distributed.checkpoint, from memory and disk.
+
+    Each takes turns with a job of its own, and loads what it has saved itself. Needs torch; the
+    daemons that are measured are two of its own.
+    """
+    from ckptd.bench import machine
+
+    _check_form(output, markdown=markdown, as_json=as_json)
+    _require_torch()
+    from ckptd.bench.restores import cases as played
+    from ckptd.bench.restores.stage import Plan, stage
+
+    chosen = _chosen(peers, _LOADS)
+    plan = Plan(ranks=ranks, rank_bytes=mib << 20, repeats=repeats)
+    with stage(directory, plan, chosen, _say) as here:
+        found = machine.describe(directory, [("torch", version("torch")), *here.bar.versions])
+        outcomes = played.play(here, cases)
+    _tell("ckptd bench restore", found, outcomes, output, markdown=markdown, as_json=as_json)
 
 
 def _tell(

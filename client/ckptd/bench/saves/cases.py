@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ckptd.bench.figures import OURS, Outcome, Reading, Row, order, row
-from ckptd.bench.processes import FailedError
+from ckptd.bench.figures import OURS, Outcome, Reading
 from ckptd.bench.saves import targets
-from ckptd.bench.saves.job import WrongError
 from ckptd.bench.saves.orders import Order
 from ckptd.bench.saves.stage import Stage
+from ckptd.bench.turns import take_turns
 
 _HEADLINE = "durable_s"
 
@@ -19,28 +18,16 @@ def _race(
 ) -> Outcome:
     """Have every way save in turn, over the rounds after the first, which does not count.
 
-    In the first round what was saved is read back and compared. A way that fails, or is wrong,
-    takes no further part, and its row says so.
+    In the first round what was saved is read back and compared.
     """
+
+    def play(name: str, turn: int) -> Reading:
+        if name == stage.bar.name:
+            return _bar(stage)
+        return _turn(stage, name, turn, is_training=is_training, loader=loader)
+
     names = (OURS, *stage.peers, stage.bar.name)
-    readings: dict[str, list[Reading]] = {name: [] for name in names}
-    out: dict[str, Row] = {}
-    for turn in range(stage.plan.repeats + 1):
-        for name in order(names, turn):
-            if name in out:
-                continue
-            stage.say(f"{case}: {'warm-up' if turn == 0 else f'round {turn}'}, {name}")
-            try:
-                if name == stage.bar.name:
-                    reading = _bar(stage)
-                else:
-                    reading = _turn(stage, name, turn, is_training=is_training, loader=loader)
-            except FailedError as error:
-                out[name] = Row(name, {}, str(error), is_wrong=isinstance(error, WrongError))
-                continue
-            if turn:
-                readings[name].append(reading)
-    rows = tuple(out.get(name) or row(name, readings[name]) for name in names)
+    rows = take_turns(case, names, stage.plan.repeats, play, stage.say)
     verdicts = targets.judge(rows, stage.bar.name)
     size = f"{stage.shape.ranks} ranks x {stage.shape.rank_bytes / 1e9:.2f} GB"
     return Outcome(case, f"{size}, {title}", _HEADLINE, rows, verdicts)

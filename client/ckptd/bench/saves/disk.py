@@ -1,4 +1,4 @@
-"""The bar: how fast the same disk takes the same bytes, past the page cache, with nothing else."""
+"""The bar: how fast the same disk takes, or gives, the same bytes past the page cache, alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from ckptd.bench.figures import Reading
 from ckptd.bench.processes import FailedError, version_of
 
 BLOCK_BYTES = 8 << 20
-WRITERS = 3
+THREADS = 3
 FIO_DEPTH = "8"
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Who writes."""
+    """Who writes, or reads."""
 
     name: str
     version: str
@@ -33,9 +33,21 @@ class Bar:
         """Write and sync *size_bytes* in *folder*; raises `FailedError`."""
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             path = Path(scratch, "bar")
-            return {
-                "durable_s": _by_fio(path, size_bytes) if self.is_fio else _own(path, size_bytes)
-            }
+            if self.is_fio:
+                took_s = _by_fio(path, size_bytes, "write", "--end_fsync=1")
+            else:
+                took_s = _own_write(path, size_bytes)
+        return {"durable_s": took_s}
+
+    def read(self, folder: Path, size_bytes: int) -> Reading:
+        """Read *size_bytes* that lie in a file in *folder*; raises `FailedError`."""
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            path = Path(scratch, "bar")
+            _own_write(path, size_bytes)
+            took_s = (
+                _by_fio(path, size_bytes, "read") if self.is_fio else _own_read(path, size_bytes)
+            )
+        return {"restored_s": took_s}
 
     @property
     def versions(self) -> list[tuple[str, str]]:
@@ -49,58 +61,74 @@ class Bar:
 
 
 def bar() -> Bar:
-    """Return fio if it is installed, else a writer of our own that does the same."""
+    """Return fio if it is installed, else threads of our own that do the same."""
     if shutil.which("fio") is None:
-        return Bar("direct I/O, own writer", "")
+        return Bar("direct I/O, own threads", "")
     said = subprocess.run(["fio", "--version"], capture_output=True, text=True, check=False).stdout
     return Bar("fio, direct I/O", version_of(said))
 
 
-def _by_fio(path: Path, size_bytes: int) -> float:
-    command = ["fio", "--name=bar", f"--filename={path}", "--rw=write", "--direct=1"]
+def _by_fio(path: Path, size_bytes: int, what: str, *more: str) -> float:
+    command = ["fio", "--name=bar", f"--filename={path}", f"--rw={what}", "--direct=1"]
     command += [f"--bs={BLOCK_BYTES}", f"--size={size_bytes}", "--ioengine=libaio"]
-    command += [f"--iodepth={FIO_DEPTH}", "--end_fsync=1", "--output-format=json"]
+    command += [f"--iodepth={FIO_DEPTH}", *more, "--output-format=json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FailedError(f"fio ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-    runtime_ms: float = json.loads(done.stdout)["jobs"][0]["write"]["runtime"]
+    runtime_ms: float = json.loads(done.stdout)["jobs"][0][what]["runtime"]
     return runtime_ms / 1e3
 
 
-def _own(path: Path, size_bytes: int) -> float:
+def _own_write(path: Path, size_bytes: int) -> float:
+    def write(fd: int, block: memoryview, start: int) -> None:
+        os.pwrite(fd, block, start)
+
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
     try:
-        with mmap.mmap(-1, BLOCK_BYTES) as block:
-            block.write(os.urandom(BLOCK_BYTES))
-            os.posix_fallocate(fd, 0, size_bytes)
-            began_s = time.perf_counter()
-            starts = iter(range(0, size_bytes, BLOCK_BYTES))
-            failures: list[OSError] = []
-            writers = [
-                threading.Thread(target=_write, args=(fd, block, starts, size_bytes, failures))
-                for _ in range(WRITERS)
-            ]
-            for writer in writers:
-                writer.start()
-            for writer in writers:
-                writer.join()
-            os.fsync(fd)
-            took_s = time.perf_counter() - began_s
+        os.posix_fallocate(fd, 0, size_bytes)
+        took_s = _by_threads(fd, size_bytes, write)
+        began_s = time.perf_counter()
+        os.fsync(fd)
+        return took_s + time.perf_counter() - began_s
     finally:
         os.close(fd)
-    if failures:
-        raise FailedError(f"direct writing to {path.parent} failed: {failures[0]}")
-    return took_s
 
 
-def _write(
-    fd: int, block: mmap.mmap, starts: Iterator[int], size_bytes: int, failures: list[OSError]
-) -> None:
-    view = memoryview(block)
+def _own_read(path: Path, size_bytes: int) -> float:
+    def read(fd: int, block: memoryview, start: int) -> None:
+        os.preadv(fd, [block], start)
+
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
-        for start in starts:  # an iterator over a range gives each number once, in any thread
-            os.pwrite(fd, view[: min(BLOCK_BYTES, size_bytes - start)], start)
-    except OSError as error:
-        failures.append(error)
+        return _by_threads(fd, size_bytes, read)
     finally:
-        view.release()
+        os.close(fd)
+
+
+def _by_threads(fd: int, size_bytes: int, act: Callable[[int, memoryview, int], None]) -> float:
+    """Have threads *act* on block after block, and return how long they took together."""
+    starts = iter(range(0, size_bytes, BLOCK_BYTES))
+    failures: list[OSError] = []
+
+    def work(block: mmap.mmap) -> None:
+        with memoryview(block) as view:
+            try:
+                for start in starts:  # each number comes once, whichever thread asks
+                    act(fd, view[: min(BLOCK_BYTES, size_bytes - start)], start)
+            except OSError as error:
+                failures.append(error)
+
+    noise = os.urandom(BLOCK_BYTES)
+    blocks = [mmap.mmap(-1, BLOCK_BYTES) for _ in range(THREADS)]
+    for block in blocks:
+        block.write(noise)
+    threads = [threading.Thread(target=work, args=(block,)) for block in blocks]
+    began_s = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took_s = time.perf_counter() - began_s
+    if failures:
+        raise FailedError(f"direct I/O failed: {failures[0]}")
+    return took_s

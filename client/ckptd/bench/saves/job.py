@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TextIO
 
 import psutil
 
-from ckptd.bench import processes
+from ckptd.bench import jobs, processes
 from ckptd.bench.figures import Reading
-from ckptd.bench.processes import FailedError, await_readable, last_line
+from ckptd.bench.jobs import Ranks, WrongError, cpu_s
 from ckptd.bench.saves.orders import Order, Report, Task
 
-START_S = 120.0
-LIMIT_S = 900.0
 _LOOK_S = 0.1
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -38,14 +30,10 @@ class Shape:
     loader: bool = False
 
 
-class WrongError(FailedError):
-    """What was saved is not what there was to save."""
-
-
 class Job:
     """Ranks that are ready, and whoever else works for them."""
 
-    def __init__(self, ranks: Sequence[subprocess.Popen[str]], helpers: Sequence[int]) -> None:
+    def __init__(self, ranks: Ranks, helpers: Sequence[int]) -> None:
         self._ranks = ranks
         self._helpers = helpers
         self._looked_s = 0.0
@@ -54,16 +42,12 @@ class Job:
     def save(self, order: Order) -> Reading:
         """Have all ranks save once; raises `FailedError` with what one of them said of it."""
         pids = self._pids()
-        used_s = _cpu_s(pids)
+        used_s = cpu_s(pids)
         self._most_bytes = _held_bytes(pids)
-        for rank in self._ranks:
-            assert rank.stdin is not None  # by PIPE
-            rank.stdin.write(json.dumps(asdict(order)) + "\n")
-            rank.stdin.flush()
-        reports = [self._answer(rank) for rank in self._ranks]
+        reports = [Report(**answer) for answer in self._ranks.ask(asdict(order), self._look)]
         if problems := [report.problem for report in reports if report.problem]:
             raise WrongError(problems[0])
-        used_s = _cpu_s(self._pids()) - used_s - sum(report.steps_cpu_s for report in reports)
+        used_s = cpu_s(self._pids()) - used_s - sum(report.steps_cpu_s for report in reports)
         reading = {
             "durable_s": max(report.durable_s for report in reports),
             "blocked_ms": 1e3 * max(report.blocked_s for report in reports),
@@ -75,15 +59,6 @@ class Job:
             reading["slower_share"] = mean(report.slower_share for report in reports)
         return reading
 
-    def _answer(self, rank: subprocess.Popen[str]) -> Report:
-        assert rank.stdout is not None  # by PIPE
-        line = ""
-        if await_readable(rank.stdout.fileno(), self._look, LIMIT_S):
-            line = rank.stdout.readline()
-        if not line:
-            raise FailedError("a rank ended, or did not end, without an answer")
-        return Report(**json.loads(line))
-
     def _look(self) -> None:
         """Take note of the memory, now and then: looking takes time from the ranks."""
         now = time.monotonic()
@@ -92,15 +67,7 @@ class Job:
             self._most_bytes = max(self._most_bytes, _held_bytes(self._pids()))
 
     def _pids(self) -> list[int]:
-        pids = list(self._helpers)
-        for rank in self._ranks:
-            pids.append(rank.pid)
-            pids += [child.pid for child in psutil.Process(rank.pid).children(recursive=True)]
-        return pids
-
-
-def _cpu_s(pids: Sequence[int]) -> float:
-    return sum(processes.cpu_s(pid) for pid in pids)
+        return [*self._helpers, *self._ranks.pids]
 
 
 def _held_bytes(pids: Sequence[int]) -> int:
@@ -118,53 +85,11 @@ def running(
 
     *helpers* are the processes besides that its CPU time and memory are in.
     """
-    port = _free_port()
-    with ExitStack() as stack:
-        said = stack.enter_context(tempfile.TemporaryFile("w+"))
-        try:
-            ranks = [
-                stack.enter_context(_rank(_task(way, shape, rank, port), environment, said))
-                for rank in range(shape.ranks)
-            ]
-            for rank in ranks:
-                assert rank.stdout is not None  # by PIPE
-                is_there = await_readable(rank.stdout.fileno(), lambda: None, START_S)
-                if not is_there or not rank.stdout.readline():
-                    raise FailedError("a rank did not start")
-            yield Job(ranks, helpers)
-            for rank in ranks:
-                assert rank.stdin is not None  # by PIPE
-                rank.stdin.close()
-            for rank in ranks:
-                rank.wait(LIMIT_S)
-        except FailedError as error:
-            raise type(error)(f"{error}; last words: {last_line(said)}") from error
+    port = jobs.free_port()
+    tasks = [asdict(_task(way, shape, rank, port)) for rank in range(shape.ranks)]
+    with jobs.running("ckptd.bench.saves.trainer", tasks, environment) as ranks:
+        yield Job(ranks, helpers)
 
 
 def _task(way: str, shape: Shape, rank: int, port: int) -> Task:
     return Task(way, rank, shape.ranks, port, str(shape.memory), shape.rank_bytes, shape.loader)
-
-
-@contextmanager
-def _rank(
-    task: Task, environment: Mapping[str, str], said: TextIO
-) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "ckptd.bench.saves.trainer", json.dumps(asdict(task))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=said,
-        env=environment,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()  # too late for one that has ended, right for any other
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
