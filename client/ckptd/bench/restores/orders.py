@@ -37,5 +37,7 @@ class Report:
     """What one rank saw of it."""
 
     took_s: float
+    cpu_s: float = 0.0
+    """Of this process, while it loaded."""
     problem: str = ""
     """How what was loaded differs; empty if it does not."""

@@ -77,15 +77,14 @@ class Stage:
             raise FailedError("what was saved did not stay in memory: is there too little?")
         order = Order(str(self.folder(way)), is_checked=is_checked)
         with self._job(way, ranks, daemon) as job:
-            pids = [*job.pids, *([daemon.pid] if way == OURS else [])]
             self._place(way, tier)
-            used_s = cpu_s(pids)
+            used_s = cpu_s([daemon.pid])
             reports = [Report(**answer) for answer in job.ask(asdict(order))]
-            used_s = cpu_s(pids) - used_s
+            used_s = cpu_s([daemon.pid]) - used_s if way == OURS else 0.0
         if problems := [report.problem for report in reports if report.problem]:
             raise WrongError(problems[0])
-        reading = {"restored_s": max(report.took_s for report in reports)}
-        return reading if is_checked else {**reading, "cpu_s": used_s}
+        used_s += sum(report.cpu_s for report in reports)
+        return {"restored_s": max(report.took_s for report in reports), "cpu_s": used_s}
 
     def folder(self, way: str) -> Path:
         """Return where a way has its files."""
