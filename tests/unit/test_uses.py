@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptd_daemon.save.arena import uses
-from ckptd_daemon.save.arena.uses import GRAIN_BYTES, Holder, Slot, Use
+from ckptd_daemon.save.arena.uses import GRAIN_BYTES, LEFT_MAX, Content, Holder, Slot, Use
 from ckptd_daemon.save.places import Place
 
 PLACE = Place(Path("/root"), "e", "r")
@@ -34,6 +34,16 @@ def test_what_another_rank_left_goes_to_the_same_user_only() -> None:
     newer, older = slot(rank(2, gone=True), 4), slot(rank(3, gone=True), 3)
     assert uses.ownerless([theirs, held, newer, older], rank(0), SIZE) is older
     assert uses.ownerless([theirs, held], rank(0), SIZE) is None
+
+
+def test_what_is_left_without_content_is_useless_and_so_are_the_longest_idle_of_too_many() -> None:
+    content = Content("attempt", UID, ())
+    kept = [slot(rank(n, gone=True), touched=LEFT_MAX - n) for n in range(LEFT_MAX + 2)]
+    for one in kept:
+        one.content = content
+    empty, held, read = slot(rank(0, gone=True)), slot(rank(0)), slot(rank(0, gone=True), readers=1)
+    assert uses.useless([empty, held, read, *kept]) == [empty, kept[-1], kept[-2]]
+    assert uses.useless(kept[:-2]) == []
 
 
 def test_the_longest_idle_give_way_and_none_if_that_is_not_enough() -> None:

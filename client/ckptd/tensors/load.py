@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, Self
 
@@ -62,14 +62,15 @@ class Piece:
     """Relative to the chunk."""
     target: torch.Tensor
     """Has the sizes of the part."""
+    byte_range: tuple[str, int, int] = field(init=False)
+    """The file, and the range in it that holds the part."""
 
-    @property
-    def byte_range(self) -> tuple[str, int, int]:
-        """The file, and the range in it that holds the part."""
+    def __post_init__(self) -> None:
+        """Find the range once: it is asked for often."""
         stored = self.stored
         first, last = boxes.element_span(stored.strides, self.part)
-        itemsize = stored.dtype.itemsize
-        return stored.file, stored.offset + first * itemsize, stored.offset + last * itemsize
+        start, end = (stored.offset + at * stored.dtype.itemsize for at in (first, last))
+        object.__setattr__(self, "byte_range", (stored.file, start, end))
 
     def memory(self) -> memoryview | None:
         """The target's memory if it takes the bytes of the range as they are; else None."""

@@ -298,7 +298,7 @@ class Arena:
         self._tell()
 
     def _give_back_useless(self) -> None:
-        self._give_back([slot for slot in self._slots if slot.is_useless])
+        self._give_back(uses.useless(self._slots))
 
     async def _yield_memory(self, *, task_status: TaskStatus[anyio.CancelScope]) -> None:
         """Give back what nobody holds when the node runs short: everything is in files as well."""

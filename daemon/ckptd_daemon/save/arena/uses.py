@@ -16,6 +16,8 @@ from ckptd_proto import errors
 
 GRAIN_BYTES: Final = 1 << 20  # so that a state whose pickled parts breathe still fits its old slot
 WASTE_MAX: Final = 2  # times as large as need be is a slot that is still used
+LEFT_MAX: Final = 128
+"""Slots that nobody holds, whatever their size: each costs the daemon a descriptor and a mapping."""
 
 
 class Use(Enum):
@@ -87,11 +89,6 @@ class Slot:
         return self.is_free and self.holder.gone
 
     @property
-    def is_useless(self) -> bool:
-        """It is left, and there is nothing to read in it."""
-        return self.is_left and self.content is None
-
-    @property
     def memory(self) -> SlotFile:
         """The file; only slots that have come are handed out."""
         assert self.file is not None
@@ -131,6 +128,14 @@ def ownerless(slots: Iterable[Slot], holder: Holder, size_bytes: int) -> Slot | 
         if slot.is_left and slot.holder.uid == holder.uid and slot.serves(size_bytes):
             return slot
     return None
+
+
+def useless(slots: Iterable[Slot]) -> list[Slot]:
+    """Return what is left and worth nothing: without content, or the longest idle of too many."""
+    left = [slot for slot in longest_idle(slots) if slot.is_left]
+    read = [slot for slot in left if slot.content is not None]
+    empty = [slot for slot in left if slot.content is None]
+    return [*empty, *read[: max(0, len(read) - LEFT_MAX)]]
 
 
 def longest_idle(slots: Iterable[Slot]) -> list[Slot]:
