@@ -14,6 +14,7 @@ import ckptd
 from ckptd.link.connection import Connection
 from ckptd.saving import memory
 from ckptd_daemon.save.arena import headers
+from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2
 from fakes.daemon import Daemon, arena_of
 from fakes.rank import Rank, content
@@ -175,11 +176,11 @@ def test_memory_that_is_lent_is_not_taken_over(short_path: Path, joined: Ranks) 
         other = joined(daemon, run="other")
         other.ask("open", sequence=0, step=1)
         with memory.lent(Connection.open(daemon.socket), attempt) as copies:
-            other.begin("reserve", images=[("0", SIZE)])
-            eventually(lambda: daemon.client().status().attempts)
+            with pytest.raises(errors.DeadlineExceeded):
+                other.ask("reserve", images=[("0", SIZE)], timeout_s=0.2)
             copy = copies["0"]
             assert os.pread(copy.fd, SIZE, copy.offset) == content("10", SIZE)
-        assert other.answer()
+        assert other.ask("reserve", images=[("0", SIZE)])
 
 
 def test_what_nobody_holds_and_is_corrupt_is_given_back(daemon: Daemon, joined: Ranks) -> None:
