@@ -113,6 +113,8 @@ class SaveRecord:
     """Staged, for the saves before it to end."""
     persist_s: float
     commit_s: float
+    copied_s: float = 0.0
+    """Training again, until what optimizers own on a GPU was copied; 0 if all was, before."""
 
     @property
     def bytes_per_s(self) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptd.tensors import index, metadata, plan, stage
+from ckptd.tensors.copying import Copying
 from ckptd.tensors.local import take
 from ckptd.tensors.values import Encoder
 
@@ -20,7 +21,7 @@ def write(directory: Path, *states: Any) -> Path:
         for name, size_bytes in agreed.images[rank].items():
             image = memoryview(bytearray(size_bytes))
             mine = (placed for placed in agreed.of_rank(rank) if placed.file == name)
-            stage.fill(image, mine, local.sources)
+            stage.fill(image, mine, local.sources, Copying(()))
             (directory / name).write_bytes(image)
     (directory / metadata.NAME).write_bytes(metadata.encode(agreed))
     (directory / index.NAME).write_bytes(index.encode(agreed))

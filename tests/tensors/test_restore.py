@@ -16,6 +16,7 @@ from torch import nn
 
 from ckptd.saving.exchange import ProcessGroup
 from ckptd.tensors import index, load, local, plan, stage, values
+from ckptd.tensors.copying import Copying
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index, Range
 from ckptd.tensors.restore import Restore
@@ -150,7 +151,7 @@ def test_inference_tensors_are_filled_in_inference_mode(tmp_path: Path) -> None:
     taken = local.take(saved, Encoder())
     agreed = plan.agree([taken.plan])
     image = bytearray(agreed.images[0][plan.image_name(0)])
-    stage.fill(memoryview(image), agreed.placed, taken.sources)
+    stage.fill(memoryview(image), agreed.placed, taken.sources, Copying(()))
     held = committed(tmp_path, plan.image_name(0), bytes(image))
     with torch.inference_mode():
         target = {"w": torch.zeros(3)}

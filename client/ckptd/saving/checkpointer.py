@@ -47,6 +47,7 @@ class Checkpointer:
         timeout: float = 600.0,
         when_full: Literal["wait", "skip", "supersede"] = "wait",
         on_failure: OnFailure = "fail",
+        overlap: bool = True,
     ) -> None:
         """Join the job.
 
@@ -67,6 +68,9 @@ class Checkpointer:
             on_failure: What a save that the world let down (a full disk, a dead rank) means:
                 "fail" has `save` or `close` raise it; "warn" has the training go on with a
                 `SaveFailed` warning; a number has it go on until so many failed in a row.
+            overlap: On a GPU, copy what optimizers own while the next forward and backward run; an
+                optimizer's step comes after it. False, if anything else writes to weights before
+                the next step: `save` copies everything before it returns.
 
         Raises:
             InvalidArgument: A name that cannot be a directory, or ranks that name different ones.
@@ -90,6 +94,7 @@ class Checkpointer:
             timeout_s=timeout,
             when_full=when_full,
             on_failure=on_failure,
+            overlap=overlap,
             on_first=lambda: retain(self._connection, place, experiment, run, rules),
         )
         self._catalog = Catalog(self._connection, place, experiment, run, retention)
@@ -131,6 +136,11 @@ class Checkpointer:
         on_existing: Literal["error", "replace"] = "error",
     ) -> Save:
         """Copy *state* out of the training step; return once this rank's part is safe.
+
+        On a GPU the parameters and the state of optimizers in *state* are copied on a stream of
+        their own, beside the next forward and backward: they may be changed by the optimizer's
+        step, which comes after the copy, and are safe from this rank's death when `staged` of the
+        save says so. See `overlap`.
 
         A step that this job has committed with the same names, shapes and dtypes is not saved
         again, whatever the values are now: the save is done at once, and its result is the

@@ -32,6 +32,7 @@ class Run:
         when_full: str = "wait",
         on_failure: OnFailure = "fail",
         on_first: Callable[[], object] = bool,
+        overlap: bool = True,
     ) -> None:
         """*on_first* is called once, by rank 0 before its first save."""
         self._when_full = when_full
@@ -39,7 +40,7 @@ class Run:
         self._exchange = exchange
         self._member = member
         self._planner = Planner(exchange)
-        self._stager = Stager(connection, member, timeout_s, when_full)
+        self._stager = Stager(connection, member, timeout_s, when_full, overlap=overlap)
         self._on_first = on_first
         self._sequence = 0
         self._saves: list[Save] = []  # whose failure nobody may have heard of
@@ -66,10 +67,11 @@ class Run:
 
     def prepare(self, take: Take) -> None:
         """Agree on the plan of what *take* returns, and make memory ready in the background."""
-        agreed, _, self._sequence = self._planner.agree(
+        self._stager.wait_sealed()
+        agreed, local, self._sequence = self._planner.agree(
             take, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
         )
-        self._stager.prepare(agreed)
+        self._stager.prepare(agreed, local)
 
     def save(
         self, take: Take, *, step: int, metrics: Mapping[str, float] | None, on_existing: str
@@ -80,6 +82,7 @@ class Run:
         nobody has heard of it.
         """
         started = time.monotonic()
+        self._stager.wait_sealed()
         numbers: dict[str, float] = {}
 
         def header() -> dict[str, Any]:

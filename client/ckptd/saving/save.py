@@ -33,6 +33,8 @@ class Save:
         """How long the call to `save()` took."""
         self.plan_s = 0.0
         """How long of it the plan took."""
+        self.copied_s = 0.0
+        """How long after that what an optimizer owns on a GPU was still being copied."""
         self.touched_bytes = 0
         """Memory that this save waited for, to be touched for the first time; 0 if prepared."""
         self.was_committed = False
@@ -128,6 +130,7 @@ class Save:
             plan_s=self.plan_s,
             stage_s=self.blocked_s - self.plan_s,
             touched_bytes=self.touched_bytes,
+            copied_s=self.copied_s,
             waited_s=phases.waited_s,
             persist_s=phases.persist_s,
             commit_s=phases.commit_s,

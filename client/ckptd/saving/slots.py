@@ -7,6 +7,8 @@ import os
 from collections import OrderedDict
 
 from ckptd.link.connection import Connection
+from ckptd.saving.pinning import Pinning
+from ckptd.tensors.streams import Stream
 from ckptd_proto.v1 import saves_pb2
 
 _KEPT = 4  # a rank uses two slots in turn; older ones would keep memory that the daemon gave up
@@ -18,6 +20,7 @@ class Slots:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._mapped: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self._pinning = Pinning()
         self.touched_bytes = 0
         """What was mapped so far: touching it for the first time takes longer than a copy."""
 
@@ -25,12 +28,18 @@ class Slots:
         """Return the slot's memory; maps and pre-faults it the first time."""
         mapped = self._mapped.get(slot.id)
         if mapped is None or len(mapped) != slot.size_bytes:
+            self._pinning.unpin(slot.id)
             mapped = self._mapped[slot.id] = self._map(slot)
             self.touched_bytes += slot.size_bytes
         self._mapped.move_to_end(slot.id)
         while len(self._mapped) > _KEPT:
-            self._mapped.popitem(last=False)  # unmapped when its last view is gone
+            oldest, _ = self._mapped.popitem(last=False)  # unmapped when its last view is gone
+            self._pinning.unpin(oldest)
         return memoryview(mapped)
+
+    def pin(self, slot: saves_pb2.Slot, stream: Stream) -> None:
+        """Have the device of *stream* copy to the slot's memory at full speed, if it can."""
+        self._pinning.pin(slot.id, self._mapped[slot.id], stream)
 
     @property
     def mapped(self) -> list[str]:
@@ -39,6 +48,7 @@ class Slots:
 
     def close(self) -> None:
         """Give every mapping back."""
+        self._pinning.close()
         self._mapped.clear()
 
     def _map(self, slot: saves_pb2.Slot) -> mmap.mmap:

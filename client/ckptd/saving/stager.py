@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final
+
+import torch
 
 from ckptd.link.connection import Connection
 from ckptd.saving.catalog import checkpoint_of
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed
 from ckptd.saving.save import Save
+from ckptd.saving.sealing import Sealing
 from ckptd.saving.slots import Slots
-from ckptd.tensors import stage
+from ckptd.tensors import stage, streams
+from ckptd.tensors.copying import Copying
 from ckptd.tensors.local import Local
+from ckptd.tensors.streams import Stream
 from ckptd_proto.v1 import saves_pb2
 
 ON_EXISTING: Final = {
@@ -31,25 +37,36 @@ class Stager:
     """Opens attempts, copies this rank's part of each, and seals it."""
 
     def __init__(
-        self, connection: Connection, member: Membership, timeout_s: float, when_full: str
+        self,
+        connection: Connection,
+        member: Membership,
+        timeout_s: float,
+        when_full: str,
+        *,
+        overlap: bool = True,
     ) -> None:
-        """Wait for room to stage *timeout_s* at most, unless *when_full* says otherwise."""
+        """Wait for room to stage *timeout_s* at most, unless *when_full* says otherwise.
+
+        With *overlap* what optimizers own on a device is copied beside the training.
+        """
         self._connection = connection
         self._member = member
         self._timeout_s = timeout_s
         self._when_full = when_full
         self._slots = Slots(connection)
+        self._overlap = overlap
+        self._sealing = Sealing()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="ckptd-prepare")
         self._preparing: Future[None] | None = None
 
-    def prepare(self, agreed: Agreed) -> None:
+    def prepare(self, agreed: Agreed, local: Local) -> None:
         """Have memory allocated and mapped for saving what is *agreed*, in the background.
 
         Raises what went wrong with an earlier call.
         """
         self._wait_prepared()
         size_bytes = sum(agreed.images(self._member.rank).values())
-        self._preparing = self._background.submit(self._prepare, size_bytes)
+        self._preparing = self._background.submit(self._prepare, size_bytes, _stream_of(local))
 
     def save(
         self,
@@ -61,7 +78,10 @@ class Stager:
         metrics: Mapping[str, float],
         on_existing: str,
     ) -> Save:
-        """Return the save, whose part of this rank has been copied; raises if it could not be."""
+        """Return the save, whose part of this rank has been copied; raises if it could not be.
+
+        What optimizers own on a device may still be on its way: see `wait_sealed`.
+        """
         save = Save(step)
         opened = self._open(agreed, sequence=sequence, step=step, on_existing=on_existing)
         if opened.HasField("committed"):
@@ -71,16 +91,33 @@ class Stager:
         if opened.skipped:
             save.skip(opened.skipped)
             return save
+        abort = partial(self._member.abort, opened.attempt)  # tells the others
+
+        def seal() -> None:
+            self._seal(opened.attempt, agreed, metrics)
+            save.watch(self._connection, self._member.watch_request(opened.attempt, step))
+
         try:
-            save.touched_bytes = self._stage(opened.attempt, agreed, local, metrics)
+            self._wait_prepared()
+            touched_bytes = self._slots.touched_bytes
+            copying = self._stage(opened.attempt, agreed, local)
+            save.touched_bytes = self._slots.touched_bytes - touched_bytes
+            if copying.is_complete:
+                seal()
         except BaseException as error:
-            self._member.abort(opened.attempt, error)  # tells the others
+            abort(error)
             raise
-        save.watch(self._connection, self._member.watch_request(opened.attempt, step))
+        if not copying.is_complete:
+            self._sealing.begin(save, copying, seal=seal, abort=abort)
         return save
+
+    def wait_sealed(self) -> None:
+        """Wait until what was on its way when `save` returned is out of this rank's hands."""
+        self._sealing.wait()
 
     def close(self) -> None:
         """Give the mapped memory back."""
+        self._sealing.close()
         self._background.shutdown()
         self._slots.close()
 
@@ -106,30 +143,34 @@ class Stager:
         reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
         return reply
 
-    def _stage(
-        self, attempt: str, agreed: Agreed, local: Local, metrics: Mapping[str, float]
-    ) -> int:
-        """Copy and seal; return how much memory had to be touched for the first time."""
-        rank = self._member.rank
-        self._wait_prepared()
-        sizes = agreed.images(rank)
-        touched_bytes = self._slots.touched_bytes
+    def _stage(self, attempt: str, agreed: Agreed, local: Local) -> Copying:
+        """Copy; return what of it is on its way still."""
+        sizes = agreed.images(self._member.rank)
         reserved = self._reserve(attempt, sizes)
         memory = self._slots.memory(reserved.slot)
-        with stage.of_one_moment(agreed.mine, local.sources):
+        if (stream := _stream_of(local)) is not None:
+            self._slots.pin(reserved.slot, stream)
+        may_overlap = self._overlap and not self._sealing.is_torn
+        with (
+            Copying(local.optimizers if may_overlap else ()) as copying,
+            stage.of_one_moment(agreed.mine, local.sources),
+        ):
             for (name, size_bytes), start in zip(sizes.items(), reserved.offsets, strict=True):
                 image = memory[start : start + size_bytes]
                 if (document := agreed.documents.get(name)) is not None:
                     image[:] = document
                 else:
                     mine = [placed for placed in agreed.mine if placed.file == name]
-                    stage.fill(image, mine, local.sources)
-        seal = saves_pb2.SealRequest(attempt=attempt, rank=rank)
-        if rank == 0:
+                    stage.fill(image, mine, local.sources, copying)
+            copying.start()
+        return copying
+
+    def _seal(self, attempt: str, agreed: Agreed, metrics: Mapping[str, float]) -> None:
+        seal = saves_pb2.SealRequest(attempt=attempt, rank=self._member.rank)
+        if self._member.rank == 0:
             seal.plan.extend(_images(agreed.all_images()))
             seal.metrics.update(metrics)
         self._connection.call(lambda stubs: stubs.saves.Seal(seal))
-        return self._slots.touched_bytes - touched_bytes
 
     def _reserve(self, attempt: str, sizes: Mapping[str, int]) -> saves_pb2.ReserveReply:
         request = saves_pb2.ReserveRequest(
@@ -144,18 +185,28 @@ class Stager:
         )
         return reply
 
-    def _prepare(self, size_bytes: int) -> None:
+    def _prepare(self, size_bytes: int, stream: Stream | None) -> None:
         request = saves_pb2.PrepareRequest(
             job=self._member.job, rank=self._member.rank, size_bytes=size_bytes
         )
         for slot in self._member.call(lambda stubs: stubs.saves.Prepare(request)).slots:
             self._slots.memory(slot)
+            if stream is not None:
+                self._slots.pin(slot, stream)
 
     def _wait_prepared(self) -> None:
         """Raise what went wrong with `prepare`, once."""
         preparing, self._preparing = self._preparing, None
         if preparing is not None:
             preparing.result()
+
+
+def _stream_of(local: Local) -> Stream | None:
+    """Return the stream of a device that holds some of *local*; None if none does."""
+    for source in local.sources.values():
+        if isinstance(source, torch.Tensor) and (stream := streams.of(source.device)) is not None:
+            return stream
+    return None
 
 
 def _images(sizes: Mapping[str, int]) -> list[saves_pb2.Image]:

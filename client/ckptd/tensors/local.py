@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import Buffer, Parameter
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ckptd.tensors import framing, samples, values
@@ -29,6 +30,8 @@ class Local:
 
     plan: LocalPlan
     sources: dict[SourceKey, Source]
+    optimizers: tuple[Optimizer, ...] = ()
+    """Whose steps, and nothing else, change what they own of it."""
 
 
 def take(state: Any, encoder: values.Encoder) -> Local:
@@ -47,7 +50,7 @@ def take(state: Any, encoder: values.Encoder) -> Local:
         for entry, source in made:
             entries.append(entry)
             sources[name, entry.offsets] = source
-    return Local(LocalPlan(tuple(entries), captured.nodes), sources)
+    return Local(LocalPlan(tuple(entries), captured.nodes), sources, captured.optimizers)
 
 
 def chunks(name: str, tensor: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:

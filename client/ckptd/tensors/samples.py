@@ -16,6 +16,8 @@ import torch
 STRIDE_BYTES: Final = 1 << 20
 """Between two elements that are looked at: a microsecond for what takes 200 to copy."""
 PER_TENSOR_MAX: Final = 64
+PER_DEVICE: Final = 64
+"""Elements that are looked at on a device, where looking is work of its own."""
 _SMALL_BYTES: Final = 64 << 10
 _WORDS: Final = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
 _LONGEST: Final = ctypes.c_uint64  # of a complex128: its real part
@@ -81,6 +83,54 @@ class Moment:
         for place in places:
             word = kind.from_address(start + itemsize * place)
             self._seen.append((name, word, word.value))
+
+
+class Glance:
+    """A few elements of tensors on a device, by the device's own order: before a copy, and after."""
+
+    def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Look as the caller's stream sees them."""
+        able = [(name, tensor) for name, tensor in tensors if _has_words(tensor)]
+        self._words: dict[int, list[tuple[str, torch.Tensor]]] = {}  # by size: what can be stacked
+        for _ in range(PER_DEVICE if able else 0):
+            name, tensor = random.choice(able)
+            element = random.randrange(tensor.numel())
+            self._words.setdefault(tensor.itemsize, []).append((name, _word(tensor, element)))
+        self._before = self._look()
+        self._differs: dict[int, torch.Tensor] = {}
+
+    def look_again(self) -> None:
+        """Look as the stream of the copies sees them, which need not be now."""
+        for size, after in self._look().items():
+            differs = after != self._before[size]
+            self._differs[size] = differs.to("cpu", non_blocking=True)
+
+    def changed(self) -> str | None:
+        """Return the name of a tensor that changed between the looks, None if none was seen to."""
+        for size, differs in self._differs.items():
+            if differs.any():
+                return self._words[size][int(differs.nonzero()[0])][0]
+        return None
+
+    def _look(self) -> dict[int, torch.Tensor]:
+        return {
+            size: torch.stack([word for _, word in words]) for size, words in self._words.items()
+        }
+
+
+_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _has_words(tensor: torch.Tensor) -> bool:
+    is_plain = not tensor.is_neg() and not tensor.is_conj()
+    return is_plain and tensor.numel() > 0 and tensor.itemsize in _INTEGERS
+
+
+def _word(tensor: torch.Tensor, element: int) -> torch.Tensor:
+    """Return a view of the bits of one element."""
+    bits = tensor.view(_INTEGERS[tensor.itemsize])
+    place = _place(element, tensor.shape, tensor.stride())
+    return bits.as_strided((), (), bits.storage_offset() + place)
 
 
 def _place(element: int, shape: Sequence[int], strides: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ckptd.tensors import framing
+from ckptd.tensors.copying import Copying
 from ckptd.tensors.local import Source, SourceKey
 from ckptd.tensors.plan import Placed
 from ckptd.tensors.samples import Moment
@@ -31,8 +32,16 @@ def of_one_moment(placed: Iterable[Placed], sources: Mapping[SourceKey, Source])
         raise errors.Aborted(text)
 
 
-def fill(image: Memory, placed: Iterable[Placed], sources: Mapping[SourceKey, Source]) -> None:
-    """Write each piece of *placed* at its place in *image*; what is between stays as it is."""
+def fill(
+    image: Memory,
+    placed: Iterable[Placed],
+    sources: Mapping[SourceKey, Source],
+    copying: Copying,
+) -> None:
+    """Write each piece of *placed* at its place in *image*; what is between stays as it is.
+
+    What lies on a device is left to *copying*.
+    """
     for piece in placed:
         source = sources[piece.entry.name, piece.entry.offsets]
         if isinstance(source, bytes):
@@ -41,7 +50,9 @@ def fill(image: Memory, placed: Iterable[Placed], sources: Mapping[SourceKey, So
         framed = framing.prefix(source.dtype, piece.entry.sizes)
         image[piece.start : piece.payload_start] = framed
         if piece.entry.payload_bytes:
-            _copy(image[piece.payload_start : piece.end], source)
+            memory = image[piece.payload_start : piece.end]
+            if not copying.takes(piece.entry.name, memory, source):
+                _copy(memory, source)
 
 
 def _copy(memory: Memory, source: torch.Tensor) -> None:

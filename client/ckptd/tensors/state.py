@@ -34,6 +34,7 @@ class Captured:
 
     leaves: dict[str, Leaf]
     nodes: tuple[Node, ...]
+    optimizers: tuple[Optimizer, ...]
 
 
 _Role = Callable[[Any], Leaf]
@@ -52,7 +53,7 @@ def capture(state: Any) -> Captured:
         walk.visit((), state, Leaf)
     except RecursionError as error:
         raise endless(state) from error
-    return Captured(walk.leaves, tuple(walk.nodes))
+    return Captured(walk.leaves, tuple(walk.nodes), tuple(walk.optimizers))
 
 
 def key_item(path: Path, key: Any) -> PathItem:
@@ -83,11 +84,13 @@ class _Walk:
         self._parts = parts
         self.leaves: dict[str, Leaf] = {}
         self.nodes: list[Node] = []
+        self.optimizers: list[Optimizer] = []
 
     def visit(self, path: Path, value: Any, role: _Role) -> None:
         if isinstance(value, nn.Module):
             self._visit_module(path, value)
         elif isinstance(value, Optimizer):
+            self.optimizers.append(value)
             names = self._parts.parameter_names(name_of(path), value)
             self.visit(path, named_state(value, names), _role_of_optimizer)
         elif isinstance(value, Mapping):
