@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,3 +25,9 @@ def eventually(condition: Callable[[], T], timeout_s: float = 15.0) -> T:
 async def until(condition: Callable[[], object]) -> None:
     """Do as `eventually`, while the loop goes on."""
     await to_thread.run_sync(eventually, condition)
+
+
+def is_somebody_in(function: str) -> bool:
+    """Say whether a thread of this process is in *function*: what it waits for, if it does not leave."""
+    stacks = [traceback.extract_stack(frame) for frame in sys._current_frames().values()]
+    return any(frame.name == function for stack in stacks for frame in stack)

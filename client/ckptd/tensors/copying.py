@@ -146,6 +146,6 @@ def _copy(memory: memoryview, source: torch.Tensor) -> None:
     """Copy the elements, in row-major order, as plain bytes that no registered piece's bound cuts."""
     target = torch.frombuffer(memory, dtype=torch.uint8)
     plain = source.resolve_neg().resolve_conj().contiguous()
-    payload = plain.reshape(-1).view(torch.uint8)
+    payload = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
     for start, end in streams.pieces(target.data_ptr(), len(memory)):
         target[start:end].copy_(payload[start:end], non_blocking=True)

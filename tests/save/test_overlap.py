@@ -1,0 +1,542 @@
+"""What optimizers own on a device is copied beside the training: a thread plays the device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim import optimizer as torch_optimizer
+
+import ckptd
+from ckptd_proto import errors
+from fakes import ranks
+from fakes.daemon import Daemon, arena_of
+from fakes.streams import ThreadStream, playing
+from fakes.waiting import eventually, is_somebody_in
+
+PROGRAM = Path(__file__).parent / "programs" / "overlapping.py"
+DONE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    """One daemon for all tests here; each has a root of its own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ckptd-test-") as directory,
+        Daemon(Path(directory)) as one,
+    ):
+        yield one
+
+
+@pytest.fixture
+def stream() -> Iterator[ThreadStream]:
+    with playing() as one:
+        yield one
+
+
+@pytest.fixture
+def ckpt(daemon: Daemon, tmp_path: Path, stream: ThreadStream) -> Iterator[ckptd.Checkpointer]:
+    with opened(daemon, tmp_path) as one:
+        yield one
+        stream.release()
+
+
+@pytest.fixture
+def beside() -> Iterator[Callable[[Callable[[], object]], Future[object]]]:
+    """Does something on a thread, as it may block."""
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit
+
+
+def opened(daemon: Daemon, root: Path, **options: Any) -> ckptd.Checkpointer:
+    place = {"experiment": "e", "run": "r", "ranks": "self", "socket": daemon.socket}
+    return ckptd.Checkpointer(root, **place, **options)
+
+
+def training(optimizer: Any = torch.optim.AdamW) -> dict[str, Any]:
+    """A state that has taken a step; BatchNorm has buffers, which no optimizer owns."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
+    state = {"model": model, "optimizer": optimizer(model.parameters(), lr=0.1)}
+    step(state)
+    return state
+
+
+def step(state: dict[str, Any]) -> None:
+    backward(state)
+    state["optimizer"].step()
+
+
+def backward(state: dict[str, Any]) -> None:
+    state["model"](torch.randn(8, 64)).square().sum().backward()
+
+
+def values(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    kept = {f"model.{name}": value.clone() for name, value in state["model"].state_dict().items()}
+    for number, held in state["optimizer"].state_dict()["state"].items():
+        kept |= {f"{number}.{name}": value.clone() for name, value in held.items()}
+    return kept
+
+
+def saved(daemon: Daemon, path: Path, **options: Any) -> dict[str, torch.Tensor]:
+    """What is in the newest checkpoint below *path*."""
+    state = training(**options)
+    with opened(daemon, path, read_only=True) as reader:
+        reader.load(state)
+    return values(state)
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
+
+
+def test_save_returns_before_what_an_optimizer_owns_is_copied(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, daemon: Daemon, tmp_path: Path
+) -> None:
+    state = training()
+    before = values(state)
+    stream.hold(after=1)
+    save = ckpt.save(state, step=1)
+    assert not save.staged()
+    assert ckpt.latest() is None
+    stream.release()
+    assert save.result(DONE_S).step == 1
+    assert save.record is not None
+    assert save.record.copied_s > 0
+    assert same(saved(daemon, tmp_path), before)
+
+
+def test_the_optimizers_step_comes_after_the_copy(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, daemon: Daemon, tmp_path: Path, beside: Any
+) -> None:
+    state = training()
+    before = values(state)
+    stream.hold(after=1)
+    save = ckpt.save(state, step=1)
+    backward(state)
+    stepped = beside(state["optimizer"].step)
+    assert stream.joined.wait(DONE_S)
+    assert not stepped.done()
+    assert torch.equal(state["model"][0].weight, before["model.0.weight"])
+    stream.release()
+    stepped.result(DONE_S)
+    assert not torch.equal(state["model"][0].weight, before["model.0.weight"])
+    save.result(DONE_S)
+    assert same(saved(daemon, tmp_path), before)
+
+
+def test_so_does_the_step_of_an_optimizer_that_is_not_saved(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, daemon: Daemon, tmp_path: Path, beside: Any
+) -> None:
+    state = training()
+    before = values(state)
+    other = torch.optim.SGD(state["model"].parameters(), lr=1.0)
+    stream.hold(after=1)
+    save = ckpt.save(state, step=1)
+    stepped = beside(other.step)
+    assert stream.joined.wait(DONE_S)
+    stream.release()
+    stepped.result(DONE_S)
+    save.result(DONE_S)
+    assert same(saved(daemon, tmp_path), before)
+
+
+def test_what_no_optimizer_owns_is_copied_before_save_returns(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream
+) -> None:
+    state = training()
+    average = state["model"][0].weight.detach().clone()
+    grad = state["model"][0].weight.grad
+    assert grad is not None
+    given = {**state, "average": average, "grad": grad, "view": state["model"][0].weight[:5]}
+    kept = {name: given[name].detach().clone() for name in ("average", "grad")}
+    mean = state["model"][1].running_mean.clone()
+    stream.hold(after=1)
+    save = ckpt.save(given, step=1)
+    state["model"](torch.randn(8, 64))  # moves BatchNorm's buffers
+    average.zero_()
+    grad.zero_()
+    stream.release()
+    save.result(DONE_S)
+    target = {**training(), "average": torch.zeros(64, 64), "grad": torch.zeros(64, 64)}
+    ckpt.load(target)
+    assert torch.equal(target["model"][1].running_mean, mean)
+    assert not torch.equal(state["model"][1].running_mean, mean)
+    assert all(torch.equal(target[name], kept[name]) for name in kept)
+
+
+def test_save_waits_for_the_copy_of_what_no_optimizer_owns(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, beside: Any
+) -> None:
+    state = training()
+    stream.hold()
+    save = beside(lambda: ckpt.save(state, step=1))
+    assert stream.awaited.wait(DONE_S)
+    assert is_somebody_in("_stage")
+    stream.release()
+    save.result(DONE_S).result(DONE_S)
+
+
+class Wrapping(torch.optim.Optimizer):
+    """As some frameworks have it: steps another optimizer, and calls no hooks itself."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        self.state, self.param_groups = inner.state, inner.param_groups
+
+    def state_dict(self) -> Any:
+        return self.inner.state_dict()
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+def in_backward(state: dict[str, Any]) -> None:
+    with warnings.catch_warnings(action="ignore"):  # torch warns of itself
+        from torch.distributed.optim import _apply_optimizer_in_backward
+    _apply_optimizer_in_backward(torch.optim.SGD, state["model"].parameters(), {"lr": 0.1})
+
+
+def in_backward_by_hooks(state: dict[str, Any]) -> None:
+    for param in state["model"].parameters():
+        param.register_post_accumulate_grad_hook(lambda _: state["optimizer"].step())
+
+
+def without(state: dict[str, Any]) -> None:
+    del state["optimizer"]
+
+
+def wrapped(state: dict[str, Any]) -> None:
+    state["optimizer"] = Wrapping(state["optimizer"])
+
+
+@pytest.mark.parametrize("how", [without, in_backward, in_backward_by_hooks, wrapped])
+def test_without_a_step_to_wait_everything_is_copied_before_save_returns(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, how: Callable[[dict[str, Any]], None]
+) -> None:
+    state = training()
+    how(state)
+    stream.hold(after=1)
+    ckpt.save(state, step=1).result(DONE_S)
+    assert stream.works == 1
+
+
+def test_without_overlap_everything_is_copied_before_save_returns(
+    daemon: Daemon, tmp_path: Path, stream: ThreadStream
+) -> None:
+    with opened(daemon, tmp_path, overlap=False) as ckpt:
+        stream.hold(after=1)
+        ckpt.save(training(), step=1).result(DONE_S)
+        assert stream.works == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        ("save", "wait_sealed"),
+        ("prepare", "wait_sealed"),
+        ("close", "wait_saved"),
+        ("load", "wait_saved"),
+    ],
+)
+def test_what_comes_next_waits_until_the_copy_is_sealed(
+    daemon: Daemon, tmp_path: Path, stream: ThreadStream, beside: Any, how: str, where: str
+) -> None:
+    state, target = training(), training()
+    before = values(state)
+    ckpt = opened(daemon, tmp_path)
+    stream.hold(after=1)
+    first = ckpt.save(state, step=1)
+    then: dict[str, Callable[[], object]] = {
+        "save": lambda: ckpt.save(state, step=2),
+        "prepare": lambda: ckpt.prepare(state),
+        "close": ckpt.close,
+        "load": lambda: ckpt.load(target),
+    }
+    called = beside(then[how])
+    eventually(lambda: is_somebody_in(where))
+    assert not called.done()
+    stream.release()
+    called.result(DONE_S)
+    assert first.result(DONE_S).step == 1
+    ckpt.close()
+    assert how != "load" or same(values(target), before)
+
+
+def test_saves_one_after_another_each_have_their_own_moment(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream
+) -> None:
+    state = training()
+    moments = {}
+    for number in range(1, 5):
+        step(state)
+        moments[number] = values(state)
+        ckpt.save(state, step=number)
+    for number, moment in moments.items():
+        ckpt.load(state, number)
+        assert same(values(state), moment)
+
+
+def test_a_device_that_fails_fails_the_save_and_no_other(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, tmp_path: Path
+) -> None:
+    state = training()
+    stream.hold(after=1)
+    save = ckpt.save(state, step=1)
+    stream.failure = RuntimeError("an illegal memory access was encountered")
+    stream.release()
+    with pytest.raises(errors.Aborted, match="copying from the device failed: an illegal memory"):
+        save.result(DONE_S)
+    stream.failure = None
+    assert ckpt.latest() is None
+    ckpt.save(state, step=1).result(DONE_S)
+
+
+def test_a_copy_that_failed_is_told_by_the_next_save_if_nobody_has_asked(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream
+) -> None:
+    state = training()
+    stream.hold(after=1)
+    ckpt.save(state, step=1)
+    stream.failure = RuntimeError("the device is lost")
+    stream.release()
+    with pytest.raises(errors.Aborted, match="the device is lost"):
+        ckpt.save(state, step=2)
+    stream.failure = None
+    ckpt.save(state, step=2).result(DONE_S)
+
+
+def test_a_device_that_fails_at_once_fails_save_itself(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream
+) -> None:
+    stream.failure = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ckpt.save(training(), step=1)
+    stream.failure = None
+    ckpt.save(training(), step=1).result(DONE_S)
+
+
+def test_a_write_that_is_no_step_fails_the_save_and_later_ones_wait_for_their_copies(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream
+) -> None:
+    state = training()
+    stream.hold(after=1)
+    save = ckpt.save(state, step=1)
+    for param in state["model"].parameters():
+        param.data.add_(1)  # as the replay of a CUDA graph does it
+    stream.release()
+    with pytest.raises(errors.Aborted, match=r"tensor 'model\..* changed before .* overlap=False"):
+        save.result(DONE_S)
+    stream.hold(after=1)
+    ckpt.save(state, step=1).result(DONE_S)
+    assert stream.works == 3
+
+
+def test_a_save_that_fails_waits_for_what_it_has_begun(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, beside: Any
+) -> None:
+    """The memory is another save's once it has failed: nothing may still be written there."""
+    state = training() | {"other": torch.zeros(1 << 20)}
+    run = stream.run
+
+    def run_and_change(work: Callable[[], None]) -> Any:
+        state["other"].add_(1)
+        return run(work)
+
+    stream.run = run_and_change  # type: ignore[method-assign]  # a device that something runs beside
+    stream.hold(after=1)
+    save = beside(lambda: ckpt.save(state, step=1))
+    eventually(lambda: is_somebody_in("_settle"))
+    assert not save.done()
+    stream.release()
+    with pytest.raises(errors.Aborted, match="'other' changed while it was copied"):
+        save.result(DONE_S)
+    assert stream.done == stream.works == 2
+
+
+def test_a_daemon_that_goes_while_the_copy_runs_loses_that_save_alone(
+    short_path: Path, tmp_path: Path, stream: ThreadStream
+) -> None:
+    state = training()
+    with Daemon(short_path) as daemon, opened(daemon, tmp_path) as ckpt:
+        stream.hold(after=1)
+        save = ckpt.save(state, step=1)
+        daemon.kill()
+        daemon.start()
+        stream.release()
+        with pytest.raises(errors.CkptdError) as lost:
+            save.result(DONE_S)
+        assert not isinstance(lost.value, errors.Internal), lost.value
+        before = values(state)
+        ckpt.save(state, step=1).result(DONE_S)
+        assert same(saved(daemon, tmp_path), before)
+
+
+def test_optimizers_are_left_alone_once_it_is_closed(
+    daemon: Daemon, tmp_path: Path, stream: ThreadStream
+) -> None:
+    before = dict(torch_optimizer._global_optimizer_pre_hooks)
+    with opened(daemon, tmp_path) as ckpt:
+        ckpt.save(training(), step=1)
+        assert len(torch_optimizer._global_optimizer_pre_hooks) == len(before) + 1
+        ckpt.save(training(), step=2)
+        assert len(torch_optimizer._global_optimizer_pre_hooks) == len(before) + 1
+    assert dict(torch_optimizer._global_optimizer_pre_hooks) == before
+
+
+def test_the_memory_that_is_copied_to_is_known_to_the_device_until_it_is_unmapped(
+    daemon: Daemon, tmp_path: Path, stream: ThreadStream
+) -> None:
+    state = training()
+    with opened(daemon, tmp_path) as ckpt:
+        ckpt.prepare(state)
+        for number in range(1, 4):
+            ckpt.save(state, step=number)
+        slots = list(arena_of(daemon.state_dir).glob("*.slot"))
+        assert len(stream.registered) == 2
+        assert sum(stream.registered.values()) <= sum(slot.stat().st_size for slot in slots)
+        bigger = state | {f"more.{number}": torch.zeros(1 << 18) for number in range(8)}
+        for number in range(4, 10):
+            ckpt.save(bigger | {"much": torch.zeros(number << 18)}, step=number).result(DONE_S)
+        assert len(stream.registered) <= 4
+    assert not stream.registered
+
+
+def test_a_driver_that_refuses_the_memory_is_told_once_and_saves_go_on(
+    daemon: Daemon, tmp_path: Path, stream: ThreadStream, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream.refuses_after = 0
+    state = training()
+    with opened(daemon, tmp_path) as ckpt:
+        for number in range(1, 4):
+            ckpt.save(state, step=number).result(DONE_S)
+    refused = [record for record in caplog.records if "not pinned" in record.getMessage()]
+    assert len(refused) == 1
+    assert "out of memory" in refused[0].getMessage()
+    assert not stream.registered
+    assert same(saved(daemon, tmp_path), values(state))
+
+
+def test_a_thread_that_has_an_unexpected_failure_is_not_waited_for_for_ever(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream
+) -> None:
+    stream.hold(after=1)
+    save = ckpt.save(training(), step=1)
+    stream.failure = LookupError("a defect")  # type: ignore[assignment]  # of ours, not the device's
+    stream.release()
+    eventually(save.done)
+    with pytest.raises(errors.Internal, match="could not be sealed: LookupError"):
+        save.result(DONE_S)
+    with pytest.raises(LookupError):
+        ckpt.prepare(training())
+    stream.failure = None
+
+
+def test_shards_are_their_optimizers_as_whole_tensors_are(
+    daemon: Daemon, tmp_path: Path, stream: ThreadStream
+) -> None:
+    place = f"file://{tmp_path}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = fully_shard(nn.Linear(64, 64), mesh=mesh)
+        state = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
+        step(state)
+        with ckptd.Checkpointer(
+            tmp_path / "root", experiment="e", run="r", socket=daemon.socket
+        ) as ckpt:
+            stream.hold()
+            save = ckpt.save(state, step=1)
+            assert stream.works == 1
+            assert not save.staged()
+            stream.release()
+            save.result(DONE_S)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_by_torchs_own_calls_everything_is_copied_before_they_return(
+    daemon: Daemon, tmp_path: Path, stream: ThreadStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKPTD_SOCKET", str(daemon.socket))
+    state = training()
+    stream.hold(after=1)
+    plain = {"model": state["model"].state_dict(), "optimizer": state["optimizer"].state_dict()}
+    ckptd.dcp.async_save(plain, checkpoint_id=tmp_path / "e" / "r" / "step-1").result(DONE_S)
+    assert stream.works == 1
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """Where ranks say what they have done."""
+    directory = tmp_path / "notes"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def job(
+    daemon: Daemon, tmp_path: Path, notes: Path
+) -> Iterator[Callable[[str, int], list[subprocess.Popen[str]]]]:
+    """Starts ranks, and ends them."""
+    with ExitStack() as stack:
+
+        def start(what: str, count: int) -> list[subprocess.Popen[str]]:
+            env = daemon.env | {"PYTHONPATH": os.pathsep.join(sys.path)}
+            started = ranks.start(PROGRAM, tmp_path, what, notes, ranks=count, env=env)
+            for process in started:
+                stack.callback(process.communicate)
+                stack.callback(process.kill)
+            return started
+
+        yield start
+
+
+def note(notes: Path, word: str, processes: list[subprocess.Popen[str]]) -> str:
+    def look() -> bool:
+        ended = [process for process in processes if process.poll() not in (None, 0, -9)]
+        assert not ended, ended[0].communicate()[0]
+        return (notes / word).exists()
+
+    eventually(look, timeout_s=DONE_S)
+    return (notes / word).read_text()
+
+
+@pytest.mark.timeout(180)
+def test_a_rank_that_dies_before_its_copy_is_complete_ends_the_save_by_name(
+    tmp_path: Path, notes: Path, job: Any
+) -> None:
+    started = job("dies", 2)
+    assert note(notes, "saved.0", started)
+    pid = note(notes, "saved.1", started)
+    started[1].kill()
+    said = note(notes, "refused.0", started)
+    assert "rank 1" in said
+    assert pid in said
+    assert [path.name for path in (tmp_path / "e" / "dies").glob("step-*")] == ["step-7"]
+
+
+@pytest.mark.timeout(180)
+def test_a_process_that_ends_while_its_copy_runs_ends_when_it_is_sealed(
+    tmp_path: Path, notes: Path, job: Any
+) -> None:
+    (started,) = job("leaves", 1)
+    assert note(notes, "saved.0", [started])
+    eventually((tmp_path / "e" / "leaves" / "step-8").exists, timeout_s=DONE_S)
+    said, _ = started.communicate(timeout=DONE_S)
+    assert (started.returncode, said) == (0, "")
