@@ -34,7 +34,7 @@ class Save:
         self.plan_s = 0.0
         """How long of it the plan took."""
         self.copied_s = 0.0
-        """How long after that what an optimizer owns on a GPU was still being copied."""
+        """How long after `save()` had returned what optimizers own on a GPU was being copied."""
         self.touched_bytes = 0
         """Memory that this save waited for, to be touched for the first time; 0 if prepared."""
         self.was_committed = False

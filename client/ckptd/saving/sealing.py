@@ -52,10 +52,10 @@ class Sealing:
     def close(self) -> None:
         """Wait, and leave the optimizers alone from now on."""
         self._thread.shutdown()
-        self.wait()
         if self._hook is not None:
-            self._hook.remove()  # by the thread that steps: torch goes through its hooks meanwhile
+            self._hook.remove()  # nowhere else: during a step torch goes through its hooks
             self._hook = None
+        self.wait()
 
     def _join(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if (copying := self._copying) is not None:

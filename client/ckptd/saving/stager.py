@@ -100,15 +100,17 @@ class Stager:
         try:
             self._wait_prepared()
             touched_bytes = self._slots.touched_bytes
-            copying = self._stage(opened.attempt, agreed, local)
-            save.touched_bytes = self._slots.touched_bytes - touched_bytes
-            if copying.is_complete:
-                seal()
+            may_overlap = self._overlap and not self._sealing.is_torn
+            with Copying(local.optimizers if may_overlap else ()) as copying:
+                self._stage(opened.attempt, agreed, local, copying)
+                save.touched_bytes = self._slots.touched_bytes - touched_bytes
+                if copying.is_complete:
+                    seal()
+                else:
+                    self._sealing.begin(save, copying, seal=seal, abort=abort)
         except BaseException as error:
             abort(error)
             raise
-        if not copying.is_complete:
-            self._sealing.begin(save, copying, seal=seal, abort=abort)
         return save
 
     def wait_sealed(self) -> None:
@@ -143,18 +145,14 @@ class Stager:
         reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
         return reply
 
-    def _stage(self, attempt: str, agreed: Agreed, local: Local) -> Copying:
-        """Copy; return what of it is on its way still."""
+    def _stage(self, attempt: str, agreed: Agreed, local: Local, copying: Copying) -> None:
+        """Copy, but for what *copying* goes on with."""
         sizes = agreed.images(self._member.rank)
         reserved = self._reserve(attempt, sizes)
         memory = self._slots.memory(reserved.slot)
         if (stream := _stream_of(local)) is not None:
             self._slots.pin(reserved.slot, stream)
-        may_overlap = self._overlap and not self._sealing.is_torn
-        with (
-            Copying(local.optimizers if may_overlap else ()) as copying,
-            stage.of_one_moment(agreed.mine, local.sources),
-        ):
+        with stage.of_one_moment(agreed.mine, local.sources):
             for (name, size_bytes), start in zip(sizes.items(), reserved.offsets, strict=True):
                 image = memory[start : start + size_bytes]
                 if (document := agreed.documents.get(name)) is not None:
@@ -163,7 +161,6 @@ class Stager:
                     mine = [placed for placed in agreed.mine if placed.file == name]
                     stage.fill(image, mine, local.sources, copying)
             copying.start()
-        return copying
 
     def _seal(self, attempt: str, agreed: Agreed, metrics: Mapping[str, float]) -> None:
         seal = saves_pb2.SealRequest(attempt=attempt, rank=self._member.rank)

@@ -118,15 +118,17 @@ class Copying:
         Raises `Aborted` if something but an optimizer's step came before them, or if the device
         failed.
         """
+        glances = [part.glance for part in self._parts.values() if part.glance is not None]
         try:
             for mark in self._marks:
                 mark.wait()
         except RuntimeError as error:
             self._settle()
             raise errors.Aborted(f"copying from the device failed: {error}") from error
-        parts, self._parts = self._parts, {}  # the tensors and the memory are let go of
-        for part in parts.values():
-            if part.glance is not None and (name := part.glance.changed()) is not None:
+        finally:
+            self._parts = {}  # tensors and memory are let go of
+        for glance in glances:
+            if (name := glance.changed()) is not None:
                 self.is_torn = True
                 raise errors.Aborted(_TORN.format(name=name))
 
