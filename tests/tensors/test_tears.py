@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 import ckptd
 from ckptd.tensors import samples, stage
-from ckptd.tensors.samples import Moment
+from ckptd.tensors.samples import Glance, Moment
 from ckptd_proto import errors
 from fakes.daemon import Daemon
 
@@ -59,6 +60,14 @@ def test_of_many_small_tensors_a_few_are_looked_at() -> None:
     for _, tensor in tensors:
         tensor.fill_(1)
     assert moment.changed() is not None
+
+
+def test_looking_takes_none_of_the_trainings_random_numbers() -> None:
+    before = random.getstate(), torch.get_rng_state()
+    Moment([("w", torch.zeros(MIB))]).changed()
+    Glance([("w", torch.zeros(MIB))]).look_again()
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
 
 
 def test_an_empty_tensor_has_nothing_to_look_at() -> None:

@@ -32,6 +32,7 @@ RECONNECT_S = 60.0
 """How long a daemon may be away before calls without a deadline of their own fail."""
 _BACKOFF_S = 0.02
 _BACKOFF_MAX_S = 0.5
+_chance = random.Random()  # of our own: the global one is the training's
 MESSAGE_MAX_BYTES = 1 << 20
 
 _OPTIONS = (
@@ -164,7 +165,7 @@ class Connection:
         return descriptors.receive(self.path, token)
 
     def _back_off(self, attempt: int, deadline: float | None) -> None:
-        delay = min(_BACKOFF_S * 2**attempt, _BACKOFF_MAX_S) * random.uniform(0.5, 1)
+        delay = min(_BACKOFF_S * 2**attempt, _BACKOFF_MAX_S) * _chance.uniform(0.5, 1)
         if deadline is not None and time.monotonic() + delay > deadline:
             text = f"the daemon at {self.path} did not come back within the given time"
             raise errors.DeadlineExceeded(text)

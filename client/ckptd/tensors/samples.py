@@ -18,6 +18,7 @@ STRIDE_BYTES: Final = 1 << 20
 PER_TENSOR_MAX: Final = 64
 PER_DEVICE: Final = 64
 """Elements that are looked at on a device, where looking is work of its own."""
+_chance: Final = random.Random()  # of our own: the global one is the training's
 _SMALL_BYTES: Final = 64 << 10
 _WORDS: Final = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
 _LONGEST: Final = ctypes.c_uint64  # of a complex128: its real part
@@ -52,7 +53,7 @@ class Moment:
         """Look now."""
         self._seen: list[tuple[str, ctypes._SimpleCData[int], int]] = []
         self._held: list[torch.Tensor] = []  # what is looked at must still be there later
-        left_bytes = random.randrange(STRIDE_BYTES)  # until the stride falls on a small one
+        left_bytes = _chance.randrange(STRIDE_BYTES)  # until the stride falls on a small one
         for name, tensor in tensors:
             if not tensor.is_cpu:
                 continue
@@ -74,7 +75,7 @@ class Moment:
         kind = _WORDS.get(tensor.itemsize, _LONGEST)
         elements = min(PER_TENSOR_MAX, max(1, size_bytes // STRIDE_BYTES))
         step = tensor.numel() // elements
-        first = random.randrange(step)
+        first = _chance.randrange(step)
         places: Iterable[int] = range(first, first + step * elements, step)
         if not tensor.is_contiguous():
             shape, strides = tensor.shape, tensor.stride()
@@ -93,8 +94,8 @@ class Glance:
         able = [(name, tensor) for name, tensor in tensors if _has_words(tensor)]
         self._words: dict[int, list[tuple[str, torch.Tensor]]] = {}  # by size: what can be stacked
         for _ in range(PER_DEVICE if able else 0):
-            name, tensor = random.choice(able)
-            element = random.randrange(tensor.numel())
+            name, tensor = _chance.choice(able)
+            element = _chance.randrange(tensor.numel())
             self._words.setdefault(tensor.itemsize, []).append((name, _word(tensor, element)))
         self._before = self._look()
         self._differs: dict[int, torch.Tensor] = {}
