@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckptd.tensors import streams
 
-HELD_S = 30.0
+HELD_S = 60.0
 
 
 class ThreadMark:

@@ -32,7 +32,7 @@ def tell(word: str, text: object = "") -> None:
 
 def release_late() -> None:
     """Let the copy begin when Python is on its way out, and has nobody but threads to wait for."""
-    eventually(lambda: is_somebody_in("_shutdown"))
+    eventually(lambda: is_somebody_in("_shutdown"), timeout_s=60)
     stream.release()
 
 
