@@ -295,8 +295,8 @@ def test_saves_one_after_another_each_have_their_own_moment(
         assert same(values(state), moment)
 
 
-def test_a_device_that_fails_fails_the_save_and_no_other(
-    ckpt: ckptd.Checkpointer, stream: ThreadStream, tmp_path: Path
+def test_a_device_that_fails_fails_the_save_for_all_and_no_other(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, daemon: Daemon, tmp_path: Path
 ) -> None:
     state = training()
     stream.hold(after=1)
@@ -305,6 +305,8 @@ def test_a_device_that_fails_fails_the_save_and_no_other(
     stream.release()
     with pytest.raises(errors.Aborted, match="copying from the device failed: an illegal memory"):
         save.result(DONE_S)
+    mine = [each for each in daemon.client().status().attempts if each.root == str(tmp_path)]
+    assert "open" not in [each.state for each in mine]  # whoever else saves in it has been told
     stream.failure = None
     assert ckpt.latest() is None
     ckpt.save(state, step=1).result(DONE_S)
