@@ -183,6 +183,22 @@ def test_what_no_optimizer_owns_is_copied_before_save_returns(
     assert all(torch.equal(target[name], kept[name]) for name in kept)
 
 
+def test_what_only_shares_its_storage_with_a_parameter_is_nobodys(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream
+) -> None:
+    flat = torch.ones(200)
+    weight, other = nn.Parameter(flat[:100]), flat[100:]
+    state = {"w": weight, "optimizer": torch.optim.SGD([weight]), "other": other}
+    stream.hold(after=1)
+    save = ckpt.save(state, step=1)
+    assert stream.works == 2  # of its own, and waited for
+    other.zero_()
+    stream.release()
+    save.result(DONE_S)
+    ckpt.load(state)
+    assert other.all()
+
+
 def test_save_waits_for_the_copy_of_what_no_optimizer_owns(
     ckpt: ckptd.Checkpointer, stream: ThreadStream, beside: Any
 ) -> None:
@@ -435,8 +451,9 @@ def test_a_driver_that_refuses_the_memory_is_told_once_and_saves_go_on(
     assert same(saved(daemon, tmp_path), values(state))
 
 
-def test_a_thread_that_has_an_unexpected_failure_is_not_waited_for_for_ever(
-    ckpt: ckptd.Checkpointer, stream: ThreadStream
+@pytest.mark.parametrize("how", ["prepare", "close"])
+def test_a_thread_that_has_an_unexpected_failure_is_not_waited_for_for_ever_and_tells(
+    ckpt: ckptd.Checkpointer, stream: ThreadStream, how: str
 ) -> None:
     stream.hold(after=1)
     save = ckpt.save(training(), step=1)
@@ -445,8 +462,9 @@ def test_a_thread_that_has_an_unexpected_failure_is_not_waited_for_for_ever(
     eventually(save.done, timeout_s=DONE_S)
     with pytest.raises(errors.Internal, match="could not be sealed: LookupError"):
         save.result(DONE_S)
+    then = {"prepare": lambda: ckpt.prepare(training()), "close": ckpt.close}
     with pytest.raises(LookupError):
-        ckpt.prepare(training())
+        then[how]()
     stream.failure = None
 
 
