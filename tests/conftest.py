@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fakes.daemon import Daemon, arena_of
+from fakes.daemon import Daemon, short_directory
 
 pytest_plugins = ["fakes.require_real"]
 
@@ -33,11 +31,8 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A directory whose path leaves room for a socket's name; what killed daemons staged goes too."""
-    with tempfile.TemporaryDirectory(prefix="ckptd-test-") as name:
-        directory = Path(name)
+    with short_directory() as directory:
         yield directory
-        for state_dir in (directory / "state", *directory.glob("*/state")):
-            shutil.rmtree(arena_of(state_dir), ignore_errors=True)
 
 
 @pytest.fixture

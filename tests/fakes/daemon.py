@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -25,17 +29,33 @@ def arena_of(state_dir: Path) -> Path:
     return Path(f"/dev/shm/ckptd-{os.geteuid()}-{key}")
 
 
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """Give a directory whose path leaves room for a socket's name; what is staged goes with it."""
+    with tempfile.TemporaryDirectory(prefix="ckptd-test-") as name:
+        directory = Path(name)
+        yield directory
+        for state_dir in (directory / "state", *directory.glob("*/state")):
+            shutil.rmtree(arena_of(state_dir), ignore_errors=True)
+
+
 class Daemon:
     """`ckptd serve`, to be started, killed and started again."""
 
-    def __init__(self, directory: Path, *flags: str, **settings: object) -> None:
-        """*settings* become `CKPTD_…` variables of the daemon, and of it alone."""
+    def __init__(
+        self, directory: Path, *flags: str, within: Sequence[str] = (), **settings: object
+    ) -> None:
+        """*settings* become `CKPTD_…` variables of the daemon, and of it alone.
+
+        *within* is a command that runs another where the daemon is to live.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.socket = directory / "d.sock"
         self.state_dir = directory / "state"
         self.log = directory / "log"
         self.flags = flags
+        self.within = within
         self.settings = {f"CKPTD_{key.upper()}": str(value) for key, value in settings.items()}
         self.process: subprocess.Popen[str] | None = None
 
@@ -55,7 +75,7 @@ class Daemon:
         flags = [f"--socket={self.socket}", f"--state-dir={self.state_dir}", *self.flags]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ckptd.cli", "serve", *flags],
+                [*self.within, sys.executable, "-m", "ckptd.cli", "serve", *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -68,6 +88,12 @@ class Daemon:
     def kill(self) -> None:
         """SIGKILL: it gets to do nothing more."""
         self._end(signal.SIGKILL)
+
+    def wait_killed(self) -> None:
+        """Wait until somebody else has killed it."""
+        assert self.process is not None, "it does not run"
+        assert self.process.wait(READY_S) == -signal.SIGKILL
+        self.kill()
 
     def stop(self, timeout_s: float = 40.0) -> int:
         """SIGTERM; return its exit code."""

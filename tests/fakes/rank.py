@@ -26,13 +26,23 @@ ANSWER_S = 60.0
 class Rank:
     """The test's end: starts the process and talks to it."""
 
-    def __init__(self, socket: Path, root: Path, rank: int, world_size: int, **place: str) -> None:
+    def __init__(
+        self,
+        socket: Path,
+        root: Path,
+        rank: int,
+        world_size: int,
+        *,
+        within: Sequence[str] = (),
+        **place: str,
+    ) -> None:
+        """*within* is a command that runs another where the rank is to live."""
         job = {"experiment": "e", "run": "r", "incarnation": "i"} | place
         self.rank = rank
         command = [sys.executable, __file__, str(socket), str(root), str(rank), str(world_size)]
         self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self.process = subprocess.Popen(
-            [*command, json.dumps(job)],
+            [*within, *command, json.dumps(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
@@ -83,6 +93,10 @@ class Rank:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill it unless it is dead."""
         if self.process.returncode is None:
             self.kill()
 
@@ -195,9 +209,11 @@ class _Client:
             self._map(slot)
         return [slot.id for slot in reply.slots]
 
-    def copy(self, salt: str = "") -> None:
+    def copy(self, salt: str = "", still: Sequence[str] = ()) -> None:
+        """Copy every image; those that are *still* are the same with any *salt*."""
         for (name, size), offset in zip(self.images, self.offsets, strict=True):
-            self.maps[self.slot][offset : offset + size] = content(salt + name, size)
+            salted = name if name in still else salt + name
+            self.maps[self.slot][offset : offset + size] = content(salted, size)
 
     def seal(self, plan: list[tuple[str, int]] | None = None, metrics: Any = None) -> None:
         from ckptd_proto.v1 import saves_pb2 as pb
@@ -209,6 +225,14 @@ class _Client:
             metrics=metrics or {},
         )
         self.connection.call(lambda stubs: stubs.saves.Seal(request))
+
+    def save(self, open: Any, images: Any, copy: Any, seal: Any) -> Any:
+        """Do all that a rank does for one save, and return what became of it."""
+        self.open(**open)
+        self.reserve(images)
+        self.copy(**copy)
+        self.seal(**seal)
+        return self.watch()
 
     def watch(self, until: str = "COMMITTED ABORTED", attempt: str | None = None) -> Any:
         """Follow the attempt until one of the states named, and return that."""

@@ -50,11 +50,11 @@ def tampered(pid: int, *injections: str, on: Sequence[Path] = ()) -> Iterator[Ca
 
 
 @contextmanager
-def recorded(pid: int, calls: str, file: Path) -> Iterator[None]:
-    """Record *calls*, a set of system calls, of process *pid* in *file*."""
+def recorded(pid: int, calls: str, file: Path, *, paths: bool = False) -> Iterator[None]:
+    """Record *calls*, a set of system calls, of process *pid* in *file*; *paths* beside numbers."""
     need_programs("strace")
     tracer = subprocess.Popen(
-        ["strace", "-fp", str(pid), f"-etrace={calls}", "-o", file],
+        ["strace", "-fp", str(pid), f"-etrace={calls}", "-o", file, *(["-y"] if paths else [])],
         stderr=subprocess.PIPE,
         text=True,
     )

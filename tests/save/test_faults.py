@@ -93,7 +93,7 @@ def test_a_replaced_step_has_no_instant_without_content(
     attempt = stage(rank, 1, salt="new", plan_hash="new", replace=True)
     with tampered(daemon.pid, f"renameat2:{KILLS}"):
         seal(rank)
-        killed(daemon)
+        daemon.wait_killed()
     assert is_whole(run / "step-7")
     daemon.start()
     assert rank.ask("watch", attempt=attempt)["state"] == "COMMITTED"
@@ -113,7 +113,7 @@ def test_a_crash_between_the_renames_of_a_replacement_loses_no_step(
     injections = ("renameat2:error=EINVAL", f"rename:{KILLS}:when={nth}")
     with tampered(daemon.pid, *injections, on=[run / "step-7", aside, aside.with_suffix("")]):
         seal(rank)
-        killed(daemon)
+        daemon.wait_killed()
     is_new = (run / "step-7").exists() and is_whole(run / "step-7", "new")
     if arena == "lost":  # as by a power cut
         for slot in arena_of(daemon.state_dir).glob("*.slot"):
@@ -143,7 +143,7 @@ def test_an_attempt_whose_memory_was_lost_is_removed_and_those_of_other_daemons_
         theirs = ours.with_name("0-0123456789ab-0123456789abcdef")
         shutil.copytree(ours, theirs)
         os.kill(daemon.pid, signal.SIGKILL)
-    killed(daemon)
+    daemon.wait_killed()
     for slot in arena_of(daemon.state_dir).glob("*.slot"):
         slot.unlink()
     daemon.start()
@@ -267,9 +267,3 @@ def test_the_daemon_itself_lets_a_reader_save_nothing(daemon: Daemon, tmp_path: 
                 rank.ask(command, **arguments)
         rank.ask("join")
         save(rank, 0)
-
-
-def killed(daemon: Daemon) -> None:
-    assert daemon.process is not None
-    assert daemon.process.wait(30) == -9
-    daemon.kill()
