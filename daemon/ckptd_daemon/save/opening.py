@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import anyio
-from anyio import to_thread
 
 from ckptd_daemon.save.admission import Admission
 from ckptd_daemon.save.attempts import (
@@ -21,7 +20,7 @@ from ckptd_daemon.save.commit import commit, fences, manifests, owner
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members
-from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.places import Place, in_thread
 from ckptd_daemon.save.tracks import Track, Tracks, check_joinable, ended
 from ckptd_proto import errors
 
@@ -75,7 +74,7 @@ class Opening:
     async def put_back(self, place: Place) -> None:
         """Put back steps that a crash caught between old and new; none that is in hand here."""
         async with self._lock:  # what is begun meanwhile would not be known to be in hand
-            await to_thread.run_sync(commit.put_back, place, self._tracks.ids())
+            await in_thread(commit.put_back, place, self._tracks.ids())
 
     async def _make(self, job: Job, member: Member, asked: Asked) -> Attempt | Checkpoint | Skipped:
         attempt = Attempt(
@@ -111,7 +110,7 @@ class Opening:
     async def _standing(self, attempt: Attempt) -> Checkpoint | None:
         """Return what is committed as the step, if that may stay; raises if it is in the way."""
         try:
-            found = await to_thread.run_sync(_look, attempt)
+            found = await in_thread(_look, attempt)
             if found is None or attempt.replaces:
                 return None
             if not attempt.is_same(found):
@@ -125,7 +124,7 @@ class Opening:
         """Make *job* the present life of its run, at its first save: a mere reader fences nobody."""
         if self._jobs.present(job.key.place) is job:
             return
-        await to_thread.run_sync(self._note_incarnation, job.key, self._tracks.ids())
+        await in_thread(self._note_incarnation, job.key, self._tracks.ids())
         check_not_fenced(job)
         self._jobs.claim(job)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Final, Self
+from typing import Final, Self, TypeVar, TypeVarTuple
+
+from anyio import to_thread
 
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
@@ -21,6 +23,9 @@ MANIFEST: Final = "manifest.json"
 SUMS: Final = ".sums"
 STEP_MAX: Final = (1 << 63) - 1
 _STEP_PREFIX: Final = "step-"
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,22 @@ def step_number(name: str) -> int | None:
     if name == digits or not digits.isascii() or not digits.isdigit() or len(digits) > 19:
         return None
     return int(digits) if f"{int(digits)}" == digits else None
+
+
+async def in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """Do in a thread what looks at a place, or changes it; raises `Unavailable` if that fails."""
+    try:
+        return await to_thread.run_sync(function, *arguments)
+    except errors.CkptdError:
+        raise  # some are `OSError` as well
+    except OSError as error:
+        raise failed(error) from error
+
+
+def failed(error: OSError) -> errors.Unavailable:
+    """Return the error for a filesystem that does not do what it was asked."""
+    text = f"the place of the checkpoints failed: {error}; look at that filesystem"
+    return errors.Unavailable(text)
 
 
 def checked_root(root: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -17,12 +18,14 @@ from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks
 from ckptd_proto import errors
 
+logger = logging.getLogger(__name__)
+
 
 async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher: Finisher) -> None:
     """Finish what was staged, abort what was not."""
     found = tracks(left)
     for place in {track.attempt.job.place for track in found}:
-        await to_thread.run_sync(commit.put_back, place, ())
+        await to_thread.run_sync(_put_back, place)
     for track in found:
         in_hand.add(track)
         attempt = track.attempt
@@ -38,6 +41,14 @@ async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher
             in_hand.abort(track, lost(attempt))
         else:
             finisher.finish(track)
+
+
+def _put_back(place: Place) -> None:
+    """Put steps back; where that fails now, it is done when the next rank joins."""
+    try:
+        commit.put_back(place, ())
+    except OSError as error:
+        logger.warning("cannot look for steps to put back in %s: %s", place, error)
 
 
 def tracks(left: Iterable[tuple[Slot, Header]]) -> list[Track]:
@@ -91,7 +102,7 @@ def past(attempt_id: str, place: Place, step: int) -> Progress:
     attempt = Attempt(attempt_id, nobody, 0, step, "", replaces=False)
     try:
         found = manifests.read(place, step)
-    except (errors.AlreadyExists, OSError):
+    except errors.AlreadyExists:
         found = None
     if found is None or found.attempt != attempt_id:
         found = None

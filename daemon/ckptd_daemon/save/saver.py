@@ -142,7 +142,7 @@ class Saver:
         roots = (*self._config.save_roots, *(self._config.read_roots if read_only else ()))
         seen = (root_device, root_inode)
         enter = places.enter_to_read if read_only else places.enter_to_save
-        root_at = await to_thread.run_sync(enter, place, uid, roots, seen)
+        root_at = await places.in_thread(enter, place, uid, roots, seen)
         key = replace(key, root_at=root_at)
         if not read_only:  # a run that is resumed finds every step that was committed
             await self._opening.put_back(place)
@@ -296,7 +296,7 @@ class Saver:
                 yield progress
             return
         places.check_user_below(place.root, session.process.uid, self._config.save_roots)
-        yield await to_thread.run_sync(recovery.past, attempt_id, place, step)
+        yield await places.in_thread(recovery.past, attempt_id, place, step)
 
     async def checkpoints(
         self, root: str, experiment: str, run: str, session: Session
@@ -313,7 +313,7 @@ class Saver:
             is_past=lambda key: self._jobs.is_past(key, session),
             spanning_s=2 * self._config.takeover_s,
         )
-        return await to_thread.run_sync(manifests.committed, path, experiment, run)
+        return await places.in_thread(manifests.committed, path, experiment, run)
 
     def _check_open(self) -> None:
         if self._is_refusing:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Self
 
 import anyio
-from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ckptd_daemon.config import Config
@@ -67,13 +66,13 @@ class Keeper:
     async def set_rules(self, place: Place, rules: Retention, session: Session) -> None:
         """Have *rules* apply to the run from its next commit on."""
         await self._check_owner(place, session)
-        await to_thread.run_sync(pins.set_rules, place, rules)
+        await places.in_thread(pins.set_rules, place, rules)
 
     async def pin(self, place: Place, step: int, session: Session, *, pinned: bool) -> bool:
         """Pin the step, or unpin it; says whether that changed anything."""
         await self._check_owner(place, session)
         async with self._turns.take(place):
-            return await to_thread.run_sync(_pin if pinned else _unpin, place, step)
+            return await places.in_thread(_pin if pinned else _unpin, place, step)
 
     async def remove(
         self, place: Place, step: int, session: Session, *, dry_run: bool, force: bool
@@ -84,7 +83,7 @@ class Keeper:
         """
         await self._check_owner(place, session)
         async with self._turns.take(place):
-            return await to_thread.run_sync(_remove, place, step, dry_run, force)
+            return await places.in_thread(_remove, place, step, dry_run, force)
 
     async def collect(
         self,
@@ -101,10 +100,10 @@ class Keeper:
         What was removed before and could not be deleted is deleted as well.
         """
         path = places.checked_root(root)
-        for place in await to_thread.run_sync(manifests.runs, path, experiment, run):
+        for place in await places.in_thread(manifests.runs, path, experiment, run):
             await self._check_owner(place, session)
             async with self._turns.take(place):
-                found = await to_thread.run_sync(_apply, place, rules, dry_run)
+                found = await places.in_thread(_apply, place, rules, dry_run)
             for ruling in found:
                 yield ruling
 
@@ -112,7 +111,7 @@ class Keeper:
         async with self._turns.take(place):
             self._waiting.discard(place)
             try:
-                for ruling in await to_thread.run_sync(_apply, place, None, False):
+                for ruling in await places.in_thread(_apply, place, None, False):
                     if ruling.goes:
                         logger.info("removed step %s of %s", ruling.checkpoint.step, place)
             except (OSError, errors.CkptdError) as error:
@@ -121,7 +120,7 @@ class Keeper:
     async def _check_owner(self, place: Place, session: Session) -> None:
         """Raise `PermissionDenied` unless the caller may change what is in *place*."""
         uid = session.process.uid
-        await to_thread.run_sync(_check_owner, place, uid, self._config.save_roots)
+        await places.in_thread(_check_owner, place, uid, self._config.save_roots)
 
 
 def _check_owner(place: Place, uid: int, save_roots: tuple[Path, ...]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import anyio
 from anyio import to_thread
 
+from ckptd_daemon.save import places
 from ckptd_daemon.save.attempts import Attempt, Checkpoint
 from ckptd_daemon.save.commit import removal
 from ckptd_daemon.save.commit.proof import Receipt
@@ -64,20 +65,21 @@ class Ground:
             match op:
                 case operations.Wait(seconds):
                     return await anyio.sleep(seconds)
-                case operations.Persist(path):
+                case operations.Persist(path, aside):
                     assert persisting is not None, "only who finishes an attempt has its images"
-                    return await self._persist(path, persisting)
+                    return await self._persist(path, path / aside, persisting)
                 case _:
                     return await to_thread.run_sync(perform, op, limiter=self._threads)
         except OSError as error:
-            text = f"the place of the checkpoints failed: {error}; look at that filesystem"
-            raise Failed(errors.Unavailable(text)) from error
+            raise Failed(places.failed(error)) from error
         except errors.CkptdError as error:
             raise Failed(error) from error
 
-    async def _persist(self, directory: Path, persisting: Persisting) -> tuple[Receipt, ...] | None:
+    async def _persist(
+        self, directory: Path, aside: Path, persisting: Persisting
+    ) -> tuple[Receipt, ...] | None:
         """Write the images aside, and give them their names when all are durable."""
-        aside = directory / f".{secrets.token_hex(8)}"
+        await to_thread.run_sync(removal.delete, aside, limiter=self._threads)
         try:
             images = await persisting(aside)
             await to_thread.run_sync(_move_in, aside, directory, images, limiter=self._threads)

@@ -102,6 +102,9 @@ class Persist:
     """Make this daemon's images durable in the directory: the receipts; None without it."""
 
     path: Path
+    aside: str
+    """What they are written into there before they have their names. Nobody else calls anything so,
+    and what is there already an earlier life of this daemon has left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class Course:
             try:
                 # who has given a receipt never touches an image again: others may have committed
                 if (yield Read(self._receipt_of(self._members.own))) is None:
-                    images: tuple[Receipt, ...] | None = yield Persist(self.directory)
+                    images: tuple[Receipt, ...] | None = yield self._persist()
                     if images is not None:
                         yield Write(self._receipt_of(self._members.own), self._delivery(images))
             except Failed as failed:
@@ -351,6 +351,9 @@ class Course:
     def _patience_s(self) -> float:
         alone_decides = self._attempt.replaces and not self._members.leads
         return self._timing.patience_s * (2 if alone_decides else 1)
+
+    def _persist(self) -> Persist:
+        return Persist(self.directory, f".{self._members.names[self._members.own]}")
 
     def _delivery(self, images: tuple[Receipt, ...]) -> bytes:
         return receipts.encode(self._attempt, Delivery.of(self._attempt, images))
