@@ -227,7 +227,15 @@ def publish(src: Path, dst: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False if the filesystem cannot."""
+    """Swap two names in one step, durably; False if the filesystem cannot."""
+    if not swap(one, other):
+        return False
+    sync_dir(other.parent)
+    return True
+
+
+def swap(one: Path, other: Path) -> bool:
+    """Swap two names in one step, in directories that the caller syncs later; False if it cannot."""
     names = os.fsencode(one), os.fsencode(other)
     with explained(other):
         result = _libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
@@ -236,7 +244,6 @@ def exchange(one: Path, other: Path) -> bool:
             if code in _UNSUPPORTED:
                 return False
             raise OSError(code, os.strerror(code), str(one), None, str(other))
-    sync_dir(other.parent)
     return True
 
 

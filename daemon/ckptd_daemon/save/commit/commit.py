@@ -40,8 +40,32 @@ def commit(attempt: Attempt, receipts: list[Receipt]) -> Checkpoint:
     try:
         durable.publish(directory, place.step(attempt.step))
     except (OSError, errors.CkptdError) as error:
-        return _settle_doubt(attempt, error)
+        return _settle_doubt_or_undo(attempt, error)
     return _present(attempt)
+
+
+def _settle_doubt_or_undo(attempt: Attempt, error: Exception) -> Checkpoint:
+    try:
+        return _settle_doubt(attempt, error)
+    except (OSError, errors.CkptdError):
+        try:
+            _undo(attempt)
+        except (OSError, errors.CkptdError) as failure:
+            logger.warning("step %s may be there although given up: %s", attempt.step, failure)
+        raise
+
+
+def _undo(attempt: Attempt) -> None:
+    """Take the step back, which a power cut could undo as well, and put back what it replaced."""
+    ours, theirs = directory_of(attempt), attempt.job.place.step(attempt.step)
+    found = manifests.read(attempt.job.place, attempt.step)
+    if found is not None and found.attempt == attempt.id:
+        if ours.exists():  # the two were exchanged
+            durable.swap(ours, theirs)
+            return
+        durable.rename(theirs, ours)
+    if _aside(attempt).exists():
+        durable.rename(_aside(attempt), theirs)
 
 
 def _settle_doubt(attempt: Attempt, error: Exception) -> Checkpoint:
@@ -71,13 +95,16 @@ def _typed(error: Exception, attempt: Attempt) -> errors.CkptdError:
 def _replace(attempt: Attempt) -> Checkpoint:
     ours, theirs = directory_of(attempt), attempt.job.place.step(attempt.step)
     if not durable.exchange(ours, theirs):
-        aside = ours.with_name(ours.name + _REPLACED)
-        durable.publish(theirs, aside)
+        durable.publish(theirs, _aside(attempt))
         durable.publish(ours, theirs)
-        durable.publish(aside, ours)
+        durable.publish(_aside(attempt), ours)
     checkpoint = _present(attempt)
     discard(attempt)
     return checkpoint
+
+
+def _aside(attempt: Attempt) -> Path:
+    return directory_of(attempt).with_name(f"{attempt.id}{_REPLACED}")
 
 
 def _present(attempt: Attempt) -> Checkpoint:
@@ -107,6 +134,8 @@ def _remove(directory: Path) -> None:
 
 def _move_away(directory: Path) -> None:
     """Delete the directory; first by name, so that no late commit finds it."""
+    if not directory.exists():
+        return
     # a name of its own: a crash may have left what was moved away before
     gone = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{removal.GONE}")
     try:
