@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,7 +16,7 @@ from fakes.apart import CALLS, LEADER, OTHER, Shared, apart
 
 pytestmark = pytest.mark.timeout(120)
 
-LAG_S = 5.0
+LONG_S, SHORT_S = 5.0, 2.0
 
 EACH = [(what, node) for what, (_, _, nodes) in CALLS.items() for node in nodes]
 # Nothing can be said before it works again, by this node: the other waits for as long as it may.
@@ -90,34 +91,38 @@ def test_a_node_that_is_stuck_too_long_is_given_up_by_name_and_late_it_changes_n
     shared.save()
 
 
-@pytest.fixture
-def late(shared: Shared) -> Iterator[Shared]:
-    """Each node believes for a while what it has seen, though the other has changed it."""
+@contextmanager
+def late(shared: Shared, seconds: float) -> Iterator[None]:
+    """Each node believes so long what it has seen, though the other has changed it."""
     for mount in shared.seen:
-        mount.lag(LAG_S)
-    yield shared
+        mount.lag(seconds)
+    yield
     for mount in shared.seen:
         mount.lag(0)
 
 
-def test_nodes_that_see_late_what_the_other_does_commit_together(late: Shared) -> None:
-    late.save()
-    late.save(again=True)
+def test_nodes_that_see_late_what_the_other_does_commit_together(shared: Shared) -> None:
+    with late(shared, LONG_S):
+        shared.save()
+        shared.save(again=True)
 
 
-def test_nodes_that_see_it_late_agree_that_a_save_was_given_up(late: Shared) -> None:
-    with late.seen[OTHER].fails(*CALLS["writing an image"][:2]):
-        late.begin()
-        told = late.told(LEADER), late.told(OTHER)
-    assert late.check(*told) == "ABORTED"
-    assert told[0] == told[1]
+def test_nodes_that_see_it_late_agree_that_a_save_was_given_up(shared: Shared) -> None:
+    call, path, _ = CALLS["writing an image"]
+    with late(shared, SHORT_S), shared.seen[OTHER].fails(call, path):
+        shared.begin()
+        told = shared.told(LEADER), shared.told(OTHER)
+        assert shared.check(*told) == "ABORTED"
+        assert told[0] == told[1]
 
 
-def test_nodes_that_see_it_late_agree_though_one_has_taken_over(late: Shared) -> None:
-    with late.seen[LEADER].stalls(*CALLS["naming the step"][:2]):
-        late.begin()
-        assert late.check(late.told(OTHER)) == "COMMITTED"
-    assert late.check(late.told(LEADER)) == "COMMITTED"
+def test_nodes_that_see_it_late_agree_though_one_has_taken_over(shared: Shared) -> None:
+    call, path, _ = CALLS["naming the step"]
+    with late(shared, SHORT_S):
+        with shared.seen[LEADER].stalls(call, path):
+            shared.begin()
+            assert shared.check(shared.told(OTHER)) == "COMMITTED"
+        assert shared.check(shared.told(LEADER)) == "COMMITTED"
 
 
 def test_a_daemon_starts_though_the_directory_it_has_saves_for_fails(shared: Shared) -> None:
