@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from ckptd.saving.save import Save as Save
     from ckptd.values import Blob as Blob
     from ckptd.values import DaemonStatus as DaemonStatus
+    from ckptd.values import FatedSave as FatedSave
     from ckptd.values import FlightStatus as FlightStatus
     from ckptd.values import Miss as Miss
+    from ckptd.values import Preempted as Preempted
+    from ckptd.values import PreemptionStatus as PreemptionStatus
     from ckptd.values import Progress as Progress
     from ckptd.values import RunStatus as RunStatus
     from ckptd.values import SaveRecord as SaveRecord
@@ -40,10 +43,13 @@ _WHERE = {
     "Blob": "ckptd.values",
     "Client": "ckptd.client",
     "DaemonStatus": "ckptd.values",
+    "FatedSave": "ckptd.values",
     "FlightStatus": "ckptd.values",
     "Miss": "ckptd.values",
     "Setting": "ckptd.values",
     "Verdict": "ckptd.values",
+    "Preempted": "ckptd.values",
+    "PreemptionStatus": "ckptd.values",
     "Progress": "ckptd.values",
     "fetch": "ckptd.fetching",
     "fetch_many": "ckptd.many",

@@ -11,8 +11,11 @@ from ckptd.values import (
     AttemptStatus,
     CacheStatus,
     DaemonStatus,
+    FatedSave,
     FlightStatus,
     Miss,
+    Preempted,
+    PreemptionStatus,
     RunStatus,
     Setting,
 )
@@ -58,7 +61,15 @@ def status(connection: Connection) -> DaemonStatus:
         misses=tuple(
             Miss(each.id, each.object, each.error, each.sentence, each.at) for each in reply.misses
         ),
+        preemption=_preemption(reply.preemption) if reply.HasField("preemption") else None,
     )
+
+
+def notice(connection: Connection) -> Preempted | None:
+    """Return whether the daemon's node is about to go away; asks the daemon."""
+    request = node_pb2.NoticeRequest()
+    reply = connection.call(lambda stubs: stubs.node.Notice(request, timeout=ANSWER_S))
+    return Preempted(reply.cause, reply.left_s) if reply.HasField("left_s") else None
 
 
 def stop(connection: Connection) -> None:
@@ -100,6 +111,18 @@ def _flight(message: node_pb2.Flight) -> FlightStatus:
         message.cause,
         message.rate_bytes_per_s,
         message.eta_s if message.HasField("eta_s") else None,
+    )
+
+
+def _preemption(message: node_pb2.Preemption) -> PreemptionStatus:
+    return PreemptionStatus(
+        message.cause,
+        message.left_s,
+        message.takes_node,
+        tuple(
+            FatedSave(each.root, each.experiment, each.run, each.step, each.fate, each.why)
+            for each in message.attempts
+        ),
     )
 
 

@@ -97,6 +97,43 @@ class RunStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class FatedSave:
+    """What became of a save when there was little time."""
+
+    root: str
+    experiment: str
+    run: str
+    step: int
+    fate: str
+    """`saved`; `superseded` by a newer step that is saved; `lost`; `delivered` (written here, and the
+    other nodes can finish it); `staged` (in memory, where the next start finds it); `open` (some
+    rank has not staged it)."""
+    why: str
+    """In words, if there is more to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionStatus:
+    """The daemon is stopping, or its node is about to go away."""
+
+    cause: str
+    left_s: float
+    takes_node: bool
+    """The node goes away, and what only its memory has."""
+    saves: tuple[FatedSave, ...]
+    """What was in hand when it began, and what came later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """A node of the job is about to go away."""
+
+    cause: str
+    left_s: float
+    """Seconds until it does; 0 if that is over."""
+
+
+@dataclass(frozen=True, slots=True)
 class SaveRecord:
     """Where the time of a committed save went, in seconds."""
 
@@ -147,6 +184,8 @@ class DaemonStatus:
     """Those saved through this daemon since its start."""
     misses: tuple[Miss, ...] = ()
     """What was to be fetched ahead of need, and could not be."""
+    preemption: PreemptionStatus | None = None
+    """None while there is time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
             stop=stopping.ask,
             is_stopping=lambda: stopping.is_asked,
             saves=saver.statistics,
+            preemption=saver.preemption,
+            notice=lambda: saver.notice,
             fetches=fetcher.statistics,
             settings=Settings(config, fetcher.limits, fetcher.limit),
         )

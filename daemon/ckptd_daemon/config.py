@@ -89,6 +89,10 @@ class Config(BaseSettings):
     """`debug`, `info`, `warning` or `error`."""
     drain_s: float = Field(25.0, ge=0)
     """How long SIGTERM lets work finish: below systemd's and Kubernetes' 30 s and up."""
+    preemption_notice: Path | None = None
+    """A file that says, once it is there, that this node is about to go away; see below."""
+    preemption_poll_s: float = Field(1.0, gt=0)
+    """How often it is looked for."""
 
     arena_dir: Path = Path("/dev/shm")
     """Where saves are staged: a filesystem in memory."""
@@ -207,10 +211,10 @@ class Config(BaseSettings):
             return value
         return {host: rate for host, _, rate in (each.rpartition("=") for each in value.split(","))}
 
-    @field_validator("state_dir", "arena_dir")
+    @field_validator("state_dir", "arena_dir", "preemption_notice")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.absolute()
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.absolute()
 
     @classmethod
     def settings_customise_sources(

@@ -99,12 +99,12 @@ class CommitsWithoutTheLast(Course):
 class DeliversBeforeItPersists(Course):
     """The receipt is there before the images are."""
 
-    def finish(self) -> ops.Steps[Outcome]:
+    def deliver(self) -> ops.Steps[Outcome | None]:
         yield from self._appear()
         own = self._members.own
         early = Receipt(Image(f"__{own}_0.distcp", 1), "p", "sums", 1)
         yield from self._insist(ops.Write(self._receipt_of(own), self._delivery((early,))))
-        return (yield from super().finish())
+        return (yield from super().deliver())
 
 
 class BelievesItsOwnWord(Course):

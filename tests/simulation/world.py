@@ -43,6 +43,8 @@ class Part:
     is_sealed: bool = False
     is_doomed: bool = False
     outcome: Outcome | None = None
+    begun_in: int = -1
+    """The life of its daemon that finishes it."""
 
     @property
     def is_staging(self) -> bool:
@@ -57,7 +59,10 @@ class Node:
     is_up: bool = True
     is_lost: bool = False
     paused_until: float = 0.0
-    busy: tuple[int, Part] | None = None
+    delivers_in: int = -1
+    """The life in which it is writing images, one attempt's at a time."""
+    newest_first: bool = False
+    """It has been told that it is about to go away."""
     calls: int = 0
 
 
@@ -83,7 +88,9 @@ class World:
         self.twice_rate = self.rng.choice([0.0, 0.05]) if has_faults else 0.0
         self.has_exchange = self.rng.random() < 0.5
         size = nodes or self.rng.choice([2, 2, 2, 3, 3, 4, 4, 5, 6, 8, 16])
-        self.nodes = [Node(f"{number:012x}") for number in range(size)]
+        self.nodes = [
+            Node(f"{number:012x}", newest_first=self.rng.random() < 0.2) for number in range(size)
+        ]
         self.directory = Directory(self._named)
         self.directory.perform(ops.Make(PLACE.attempts))
         self.attempts: dict[str, Attempt] = {}
@@ -189,20 +196,41 @@ class World:
         return lambda: self._at(self.now + self.rng.uniform(0.1, 20), seal)
 
     def _finish_next(self, node: Node) -> None:
-        """Those of one run are finished in order, one at a time."""
-        waiting = [part for part in node.parts if part.is_sealed and part.outcome is None]
-        if not waiting or node.busy == (node.life, waiting[0]):
+        """Those of one run deliver one at a time, and those of one step end in order."""
+        if node.delivers_in == node.life:
             return
-        part = waiting[0]
-        node.busy = (node.life, part)
+        waiting = [part for part in node.parts if self._may_begin(node, part)]
+        if not waiting:
+            return
+        part = waiting[-1 if node.newest_first else 0]
+        node.delivers_in = part.begun_in = node.life
         course = self._walk(part)
 
-        def finished(outcome: Outcome | None, failed: ops.Failed | None) -> None:
+        def delivered(outcome: Outcome | None, failed: ops.Failed | None) -> None:
+            if failed is not None:
+                raise Broken(f"{node.name} cannot deliver {part.attempt.id}: {failed}")
+            node.delivers_in = -1
+            if outcome is None:
+                self._drive(node, part, course.conclude(), concluded)
+                self._finish_next(node)
+            else:
+                self._end(node, part, outcome)
+
+        def concluded(outcome: Outcome | None, failed: ops.Failed | None) -> None:
             if failed is not None or outcome is None:
                 raise Broken(f"{node.name} led nowhere with {part.attempt.id}: {failed}")
             self._end(node, part, outcome)
 
-        self._drive(node, part, course.finish(), finished)
+        self._drive(node, part, course.deliver(), delivered)
+
+    def _may_begin(self, node: Node, part: Part) -> bool:
+        if not part.is_sealed or part.outcome is not None or part.begun_in == node.life:
+            return False
+        earlier = node.parts[: node.parts.index(part)]
+        return not any(
+            each.attempt.step == part.attempt.step and each.is_sealed and each.outcome is None
+            for each in earlier
+        )
 
     def _standing(self, attempt: Attempt) -> Checkpoint | None:
         manifest = self.directory.find(PLACE.step(attempt.step) / "manifest.json")

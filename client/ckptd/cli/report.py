@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ckptd.values import AttemptStatus, DaemonStatus, FlightStatus, Miss, RunStatus
+from ckptd.values import (
+    AttemptStatus,
+    DaemonStatus,
+    FlightStatus,
+    Miss,
+    PreemptionStatus,
+    RunStatus,
+)
 
 Rates = Mapping[str, float]
 """Bytes per second of each attempt, by id."""
@@ -39,6 +46,8 @@ def lines(status: DaemonStatus, rates: Rates, now: float) -> list[str]:
         report += ["", "saving", *_aligned(saves, _LEFT + _RIGHT * 4 + _LEFT, indent=2)]
     if not status.flights and not saves:
         report += ["", "Nothing is being fetched or saved."]
+    if status.preemption is not None:
+        report += ["", *_preemption(status.preemption)]
     if status.runs:
         report += ["", "saved", *_aligned(_runs(status.runs, now), _LEFT + _RIGHT, indent=2)]
     if status.misses:
@@ -111,6 +120,17 @@ def _runs(runs: Sequence[RunStatus], now: float) -> list[tuple[str, ...]]:
         )
         for run in runs
     ]
+
+
+def _preemption(found: PreemptionStatus) -> list[str]:
+    """Return how much time there is, and what became of each save so far."""
+    left = f"{span(found.left_s)} left" if found.left_s > 0 else "time is over"
+    what = "this node goes away" if found.takes_node else "this daemon ends"
+    rows = [
+        (one.fate, f"step {one.step} of {one.experiment}/{one.run} in {one.root}", one.why)
+        for one in found.saves
+    ]
+    return [f"{what}: {left} ({found.cause})", *_aligned(rows, _LEFT * 3, indent=2)]
 
 
 def _misses(misses: Sequence[Miss], now: float) -> list[str]:

@@ -16,13 +16,14 @@ from ckptd.saving.exchange import settle
 from ckptd.saving.failing import OnFailure
 from ckptd.saving.keeping import retain
 from ckptd.saving.membership import Membership
+from ckptd.saving.notices import Notices
 from ckptd.saving.restoring import Restoring
 from ckptd.saving.retention import Retention
 from ckptd.saving.run import Run
 from ckptd.saving.save import Save
 from ckptd.saving.stager import WHEN_FULL
 from ckptd.tensors.local import take
-from ckptd.values import Checkpoint
+from ckptd.values import Checkpoint, Preempted
 from ckptd_proto import errors
 
 
@@ -97,6 +98,7 @@ class Checkpointer:
             overlap=overlap,
             on_first=lambda: retain(self._connection, place, experiment, run, rules),
         )
+        self._notices = Notices(self._connection, self._exchange)
         self._catalog = Catalog(self._connection, place, experiment, run, retention)
         self._is_closed = False
 
@@ -218,6 +220,23 @@ class Checkpointer:
         restoring = Restoring(self._connection, self._exchange, self._catalog, beside)
         step, uuid = self._agreed_checkpoint(which)
         return restoring.load(state, step, uuid, on_corrupt=on_corrupt)
+
+    def preempted(self) -> Preempted | None:
+        """Say, alike on every rank, whether a node of the job is about to go away.
+
+        Every rank calls it at the same point, such as after every tenth step: the ranks exchange a
+        few bytes, as `save` does. Each asks its daemon once a second at most. What is saved then is
+        written first, with all that the node can give.
+
+        Returns:
+            Why, and how many seconds are left; of several nodes, of the one that goes first. None
+            while no node has a notice (the daemon's `preemption_notice`).
+
+        Raises:
+            Aborted: A rank died; the message names it.
+        """
+        self._check_usable()
+        return self._notices.agreed()
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for the saves in flight and leave the job; again: nothing happens.

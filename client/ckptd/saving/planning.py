@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ckptd.saving.exchange import Exchange, settle
 from ckptd.tensors import index, metadata, plan
@@ -16,6 +16,8 @@ from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
+OWN: Final = frozenset({"sequence", "room"})
+"""Of a header, what each rank knows for itself."""
 _DOUBTS_MAX = 10  # warnings about one plan
 
 Header = Callable[[], dict[str, Any]]
@@ -68,11 +70,11 @@ class Planner:
 
     def agree(
         self, take: Take, header: Header, *, is_kept: bool = True
-    ) -> tuple[Agreed, Local, int]:
-        """Return the plan, this rank's part, and the greatest `sequence` of all headers.
+    ) -> tuple[Agreed, Local, list[dict[str, Any]]]:
+        """Return the plan, this rank's part, and the headers of all ranks.
 
-        What the ranks hold alike is compared if it *is_kept*. Every other entry of the headers
-        must be the same on every rank; raises `InvalidArgument` telling who said what.
+        What the ranks hold alike is compared if it *is_kept*. Every entry of the headers but those
+        of `OWN` must be the same on every rank; raises `InvalidArgument` telling who said what.
         """
         local: Local | None = None
 
@@ -86,13 +88,14 @@ class Planner:
 
         heard = settle(self._exchange, say)
         assert local is not None  # `say` has run, or `settle` has raised
-        _check_agreement([each["header"] for each in heard])
+        headers = [each["header"] for each in heard]
+        _check_agreement(headers)
         hashes = [each["plan"] for each in heard]
         agreed = self._agreed
         if agreed is None or not self._still_holds(heard, hashes):
             agreed = self._agree_anew(local, is_kept=is_kept)
             self._agreed, self._hashes = agreed, hashes
-        return agreed, local, max(each["header"]["sequence"] for each in heard)
+        return agreed, local, headers
 
     def _still_holds(self, heard: list[dict[str, Any]], hashes: list[str]) -> bool:
         """Say whether every rank has the plan of before; the same answer on every rank."""
@@ -131,7 +134,7 @@ class Planner:
 
 def _check_agreement(headers: list[Mapping[str, Any]]) -> None:
     for name in headers[0]:
-        if name == "sequence":
+        if name in OWN:
             continue
         said: dict[str, list[int]] = {}
         for rank, header in enumerate(headers):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ckptd.link.connection import Connection
+from ckptd.saving import fullness
 from ckptd.saving.exchange import Exchange
 from ckptd.saving.failing import Failures, OnFailure
 from ckptd.saving.membership import Membership
@@ -68,9 +69,10 @@ class Run:
     def prepare(self, take: Take) -> None:
         """Agree on the plan of what *take* returns, and make memory ready in the background."""
         self._stager.wait_sealed()
-        agreed, local, self._sequence = self._planner.agree(
+        agreed, local, headers = self._planner.agree(
             take, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
         )
+        self._sequence = _next_of(headers)
         self._stager.prepare(agreed, local)
 
     def save(
@@ -96,11 +98,16 @@ class Run:
                 "on_existing": on_existing,
                 "when_full": self._when_full,
                 "sequence": self._sequence,
+                "room": self._room(),
             }
 
-        agreed, local, sequence = self._planner.agree(take, header)
+        agreed, local, headers = self._planner.agree(take, header)
         plan_s = time.monotonic() - started
+        sequence = _next_of(headers)
         self._sequence = sequence + 1
+        rooms = [each["room"] for each in headers]
+        if self._when_full == "skip" and (reason := fullness.reason_to_skip(step, rooms)):
+            return self._skipped(step, reason)
         try:
             save = self._stager.save(
                 agreed,
@@ -109,6 +116,7 @@ class Run:
                 step=step,
                 metrics=numbers,
                 on_existing=on_existing,
+                supersedes=fullness.victim(rooms) if self._when_full == "supersede" else None,
             )
         except errors.CkptdError as failure:
             if not self._failures.tolerates_call(failure):
@@ -116,6 +124,18 @@ class Run:
             save = failed(step, failure)
         self._saves.append(save)
         save.blocked_s, save.plan_s = time.monotonic() - started, plan_s
+        return save
+
+    def _room(self) -> fullness.Room | None:
+        """Return what this rank's daemon has to say, if it is one of several and that matters."""
+        if self._when_full == "wait" or not self._member.daemons:
+            return None
+        return self._stager.room()
+
+    def _skipped(self, step: int, reason: str) -> Save:
+        save = Save(step)
+        save.skip(reason)
+        self._saves.append(save)
         return save
 
     def _begin(self) -> None:
@@ -144,6 +164,11 @@ class Run:
         self._stager.close()
         self._member.leave()
         self._exchange.close()
+
+
+def _next_of(headers: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of this call: a rank that came anew counts from the others' on."""
+    return max(int(header["sequence"]) for header in headers)
 
 
 def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -> dict[str, float]:

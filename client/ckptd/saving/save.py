@@ -37,6 +37,8 @@ class Save:
         """How long after `save()` had returned what optimizers own on a GPU was being copied."""
         self.touched_bytes = 0
         """Memory that this save waited for, to be touched for the first time; 0 if prepared."""
+        self.note = ""
+        """What the daemon says besides, such as that its node is about to go away."""
         self.was_committed = False
         """This job had committed the step before: nothing was copied."""
         self._lock = threading.Lock()  # guards what follows
@@ -89,8 +91,9 @@ class Save:
             CkptdError: What went wrong; nothing is listed.
         """
         if not self._done.wait(timeout):
-            text = f"step {self.step} is not committed after {timeout:g} s; it goes on, ask again"
-            raise errors.DeadlineExceeded(text)
+            note = f" ({self.note})" if self.note else ""
+            text = f"step {self.step} is not committed after {timeout:g} s{note}"
+            raise errors.DeadlineExceeded(f"{text}; it goes on, ask again")
         with self._lock:
             self._is_told = True
             if self._failure is not None:
@@ -176,6 +179,7 @@ class Save:
         def watch(stubs: Stubs) -> saves_pb2.Attempt:
             last = saves_pb2.Attempt()
             for last in stubs.saves.Watch(request):
+                self.note = last.note
                 if last.state in _STAGED:
                     self._staged.set()
             return last

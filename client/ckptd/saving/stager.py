@@ -11,6 +11,7 @@ import torch
 
 from ckptd.link.connection import Connection
 from ckptd.saving.catalog import checkpoint_of
+from ckptd.saving.fullness import Room
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed
 from ckptd.saving.save import Save
@@ -77,13 +78,17 @@ class Stager:
         step: int,
         metrics: Mapping[str, float],
         on_existing: str,
+        supersedes: int | None = None,
     ) -> Save:
         """Return the save, whose part of this rank has been copied; raises if it could not be.
 
-        What optimizers own on a device may still be on its way: see `wait_sealed`.
+        If there are several daemons, *supersedes* is the sequence of the save that gives way. What
+        optimizers own on a device may still be on its way: see `wait_sealed`.
         """
         save = Save(step)
-        opened = self._open(agreed, sequence=sequence, step=step, on_existing=on_existing)
+        opened = self._open(
+            agreed, sequence=sequence, step=step, on_existing=on_existing, supersedes=supersedes
+        )
         if opened.HasField("committed"):
             save.was_committed = True
             save.succeed(checkpoint_of(opened.committed))
@@ -123,8 +128,25 @@ class Stager:
         self._background.shutdown()
         self._slots.close()
 
+    def room(self) -> Room:
+        """Return what the job's saves take of the memory of this rank's daemon."""
+        request = saves_pb2.RoomRequest(job=self._member.job, rank=self._member.rank)
+        reply = self._member.call(lambda stubs: stubs.saves.Room(request))
+        return Room(
+            full=reply.full,
+            waiting=list(reply.waiting),
+            writing=reply.writing,
+            held=list(reply.held),
+        )
+
     def _open(
-        self, agreed: Agreed, *, sequence: int, step: int, on_existing: str
+        self,
+        agreed: Agreed,
+        *,
+        sequence: int,
+        step: int,
+        on_existing: str,
+        supersedes: int | None,
     ) -> saves_pb2.OpenReply:
         request = saves_pb2.OpenRequest(
             job=self._member.job,
@@ -133,7 +155,6 @@ class Stager:
             step=step,
             plan_hash=agreed.hash,
             on_existing=ON_EXISTING[on_existing],
-            when_full=WHEN_FULL[self._when_full],
         )
         ranks = self._member.ranks_beside
         if self._member.rank == ranks[0]:
@@ -142,6 +163,10 @@ class Stager:
             position = {name: at for at, name in enumerate(dict.fromkeys(daemons))}
             request.daemons.extend(position)
             request.daemon_of.extend(position[name] for name in daemons)
+            if supersedes is not None:
+                request.supersedes = supersedes
+        else:
+            request.when_full = WHEN_FULL[self._when_full]
         reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
         return reply
 

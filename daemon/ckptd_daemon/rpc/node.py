@@ -15,6 +15,7 @@ from ckptd_daemon.fetch.statistics import FlightStatistics, Statistics
 from ckptd_daemon.rpc.checkpoints import checkpoint_message
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
+from ckptd_daemon.save.preemption import PreemptionStatistics
 from ckptd_daemon.save.tracks import Progress as AttemptProgress
 from ckptd_daemon.save.tracks import SaveStatistics
 from ckptd_daemon.sessions import Sessions
@@ -56,6 +57,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         stop: Callable[[], None],
         is_stopping: Callable[[], bool],
         saves: Callable[[], SaveStatistics],
+        preemption: Callable[[], PreemptionStatistics | None],
+        notice: Callable[[], tuple[str, float] | None],
         fetches: Callable[[], Statistics],
         settings: Settings,
     ) -> None:
@@ -65,6 +68,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._stop = stop
         self._is_stopping = is_stopping
         self._saves = saves
+        self._preemption = preemption
+        self._notice = notice
         self._fetches = fetches
         self._settings = settings
 
@@ -93,6 +98,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             saves=map(_save, saves.attempts),
             newest=map(checkpoint_message, saves.newest),
             misses=map(_miss, fetches.misses),
+            preemption=_preemption(self._preemption()),
             arena=pb.ArenaStatus(
                 used_bytes=saves.arena.used_bytes,
                 budget_bytes=saves.arena.budget_bytes,
@@ -109,6 +115,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
             raise errors.FailedPrecondition(text)
         self._stop()
         return pb.StopReply()
+
+    async def Notice(self, request: pb.NoticeRequest, context: Context) -> pb.NoticeReply:
+        """Say whether this node is about to go away."""
+        found = self._notice()
+        return (
+            pb.NoticeReply() if found is None else pb.NoticeReply(cause=found[0], left_s=found[1])
+        )
 
     async def Settings(self, request: pb.SettingsRequest, context: Context) -> pb.SettingsReply:
         """Return the settings in force."""
@@ -168,6 +181,27 @@ def _flight(flight: FlightStatistics) -> pb.Flight:
 def _miss(miss: Miss) -> pb.Miss:
     return pb.Miss(
         id=miss.id, object=miss.title, error=miss.error, sentence=miss.sentence, at=miss.at
+    )
+
+
+def _preemption(found: PreemptionStatistics | None) -> pb.Preemption | None:
+    if found is None:
+        return None
+    return pb.Preemption(
+        cause=found.cause,
+        left_s=found.left_s,
+        takes_node=found.takes_node,
+        attempts=[
+            pb.Fated(
+                root=str(one.place.root),
+                experiment=one.place.experiment,
+                run=one.place.run,
+                step=one.step,
+                fate=one.fate.value,
+                why=one.why,
+            )
+            for one in found.attempts
+        ],
     )
 
 

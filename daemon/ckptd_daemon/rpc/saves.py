@@ -94,6 +94,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             images_bytes=request.images_bytes if request.HasField("images_bytes") else None,
             when_full=_WHEN_FULL[request.when_full],
             daemons=(request.daemons, request.daemon_of),
+            supersedes=request.supersedes if request.HasField("supersedes") else None,
             session=self._session(context),
         )
         if isinstance(opened, Checkpoint):
@@ -101,6 +102,13 @@ class SavesService(saves_pb2_grpc.SavesServicer):
         if isinstance(opened, Skipped):
             return pb.OpenReply(skipped=opened.reason)
         return pb.OpenReply(attempt=opened.id)
+
+    async def Room(self, request: pb.RoomRequest, context: Context) -> pb.RoomReply:
+        """Say what the job's saves take of the memory here."""
+        room = self._saver.room(request.job, request.rank, session=self._session(context))
+        return pb.RoomReply(
+            full=room.is_full, waiting=room.waiting, writing=room.is_writing, held=room.held
+        )
 
     async def Prepare(self, request: pb.PrepareRequest, context: Context) -> pb.PrepareReply:
         """Allocate the rank's slots before its first save."""
@@ -193,6 +201,7 @@ def attempt_message(progress: Progress) -> pb.Attempt:
         persist_s=None if phases is None else phases.persist_s,
         commit_s=None if phases is None else phases.commit_s,
         superseded_by=attempt.superseded_by,
+        note=progress.note,
     )
 
 

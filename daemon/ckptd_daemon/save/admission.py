@@ -1,14 +1,29 @@
-"""What becomes of a save when every slot is taken: decided once, for all of its ranks."""
+"""What becomes of a save when every slot is taken: decided once, for all of its ranks.
+
+If they have several daemons, the ranks ask each for its `Room` and decide it among themselves.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.attempts import Skipped, State, WhenFull
 from ckptd_daemon.save.jobs import Job
-from ckptd_daemon.save.tracks import Track, Tracks
+from ckptd_daemon.save.tracks import Track, Tracks, is_staged
 from ckptd_proto import errors
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What saves of a job take of this daemon's memory."""
+
+    is_full: bool
+    waiting: tuple[int, ...]
+    """The sequences of those that are staged and that nobody has begun to write."""
+    is_writing: bool
+    held: tuple[int, ...]
+    """The steps of all of them."""
 
 
 class Admission:
@@ -29,11 +44,37 @@ class Admission:
             )
             return Skipped(f"{text}; save less often, or raise `slots_per_rank` or `arena_bytes`")
         if (victim := self._dispensable(job)) is not None:
-            text = f"step {victim.attempt.step} is superseded by step {step}: every slot was taken"
-            failure = errors.Aborted(f"{text}; save less often, or raise `slots_per_rank`")
-            victim.become(replace(victim.attempt, superseded_by=step))
-            self._tracks.abort(victim, failure)
+            self._supersede(victim, step)
         return None
+
+    def room(self, job: Job) -> Room:
+        """Return what the job's saves take here."""
+        tracks = self._tracks_of(job)
+        return Room(
+            self._is_full(job),
+            tuple(t.attempt.sequence for t in tracks if is_staged(t) and not t.is_persisting),
+            any(track.is_persisting for track in tracks),
+            tuple(track.attempt.step for track in tracks),
+        )
+
+    def supersede(self, job: Job, sequence: int, step: int) -> None:
+        """Give the save of that *sequence* up for *step*, as all ranks have agreed.
+
+        Where it is being written, another daemon, which has not begun, gives it up for all.
+        """
+        for track in self._tracks_of(job):
+            if track.attempt.sequence != sequence or not is_staged(track):
+                continue
+            if track.is_persisting:
+                track.become(replace(track.attempt, superseded_by=step))
+            else:
+                self._supersede(track, step)
+
+    def _supersede(self, victim: Track, step: int) -> None:
+        text = f"step {victim.attempt.step} is superseded by step {step}: every slot was taken"
+        failure = errors.Aborted(f"{text}; save less often, or raise `slots_per_rank`")
+        victim.become(replace(victim.attempt, superseded_by=step))
+        self._tracks.abort(victim, failure)
 
     def _is_full(self, job: Job) -> bool:
         live = (member for member in job.members.values() if member.is_live)

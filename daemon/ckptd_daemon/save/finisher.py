@@ -1,9 +1,11 @@
-"""Takes staged attempts to their commit, those of one run in order."""
+"""Takes staged attempts to their commit: those of one run in order, or the newest first."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +22,17 @@ from ckptd_daemon.save.nodes.ground import Ground
 from ckptd_daemon.save.nodes.operations import Failed, Steps
 from ckptd_daemon.save.nodes.protocol import Outcome
 from ckptd_daemon.save.places import Place, check_same_root
+from ckptd_daemon.save.preemption import Preemption, superseding
 from ckptd_daemon.save.tracks import Track, Tracks, ended
 from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
+
+
+class _LetPass(Exception):
+    """The images were not written: a newer attempt of the run goes first."""
 
 
 class Finisher:
@@ -45,12 +52,25 @@ class Finisher:
         self._ground = ground
         self._tasks = tasks
         self._writers = writers
-        self._turns = Turns()
+        self._writing = Turns[Place]()
+        self._ending = Turns[Path]()  # of one step in the order they were staged, always
+        self._delivered: dict[Place, Track] = {}  # what was last, and is not a step yet
+        self._preemption: Preemption | None = None
 
     def finish(self, track: Track) -> None:
         """Begin; the outcome is told to those who follow the attempt."""
-        finish = self._finish if track.attempt.members is None else self._finish_ours
-        self._tasks.start_soon(finish, track)
+        self._tasks.start_soon(self._finish, track)
+        if self._preemption is not None:
+            self._let_pass(track)
+
+    def hurry(self, preemption: Preemption | None) -> None:
+        """Have the newest of each run go first, and writing take the whole machine; None: no more."""
+        self._preemption = preemption
+        self._writing.newest_first = preemption is not None
+        self._writers.hurry(is_hurried=preemption is not None)
+        if preemption is not None:
+            for track in self._tracks:
+                self._let_pass(track)
 
     async def begin(self, track: Track) -> None:
         """Make the directory of an attempt that spans several daemons, if rank 0 is here.
@@ -85,46 +105,102 @@ class Finisher:
 
     def _give_up_everywhere(self, track: Track, failure: errors.CkptdError) -> None:
         course = self._ground.course(track.attempt)
-        self._tasks.start_soon(self._end, track, course.give_up(failure))
+        self._tasks.start_soon(self._conclude, track, course.give_up(failure))
 
-    async def _finish_ours(self, track: Track) -> None:
-        """Finish the part of this daemon, and end with the others."""
-        async with self._turns.take(track.attempt.job.place):
-            if track.attempt.state.is_final or track.doomed is not None:
-                return  # superseded before its turn came
-            track.begin_to_persist()
-            await self._end(track, self._ground.course(track.attempt).finish())
+    def _let_pass(self, newer: Track) -> None:
+        """Have an older attempt of the run, that is being written, wait for *newer* if that waits."""
+        if newer.attempt.state is not State.STAGED or newer.is_persisting or newer.doomed:
+            return
+        for track in self._tracks:
+            is_same_run = track.attempt.job.place == newer.attempt.job.place
+            is_older = track.staged_at < newer.staged_at
+            if is_same_run and is_older and track.attempt.step != newer.attempt.step:
+                track.let_pass()
 
-    async def _end(self, track: Track, steps: Steps[Outcome]) -> None:
+    async def _finish(self, track: Track) -> None:
+        """Finish the attempt, or the part of it that this daemon has."""
         attempt = track.attempt
+        act = self._finish_alone if attempt.members is None else self._finish_ours
+        async with self._ending.take(attempt.job.place.step(attempt.step)):
+            while not await act(track):
+                track.wait_again()
+                logger.info("%s waits for a newer step of its run, which goes first", track)
+
+    def _begin_to_write(self, track: Track) -> bool:
+        """Say whether the attempt, whose turn has come, is to be written still."""
+        if track.attempt.state.is_final or track.doomed is not None:
+            return False  # superseded before its turn came
+        if self._preemption is not None:
+            newer = superseding(track, self._tracks.ended, self._preemption, time.monotonic())
+            if newer is not None:
+                self._supersede(track, newer)
+                return False
+        track.begin_to_persist()
+        return True
+
+    def _supersede(self, track: Track, newer: Track) -> None:
+        step = newer.attempt.step
+        text = f"step {track.attempt.step} is superseded by step {step}, which is saved"
+        failure = errors.Aborted(f"{text}: there was no time to write both before the node goes")
+        track.become(replace(track.attempt, superseded_by=step))
+        self._tracks.abort(track, failure)
+
+    async def _finish_ours(self, track: Track) -> bool:
+        """Deliver the part of this daemon, and end with the others; False if a newer one passes."""
+        course = self._ground.course(track.attempt)
+        place = track.attempt.job.place
+        outcome: Outcome | None = None
+        async with self._writing.take(place, track.staged_at):
+            if not self._begin_to_write(track):
+                return True
+            try:
+                deliver = course.deliver()
+                outcome = await self._ground.walk(deliver, partial(self._persist, track))
+            except _LetPass:
+                return False
+            except Exception as error:
+                logger.exception("bug while saving attempt %s", track.attempt.id)
+                outcome = _bug(error)
+            self._delivered[place] = track
+        # the others may take long: what is next is written meanwhile
+        if outcome is None:
+            await self._conclude(track, course.conclude())
+        else:
+            self._end(track, outcome)
+        if self._delivered.get(place) is track:
+            del self._delivered[place]
+        is_ours = course.has_committed or (track.attempt.members and track.attempt.members.leads)
+        if is_ours and track.attempt.state is State.COMMITTED:
+            self._on_committed(place)
+        return True
+
+    async def _conclude(self, track: Track, steps: Steps[Outcome]) -> None:
         try:
-            outcome = await self._ground.walk(steps, partial(self._persist, track))
+            outcome = await self._ground.walk(steps)
         except Exception as error:
-            logger.exception("bug while saving attempt %s", attempt.id)
-            outcome = errors.Internal(
-                f"ckptd has a bug ({error!r}); please report the daemon's log"
-            )
-        place = attempt.job.place
+            logger.exception("bug while saving attempt %s", track.attempt.id)
+            outcome = _bug(error)
+        self._end(track, outcome)
+
+    def _end(self, track: Track, outcome: Outcome) -> None:
+        attempt, place = track.attempt, track.attempt.job.place
         if isinstance(outcome, errors.CkptdError):
             logger.warning("step %s in %s is aborted: %s", attempt.step, place, outcome)
         else:
             logger.info("committed step %s in %s, with others", attempt.step, place)
         self._tracks.end(track, outcome)
-        if (
-            isinstance(outcome, Checkpoint)
-            and attempt.members is not None
-            and attempt.members.leads
-        ):
-            self._on_committed(place)
 
-    async def _finish(self, track: Track) -> None:
+    async def _finish_alone(self, track: Track) -> bool:
+        """Write and commit; False if a newer attempt is to pass."""
         attempt = track.attempt
-        async with self._turns.take(attempt.job.place):
-            if track.attempt.state.is_final:
-                return  # superseded before its turn came
-            track.begin_to_persist()
+        async with self._writing.take(attempt.job.place, track.staged_at):
+            if not self._begin_to_write(track):
+                return True
             try:
                 checkpoint = await self._make_durable(track)
+            except _LetPass:
+                await to_thread.run_sync(commit.discard, attempt)  # it may need the space
+                return False
             except errors.CkptdError as failure:
                 await self._give_up(track, failure)
             except OSError as error:
@@ -132,12 +208,12 @@ class Finisher:
                 await self._give_up(track, errors.FailedPrecondition(f"{text}; look at that place"))
             except Exception as error:
                 logger.exception("bug while saving attempt %s", attempt.id)
-                text = f"ckptd has a bug ({error!r}); please report the daemon's log"
-                await self._give_up(track, errors.Internal(text))
+                await self._give_up(track, _bug(error))
             else:
                 self._tracks.commit(track, checkpoint)
                 logger.info("committed %s", _told(track))
                 self._on_committed(attempt.job.place)
+        return True
 
     async def _make_durable(self, track: Track) -> Checkpoint:
         attempt = track.attempt
@@ -148,7 +224,10 @@ class Finisher:
         return await to_thread.run_sync(commit.commit, attempt, receipts)
 
     async def _persist(self, track: Track, directory: Path) -> list[Receipt]:
-        """Write what is staged here into *directory*, made anew: the attempt is LOCAL."""
+        """Write what is staged here into *directory*, made anew: the attempt is LOCAL.
+
+        Raises `_LetPass` when that is to wait.
+        """
         attempt = track.attempt
         images = [
             Staged(laid.image, reservation.slot.memory, laid.offset)
@@ -159,23 +238,40 @@ class Finisher:
         def written(size_bytes: int) -> None:
             track.done_bytes += size_bytes
 
-        earlier = await to_thread.run_sync(earlier_step, attempt.job.place, attempt.step)
-        receipts = await persist(
-            directory,
-            images,
-            attempt.plan_hash,
-            writers=self._writers,
-            on_written=written,
-            earlier=earlier,
-        )
-        track.become(attempt.to(State.LOCAL))
-        return receipts
+        earlier = await to_thread.run_sync(self._earlier, attempt)
+        with track.writing():
+            receipts = await persist(
+                directory,
+                images,
+                attempt.plan_hash,
+                writers=self._writers,
+                on_written=written,
+                earlier=earlier,
+            )
+            track.become(track.attempt.to(State.LOCAL))  # it may know more by now
+            return receipts
+        raise _LetPass
+
+    def _earlier(self, attempt: Attempt) -> list[Path]:
+        """Return the directories of the step before, where what did not change may lie."""
+        place = attempt.job.place
+        found = earlier_step(place, attempt.step)
+        directories = [] if found is None else [found]
+        before = self._delivered.get(place)
+        if before is not None and before.attempt.step < attempt.step:  # by now it may be the step
+            directories = [commit.directory_of(before.attempt), place.step(before.attempt.step)]
+        return directories
 
     async def _give_up(self, track: Track, failure: errors.CkptdError) -> None:
         attempt = track.attempt
         logger.warning("step %s in %s is aborted: %s", attempt.step, attempt.job.place, failure)
         await to_thread.run_sync(commit.discard, attempt)
         self._tracks.abort(track, failure)
+
+
+def _bug(error: Exception) -> errors.Internal:
+    """Return what a mistake of ours is to those who follow the attempt."""
+    return errors.Internal(f"ckptd has a bug ({error!r}); please report the daemon's log")
 
 
 def _told(track: Track) -> str:

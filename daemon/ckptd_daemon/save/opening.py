@@ -37,6 +37,8 @@ class Asked:
     images_bytes: int | None
     when_full: WhenFull
     members: Members | None
+    supersedes: int | None
+    """The sequence of the save that gives way, if the ranks of several daemons have agreed so."""
 
 
 class Opening:
@@ -91,10 +93,10 @@ class Opening:
         if found is not None:
             job.note(asked.sequence, found)
             return found
+        if asked.supersedes is not None:
+            self._admission.supersede(job, asked.supersedes, asked.step)
         if (skipped := self._admission.admit(job, asked.step, asked.when_full)) is not None:
             job.note(asked.sequence, skipped)
-            # on other nodes there may have been room: there is nothing to wait for
-            self._finisher.refuse(attempt, errors.Aborted(skipped.reason))
             return skipped
         track = Track(attempt, opened_by=asked.rank, images_bytes=asked.images_bytes)
         self._tracks.add(track)

@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.save import jobs, places, recovery
-from ckptd_daemon.save.admission import Admission
+from ckptd_daemon.save.admission import Admission, Room
 from ckptd_daemon.save.arena import headers
 from ckptd_daemon.save.arena.arena import Arena, SlotOffer
 from ckptd_daemon.save.arena.lending import Lending
@@ -28,6 +28,8 @@ from ckptd_daemon.save.nodes.ground import Ground
 from ckptd_daemon.save.nodes.protocol import Timing
 from ckptd_daemon.save.opening import Asked, Opening
 from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.preempting import Preempting
+from ckptd_daemon.save.preemption import PreemptionStatistics
 from ckptd_daemon.save.staging import Staging
 from ckptd_daemon.save.tracks import (
     Progress,
@@ -50,6 +52,7 @@ class Saver:
         arena: Arena,
         tracks: Tracks,
         finisher: Finisher,
+        preempting: Preempting,
         offer: Callable[[int, int], str],
         name: str,
     ) -> None:
@@ -57,12 +60,14 @@ class Saver:
         self._arena = arena
         self._tracks = tracks
         self._finisher = finisher
+        self._preempting = preempting
         self._offer = offer
         self._name = name  # in the ids of attempts
         self._staging = Staging(arena, tracks)
         self.lending = Lending(arena, offer)
         self._jobs = Jobs(self._lose)
-        self._opening = Opening(self._jobs, tracks, finisher, Admission(arena, tracks), name)
+        self._admission = Admission(arena, tracks)
+        self._opening = Opening(self._jobs, tracks, finisher, self._admission, name)
         self._is_refusing = False
 
     @classmethod
@@ -83,9 +88,11 @@ class Saver:
             timing = Timing(takeover_s=config.takeover_s, patience_s=config.peers_wait_s)
             finisher = Finisher(tracks, tasks, Writers(config), Ground(timing), on_committed)
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
-            saver = cls(config, arena, tracks, finisher, offer, name)
+            preempting = Preempting(config, tracks, finisher, tasks)
+            saver = cls(config, arena, tracks, finisher, preempting, offer, name)
             await recovery.take_up(left, tracks, finisher)
             tasks.start_soon(saver._staging.end_stalled)
+            tasks.start_soon(preempting.heed)
             yield saver
             tasks.cancel_scope.cancel()
 
@@ -99,14 +106,24 @@ class Saver:
             len(self._jobs), attempts, self._tracks.newest, self._arena.statistics()
         )
 
+    def preemption(self) -> PreemptionStatistics | None:
+        """Return how far saving is, if this daemon or its node is about to go away."""
+        return self._preempting.statistics()
+
+    @property
+    def notice(self) -> tuple[str, float] | None:
+        """Why this node goes away and in how many seconds; None while nobody says so."""
+        return self._preempting.notice
+
     @property
     def is_idle(self) -> bool:
         """No attempt is open or on its way."""
         return len(self._tracks) == 0
 
     def refuse_new(self) -> None:
-        """Take no new attempt; those that are open may still be sealed."""
+        """Take no new attempt; those that are open may still be sealed, the newest goes first."""
         self._is_refusing = True
+        self._preempting.stop()
         self.lending.end()
         for job in self._jobs:
             job.exchanges.dismiss()
@@ -116,7 +133,8 @@ class Saver:
         await self._tracks.wait_none()
 
     def unfinished(self) -> list[str]:
-        """Return a sentence per attempt that the next start finishes from the arena."""
+        """Return a sentence per attempt that the next start finishes, and tell its followers."""
+        self._preempting.say_what_became()
         return [
             f"step {track.attempt.step} in {track.attempt.job.place} is staged and not committed"
             for track in self._tracks
@@ -192,22 +210,38 @@ class Saver:
         images_bytes: int | None,
         when_full: WhenFull,
         daemons: tuple[Sequence[str], Sequence[int]],
+        supersedes: int | None,
         session: Session,
     ) -> Attempt | Checkpoint | Skipped:
         """Return the attempt of the job's n-th save, or the checkpoint if it exists already.
 
         *images_bytes* is what the images of all ranks here take; None if the rank does not know.
         *daemons* are those of all ranks, and which is each rank's; empty if this is the only one.
+        Of several daemons none decides what *when_full* means: *supersedes* is what the ranks have
+        agreed to give up.
         """
         self._check_open()
         job, member = self._jobs.writer(job_id, rank, session)
         members = Members.told(*daemons, own_name=self._name, world_size=job.key.world_size)
+        if members is not None and when_full is not WhenFull.WAIT:
+            text = (
+                "no daemon of several decides alone what becomes of a save; ask each for its Room"
+            )
+            raise errors.InvalidArgument(f"{text}, or update this client")
         if step > places.STEP_MAX:
             raise errors.InvalidArgument(f"step {step} is too large; pass one below 2^63")
         self._abort_overtaken(job, member, sequence)
         self._heard(job_id, rank, session)
-        asked = Asked(rank, sequence, step, plan_hash, replaces, images_bytes, when_full, members)
+        asked = Asked(
+            *(rank, sequence, step, plan_hash, replaces, images_bytes),
+            *(when_full, members, supersedes),
+        )
         return await self._opening.open(job, member, asked)
+
+    def room(self, job_id: str, rank: int, *, session: Session) -> Room:
+        """Return what the job's saves take of the memory here."""
+        job, _ = self._jobs.writer(job_id, rank, session)
+        return self._admission.room(job)
 
     async def prepare(
         self, job_id: str, rank: int, size_bytes: int, *, session: Session

@@ -55,6 +55,8 @@ class Progress:
     total_bytes: int
     phases: Phases | None = None
     """When COMMITTED, and this daemon has seen it all."""
+    note: str = ""
+    """What there is to say besides, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,13 @@ class Track:
     """Ranks that wait for a slot, with a deadline of their own."""
     moved_at: float = field(default_factory=time.monotonic)
     """When a rank last did what the others wait for."""
+    note: str = ""
+    """What its followers are told besides, in words."""
     doomed: errors.CkptdError | None = None
     """Why this daemon gives up an attempt that spans several, until the place agrees."""
     changed: anyio.Event = field(default_factory=anyio.Event)
     """Replaced at each change of state."""
+    _writing: anyio.CancelScope | None = None
 
     def __str__(self) -> str:
         return f"step {self.attempt.step} of {self.attempt.job.place}"
@@ -108,13 +113,18 @@ class Track:
         """When its ranks have waited long enough for each other."""
         return math.inf if self.reserving else self.moved_at + (self.timeout_s or _TIMEOUT_S)
 
+    @property
+    def staged_at(self) -> float:
+        """When its last rank had sealed, by the monotonic clock; infinite until then."""
+        return self.entered.get(State.STAGED, math.inf)
+
     def unreserved_ranks(self) -> list[int]:
         """Return the ranks that have no slot yet."""
         return [rank for rank in self.attempt.ranks if rank not in self.reserved]
 
     def progress(self) -> Progress:
         """Return what is known now."""
-        return Progress(self.attempt, self.done_bytes, self.total_bytes, self._phases())
+        return Progress(self.attempt, self.done_bytes, self.total_bytes, self.phases(), self.note)
 
     def become(self, attempt: Attempt) -> None:
         """Publish the attempt's next value."""
@@ -134,7 +144,30 @@ class Track:
         """Its images are being written, or are."""
         return self.began_at is not None
 
-    def _phases(self) -> Phases | None:
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While inside, its images are written; ends early, without an error, if it lets one pass."""
+        with anyio.CancelScope() as self._writing:
+            yield
+        self._writing = None
+
+    def let_pass(self) -> None:
+        """Have the writing of its images end, if they are not durable yet."""
+        if self._writing is not None:
+            self._writing.cancel()
+
+    def wait_again(self) -> None:
+        """Note that its images are to be written anew, in another turn."""
+        self.began_at, self.done_bytes = None, 0
+
+    def remark(self, note: str) -> None:
+        """Tell its followers *note*."""
+        self.note = note
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    def phases(self) -> Phases | None:
+        """Return how long each took, if it is COMMITTED and this daemon has seen it all."""
         at = self.entered
         if self.began_at is None or not at.keys() >= {State.STAGED, State.LOCAL, State.COMMITTED}:
             return None
@@ -192,6 +225,11 @@ class Tracks:
     def newest(self) -> tuple[Checkpoint, ...]:
         """The newest step of each run that was committed here, the last committed run last."""
         return tuple(self._newest.values())
+
+    @property
+    def ended(self) -> tuple[Track, ...]:
+        """The attempts that ended last, in that order."""
+        return tuple(self._finished.values())
 
     def ids(self) -> frozenset[str]:
         """Return the attempts in hand."""
@@ -276,6 +314,11 @@ class Tracks:
     async def wait_none(self) -> None:
         """Wait until no attempt is in hand."""
         while self._going:
+            await self.changed.wait()
+
+    async def wait_some(self) -> None:
+        """Wait until an attempt is in hand."""
+        while not self._going:
             await self.changed.wait()
 
     async def wait_orphans(

@@ -94,6 +94,7 @@ class StatusReply(google.protobuf.message.Message):
     SAVES_FIELD_NUMBER: builtins.int
     MISSES_FIELD_NUMBER: builtins.int
     NEWEST_FIELD_NUMBER: builtins.int
+    PREEMPTION_FIELD_NUMBER: builtins.int
     socket: builtins.str
     state_dir: builtins.str
     uptime_s: builtins.float
@@ -115,6 +116,10 @@ class StatusReply(google.protobuf.message.Message):
     def newest(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[ckptd_proto.v1.checkpoints_pb2.Checkpoint]:
         """The newest committed step of each run that was saved through this daemon since its start."""
 
+    @property
+    def preemption(self) -> Global___Preemption:
+        """If the daemon is stopping, or its node is about to go away."""
+
     def __init__(
         self,
         *,
@@ -130,11 +135,109 @@ class StatusReply(google.protobuf.message.Message):
         saves: collections.abc.Iterable[Global___Save] | None = ...,
         misses: collections.abc.Iterable[Global___Miss] | None = ...,
         newest: collections.abc.Iterable[ckptd_proto.v1.checkpoints_pb2.Checkpoint] | None = ...,
+        preemption: Global___Preemption | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "misses", b"misses", "newest", b"newest", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "preemption", b"preemption"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "misses", b"misses", "newest", b"newest", "preemption", b"preemption", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
 
 Global___StatusReply: typing_extensions.TypeAlias = StatusReply
+
+@typing.final
+class Preemption(google.protobuf.message.Message):
+    """There is little time to save."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: builtins.int
+    LEFT_S_FIELD_NUMBER: builtins.int
+    TAKES_NODE_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    cause: builtins.str
+    left_s: builtins.float
+    takes_node: builtins.bool
+    """The node goes away, and what only its memory has."""
+    @property
+    def attempts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Fated]:
+        """What was in hand then, or came later."""
+
+    def __init__(
+        self,
+        *,
+        cause: builtins.str = ...,
+        left_s: builtins.float = ...,
+        takes_node: builtins.bool = ...,
+        attempts: collections.abc.Iterable[Global___Fated] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "cause", b"cause", "left_s", b"left_s", "takes_node", b"takes_node"]) -> None: ...
+
+Global___Preemption: typing_extensions.TypeAlias = Preemption
+
+@typing.final
+class Fated(google.protobuf.message.Message):
+    """What became of an attempt when there was little time."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    FATE_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    run: builtins.str
+    step: builtins.int
+    fate: builtins.str
+    """saved, superseded, lost, delivered (written here, and other nodes can finish it), staged (in
+    memory, where the next start finds it) or open (some rank has not staged it).
+    """
+    why: builtins.str
+    """In words, if there is more to say."""
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+        step: builtins.int = ...,
+        fate: builtins.str = ...,
+        why: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "fate", b"fate", "root", b"root", "run", b"run", "step", b"step", "why", b"why"]) -> None: ...
+
+Global___Fated: typing_extensions.TypeAlias = Fated
+
+@typing.final
+class NoticeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___NoticeRequest: typing_extensions.TypeAlias = NoticeRequest
+
+@typing.final
+class NoticeReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEFT_S_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    left_s: builtins.float
+    """Set if there is a notice."""
+    cause: builtins.str
+    def __init__(
+        self,
+        *,
+        left_s: builtins.float | None = ...,
+        cause: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_left_s", b"_left_s", "left_s", b"left_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_left_s", b"_left_s", "cause", b"cause", "left_s", b"left_s"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_left_s", b"_left_s"]) -> typing.Literal["left_s"] | None: ...
+
+Global___NoticeReply: typing_extensions.TypeAlias = NoticeReply
 
 @typing.final
 class Miss(google.protobuf.message.Message):

@@ -49,6 +49,11 @@ class NodeStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_node__pb2.StopRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_node__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.Notice = channel.unary_unary(
+                '/ckptd.v1.Node/Notice',
+                request_serializer=ckptd__proto_dot_v1_dot_node__pb2.NoticeRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_node__pb2.NoticeReply.FromString,
+                _registered_method=True)
         self.Settings = channel.unary_unary(
                 '/ckptd.v1.Node/Settings',
                 request_serializer=ckptd__proto_dot_v1_dot_node__pb2.SettingsRequest.SerializeToString,
@@ -86,6 +91,13 @@ class NodeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Notice(self, request, context):
+        """Whether this node is about to go away, as its notice says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Settings(self, request, context):
         """The settings in force, without secrets.
         """
@@ -118,6 +130,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=ckptd__proto_dot_v1_dot_node__pb2.StopRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_node__pb2.StopReply.SerializeToString,
+            ),
+            'Notice': grpc.unary_unary_rpc_method_handler(
+                    servicer.Notice,
+                    request_deserializer=ckptd__proto_dot_v1_dot_node__pb2.NoticeRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_node__pb2.NoticeReply.SerializeToString,
             ),
             'Settings': grpc.unary_unary_rpc_method_handler(
                     servicer.Settings,
@@ -211,6 +228,33 @@ class Node(object):
             '/ckptd.v1.Node/Stop',
             ckptd__proto_dot_v1_dot_node__pb2.StopRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_node__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Notice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Node/Notice',
+            ckptd__proto_dot_v1_dot_node__pb2.NoticeRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_node__pb2.NoticeReply.FromString,
             options,
             channel_credentials,
             insecure,

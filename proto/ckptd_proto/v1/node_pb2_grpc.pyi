@@ -73,6 +73,22 @@ _NodeStopType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeNoticeType = typing_extensions.TypeVar(
+    '_NodeNoticeType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.NoticeRequest,
+        ckptd_proto.v1.node_pb2.NoticeReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.NoticeRequest,
+        ckptd_proto.v1.node_pb2.NoticeReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.NoticeRequest,
+        ckptd_proto.v1.node_pb2.NoticeReply,
+    ],
+)
+
 _NodeSettingsType = typing_extensions.TypeVar(
     '_NodeSettingsType',
     grpc.UnaryUnaryMultiCallable[
@@ -105,7 +121,7 @@ _NodeConfigureType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType, _NodeSettingsType, _NodeConfigureType]):
+class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType, _NodeNoticeType, _NodeSettingsType, _NodeConfigureType]):
     @typing.overload
     def __init__(self: NodeStub[
         grpc.UnaryUnaryMultiCallable[
@@ -119,6 +135,10 @@ class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType, _N
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.node_pb2.StopRequest,
             ckptd_proto.v1.node_pb2.StopReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.node_pb2.NoticeRequest,
+            ckptd_proto.v1.node_pb2.NoticeReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.node_pb2.SettingsRequest,
@@ -145,6 +165,10 @@ class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType, _N
             ckptd_proto.v1.node_pb2.StopReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.node_pb2.NoticeRequest,
+            ckptd_proto.v1.node_pb2.NoticeReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.node_pb2.SettingsRequest,
             ckptd_proto.v1.node_pb2.SettingsReply,
         ],
@@ -164,6 +188,9 @@ class NodeStub(typing.Generic[_NodeHelloType, _NodeStatusType, _NodeStopType, _N
     """Stops the daemon as SIGTERM does; answers once it has begun. With `if_idle`,
     FAILED_PRECONDITION while anything is staged, leased or in flight.
     """
+
+    Notice: _NodeNoticeType
+    """Whether this node is about to go away, as its notice says."""
 
     Settings: _NodeSettingsType
     """The settings in force, without secrets."""
@@ -185,6 +212,10 @@ NodeAsyncStub: typing_extensions.TypeAlias = NodeStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.node_pb2.StopRequest,
         ckptd_proto.v1.node_pb2.StopReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.node_pb2.NoticeRequest,
+        ckptd_proto.v1.node_pb2.NoticeReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.node_pb2.SettingsRequest,
@@ -222,6 +253,14 @@ class NodeServicer(metaclass=abc.ABCMeta):
         """Stops the daemon as SIGTERM does; answers once it has begun. With `if_idle`,
         FAILED_PRECONDITION while anything is staged, leased or in flight.
         """
+
+    @abc.abstractmethod
+    def Notice(
+        self,
+        request: ckptd_proto.v1.node_pb2.NoticeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.node_pb2.NoticeReply, collections.abc.Awaitable[ckptd_proto.v1.node_pb2.NoticeReply]]:
+        """Whether this node is about to go away, as its notice says."""
 
     @abc.abstractmethod
     def Settings(

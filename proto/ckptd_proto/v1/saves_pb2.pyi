@@ -218,6 +218,7 @@ class OpenRequest(google.protobuf.message.Message):
     ON_EXISTING_FIELD_NUMBER: builtins.int
     IMAGES_BYTES_FIELD_NUMBER: builtins.int
     WHEN_FULL_FIELD_NUMBER: builtins.int
+    SUPERSEDES_FIELD_NUMBER: builtins.int
     DAEMONS_FIELD_NUMBER: builtins.int
     DAEMON_OF_FIELD_NUMBER: builtins.int
     job: builtins.str
@@ -234,7 +235,13 @@ class OpenRequest(google.protobuf.message.Message):
     after another.
     """
     when_full: Global___WhenFull.ValueType
-    """What becomes of the save if every slot is taken when the first rank opens it."""
+    """What becomes of the save if every slot is taken when the first rank opens it. WAIT if the ranks
+    have several daemons: none of them decides for the others.
+    """
+    supersedes: builtins.int
+    """With several daemons: the save, by its sequence, that the ranks have agreed to give up for this
+    one. One that is being written here, or is not staged, is left alone.
+    """
     @property
     def daemons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """If the ranks have several daemons: what Join told each rank, every name once, by lowest rank."""
@@ -254,12 +261,16 @@ class OpenRequest(google.protobuf.message.Message):
         on_existing: Global___OnExisting.ValueType = ...,
         images_bytes: builtins.int | None = ...,
         when_full: Global___WhenFull.ValueType = ...,
+        supersedes: builtins.int | None = ...,
         daemons: collections.abc.Iterable[builtins.str] | None = ...,
         daemon_of: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "images_bytes", b"images_bytes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "daemon_of", b"daemon_of", "daemons", b"daemons", "images_bytes", b"images_bytes", "job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step", "when_full", b"when_full"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "_supersedes", b"_supersedes", "images_bytes", b"images_bytes", "supersedes", b"supersedes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_images_bytes", b"_images_bytes", "_supersedes", b"_supersedes", "daemon_of", b"daemon_of", "daemons", b"daemons", "images_bytes", b"images_bytes", "job", b"job", "on_existing", b"on_existing", "plan_hash", b"plan_hash", "rank", b"rank", "sequence", b"sequence", "step", b"step", "supersedes", b"supersedes", "when_full", b"when_full"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_images_bytes", b"_images_bytes"]) -> typing.Literal["images_bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_supersedes", b"_supersedes"]) -> typing.Literal["supersedes"] | None: ...
 
 Global___OpenRequest: typing_extensions.TypeAlias = OpenRequest
 
@@ -288,6 +299,56 @@ class OpenReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "committed", b"committed", "skipped", b"skipped"]) -> None: ...
 
 Global___OpenReply: typing_extensions.TypeAlias = OpenReply
+
+@typing.final
+class RoomRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    rank: builtins.int
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        rank: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job", "rank", b"rank"]) -> None: ...
+
+Global___RoomRequest: typing_extensions.TypeAlias = RoomRequest
+
+@typing.final
+class RoomReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FULL_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    WRITING_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    full: builtins.bool
+    """Some rank here would have to wait for a slot."""
+    writing: builtins.bool
+    """Some save of the job is being written here."""
+    @property
+    def waiting(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The job's saves, by sequence, that are staged here and that nobody has begun to write."""
+
+    @property
+    def held(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The steps that take the slots."""
+
+    def __init__(
+        self,
+        *,
+        full: builtins.bool = ...,
+        waiting: collections.abc.Iterable[builtins.int] | None = ...,
+        writing: builtins.bool = ...,
+        held: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["full", b"full", "held", b"held", "waiting", b"waiting", "writing", b"writing"]) -> None: ...
+
+Global___RoomReply: typing_extensions.TypeAlias = RoomReply
 
 @typing.final
 class Image(google.protobuf.message.Message):
@@ -523,6 +584,7 @@ class Attempt(google.protobuf.message.Message):
     WAITED_S_FIELD_NUMBER: builtins.int
     PERSIST_S_FIELD_NUMBER: builtins.int
     COMMIT_S_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
     id: builtins.str
     step: builtins.int
     state: Global___AttemptState.ValueType
@@ -539,6 +601,8 @@ class Attempt(google.protobuf.message.Message):
     """
     persist_s: builtins.float
     commit_s: builtins.float
+    note: builtins.str
+    """What there is to say besides, in words: that the node is about to go away, say."""
     @property
     def checkpoint(self) -> ckptd_proto.v1.checkpoints_pb2.Checkpoint:
         """When COMMITTED."""
@@ -558,9 +622,10 @@ class Attempt(google.protobuf.message.Message):
         waited_s: builtins.float | None = ...,
         persist_s: builtins.float | None = ...,
         commit_s: builtins.float | None = ...,
+        note: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_commit_s", b"_commit_s", "_persist_s", b"_persist_s", "_superseded_by", b"_superseded_by", "_waited_s", b"_waited_s", "checkpoint", b"checkpoint", "commit_s", b"commit_s", "persist_s", b"persist_s", "superseded_by", b"superseded_by", "waited_s", b"waited_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_commit_s", b"_commit_s", "_persist_s", b"_persist_s", "_superseded_by", b"_superseded_by", "_waited_s", b"_waited_s", "checkpoint", b"checkpoint", "commit_s", b"commit_s", "done_bytes", b"done_bytes", "error", b"error", "id", b"id", "persist_s", b"persist_s", "reason", b"reason", "state", b"state", "step", b"step", "superseded_by", b"superseded_by", "total_bytes", b"total_bytes", "waited_s", b"waited_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_commit_s", b"_commit_s", "_persist_s", b"_persist_s", "_superseded_by", b"_superseded_by", "_waited_s", b"_waited_s", "checkpoint", b"checkpoint", "commit_s", b"commit_s", "done_bytes", b"done_bytes", "error", b"error", "id", b"id", "note", b"note", "persist_s", b"persist_s", "reason", b"reason", "state", b"state", "step", b"step", "superseded_by", b"superseded_by", "total_bytes", b"total_bytes", "waited_s", b"waited_s"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_commit_s", b"_commit_s"]) -> typing.Literal["commit_s"] | None: ...
     @typing.overload

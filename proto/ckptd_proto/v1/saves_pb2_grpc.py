@@ -69,6 +69,11 @@ class SavesStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_saves__pb2.WatchRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.Attempt.FromString,
                 _registered_method=True)
+        self.Room = channel.unary_unary(
+                '/ckptd.v1.Saves/Room',
+                request_serializer=ckptd__proto_dot_v1_dot_saves__pb2.RoomRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.RoomReply.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/ckptd.v1.Saves/Abort',
                 request_serializer=ckptd__proto_dot_v1_dot_saves__pb2.AbortRequest.SerializeToString,
@@ -157,6 +162,14 @@ class SavesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Room(self, request, context):
+        """What is taken of this daemon's memory for the job's saves. For ranks of several daemons, which
+        decide together whether a save is skipped, or supersedes another; see Open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Abort(self, request, context):
         """Gives up an attempt that is not yet STAGED. The others learn the reason.
         """
@@ -231,6 +244,11 @@ def add_SavesServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.WatchRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_saves__pb2.Attempt.SerializeToString,
+            ),
+            'Room': grpc.unary_unary_rpc_method_handler(
+                    servicer.Room,
+                    request_deserializer=ckptd__proto_dot_v1_dot_saves__pb2.RoomRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_saves__pb2.RoomReply.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -447,6 +465,33 @@ class Saves(object):
             '/ckptd.v1.Saves/Watch',
             ckptd__proto_dot_v1_dot_saves__pb2.WatchRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_saves__pb2.Attempt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Room(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Saves/Room',
+            ckptd__proto_dot_v1_dot_saves__pb2.RoomRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_saves__pb2.RoomReply.FromString,
             options,
             channel_credentials,
             insecure,

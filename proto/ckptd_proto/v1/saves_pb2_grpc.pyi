@@ -142,6 +142,22 @@ _SavesWatchType = typing_extensions.TypeVar(
     ],
 )
 
+_SavesRoomType = typing_extensions.TypeVar(
+    '_SavesRoomType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.RoomRequest,
+        ckptd_proto.v1.saves_pb2.RoomReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.RoomRequest,
+        ckptd_proto.v1.saves_pb2.RoomReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.RoomRequest,
+        ckptd_proto.v1.saves_pb2.RoomReply,
+    ],
+)
+
 _SavesAbortType = typing_extensions.TypeVar(
     '_SavesAbortType',
     grpc.UnaryUnaryMultiCallable[
@@ -222,7 +238,7 @@ _SavesLeaveType = typing_extensions.TypeVar(
     ],
 )
 
-class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType, _SavesPrepareType, _SavesReserveType, _SavesSealType, _SavesWatchType, _SavesAbortType, _SavesRollType, _SavesLendType, _SavesQuarantineType, _SavesLeaveType]):
+class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType, _SavesPrepareType, _SavesReserveType, _SavesSealType, _SavesWatchType, _SavesRoomType, _SavesAbortType, _SavesRollType, _SavesLendType, _SavesQuarantineType, _SavesLeaveType]):
     @typing.overload
     def __init__(self: SavesStub[
         grpc.UnaryUnaryMultiCallable[
@@ -252,6 +268,10 @@ class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType,
         grpc.UnaryStreamMultiCallable[
             ckptd_proto.v1.saves_pb2.WatchRequest,
             ckptd_proto.v1.saves_pb2.Attempt,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.saves_pb2.RoomRequest,
+            ckptd_proto.v1.saves_pb2.RoomReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.saves_pb2.AbortRequest,
@@ -304,6 +324,10 @@ class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType,
         grpc.aio.UnaryStreamMultiCallable[
             ckptd_proto.v1.saves_pb2.WatchRequest,
             ckptd_proto.v1.saves_pb2.Attempt,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.saves_pb2.RoomRequest,
+            ckptd_proto.v1.saves_pb2.RoomReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ckptd_proto.v1.saves_pb2.AbortRequest,
@@ -362,6 +386,11 @@ class SavesStub(typing.Generic[_SavesJoinType, _SavesGatherType, _SavesOpenType,
     Watch: _SavesWatchType
     """The attempt's states as they come, ending with COMMITTED or ABORTED."""
 
+    Room: _SavesRoomType
+    """What is taken of this daemon's memory for the job's saves. For ranks of several daemons, which
+    decide together whether a save is skipped, or supersedes another; see Open.
+    """
+
     Abort: _SavesAbortType
     """Gives up an attempt that is not yet STAGED. The others learn the reason."""
 
@@ -409,6 +438,10 @@ SavesAsyncStub: typing_extensions.TypeAlias = SavesStub[
     grpc.aio.UnaryStreamMultiCallable[
         ckptd_proto.v1.saves_pb2.WatchRequest,
         ckptd_proto.v1.saves_pb2.Attempt,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.saves_pb2.RoomRequest,
+        ckptd_proto.v1.saves_pb2.RoomReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ckptd_proto.v1.saves_pb2.AbortRequest,
@@ -502,6 +535,16 @@ class SavesServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.saves_pb2.Attempt], collections.abc.AsyncIterator[ckptd_proto.v1.saves_pb2.Attempt]]:
         """The attempt's states as they come, ending with COMMITTED or ABORTED."""
+
+    @abc.abstractmethod
+    def Room(
+        self,
+        request: ckptd_proto.v1.saves_pb2.RoomRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.saves_pb2.RoomReply, collections.abc.Awaitable[ckptd_proto.v1.saves_pb2.RoomReply]]:
+        """What is taken of this daemon's memory for the job's saves. For ranks of several daemons, which
+        decide together whether a save is skipped, or supersedes another; see Open.
+        """
 
     @abc.abstractmethod
     def Abort(

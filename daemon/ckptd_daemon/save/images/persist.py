@@ -54,29 +54,31 @@ async def persist(
     *,
     writers: Writers,
     on_written: Callable[[int], None],
-    earlier: Path | None = None,
+    earlier: Sequence[Path] = (),
 ) -> list[Receipt]:
     """Write *images* into *directory*, made anew, each synced and with its checksums beside it.
 
-    What the committed step *earlier* has, byte for byte, is linked instead.
+    What one of the directories *earlier* has, byte for byte, is linked instead.
     *on_written* hears, in a writer's thread, of each block's bytes. Cancelled, it ends after the
     blocks in hand. Raises what the disk said, typed.
     """
     await to_thread.run_sync(_make, directory)
     linked: dict[Image, Receipt] = {}
 
-    def link(staged: Staged, earlier: Path) -> None:
+    def link(staged: Staged) -> None:
         image = staged.image
-        crcs = unchanged.link(image, staged.memory.fd, staged.offset, earlier, directory)
-        if crcs is not None:
-            linked[image] = _sum(directory / image.name, image, crcs, plan_hash)
-            on_written(image.size_bytes)
+        for there in earlier:
+            crcs = unchanged.link(image, staged.memory.fd, staged.offset, there, directory)
+            if crcs is not None:
+                linked[image] = _sum(directory / image.name, image, crcs, plan_hash)
+                on_written(image.size_bytes)
+                return
 
     def write(file: _File, start: int) -> None:
         on_written(_write_block(file, start))
 
-    if earlier is not None:
-        await writers.write(partial(link, staged, earlier) for staged in images)
+    if earlier:
+        await writers.write(partial(link, staged) for staged in images)
     rest = [staged for staged in images if staged.image not in linked]
     files = await to_thread.run_sync(_begin, directory, rest)
     try:

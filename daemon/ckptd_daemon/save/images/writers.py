@@ -32,12 +32,16 @@ class _Work:
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
+    is_hurried: bool = False
+    """The machine is about to go away: nobody is let go first."""
 
     def next(self) -> Block | None:
         with self.lock:
             return None if self.stopped.is_set() else next(self.blocks, None)
 
     def rest(self, used_s: float) -> None:
+        if self.is_hurried:
+            return
         with self.lock:
             pause_s = self.allowance.pause_s(used_s)
         self.stopped.wait(pause_s)
@@ -48,9 +52,17 @@ class Writers:
 
     def __init__(self, config: Config) -> None:
         self._count = config.persist_threads
-        cores, share = len(os.sched_getaffinity(0)), config.persist_cpu_percent / 100
+        self._is_hurried = False
+        self._work: _Work | None = None  # what is being written
+        cores, share = _cores(), config.persist_cpu_percent / 100
         self._new_allowance = partial(Allowance, share, cores, idle_s=idle_s)
         self._turn = anyio.Lock()
+
+    def hurry(self, *, is_hurried: bool) -> None:
+        """Take the whole machine, what is being written included; or go back to yielding."""
+        self._is_hurried = is_hurried
+        if self._work is not None:
+            self._work.is_hurried = is_hurried
 
     async def write(self, blocks: Iterable[Block]) -> None:
         """Write all *blocks*; raises what the first that failed raised.
@@ -58,7 +70,8 @@ class Writers:
         Ends at the next block when one fails or the caller is cancelled.
         """
         async with self._turn:
-            work = _Work(iter(blocks), self._new_allowance())
+            work = _Work(iter(blocks), self._new_allowance(), is_hurried=self._is_hurried)
+            self._work = work
             async with anyio.create_task_group() as watch:
                 watch.start_soon(_stop_when_cancelled, work)
                 await to_thread.run_sync(self._write, work)
@@ -70,12 +83,16 @@ class Writers:
         # of their own: the threads of the pool would stay nice for whoever has them next
         threads = [
             threading.Thread(target=_write_blocks, args=(work,), name=f"ckptd-write-{number}")
-            for number in range(self._count)
+            for number in range(max(self._count, _cores()) if work.is_hurried else self._count)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 async def _stop_when_cancelled(work: _Work) -> None:
@@ -86,7 +103,8 @@ async def _stop_when_cancelled(work: _Work) -> None:
 
 
 def _write_blocks(work: _Work) -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    if not work.is_hurried:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     began_s = time.thread_time()
     try:
         while (block := work.next()) is not None:

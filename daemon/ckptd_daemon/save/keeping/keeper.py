@@ -43,7 +43,7 @@ class Keeper:
     def __init__(self, config: Config, tasks: TaskGroup) -> None:
         self._config = config
         self._tasks = tasks
-        self._turns = Turns()
+        self._turns = Turns[Place]()
         self._waiting: set[Place] = set()
 
     @classmethod

@@ -85,6 +85,9 @@ class Ground:
             await to_thread.run_sync(_move_in, aside, directory, images, limiter=self._threads)
         except (FileNotFoundError, NotADirectoryError):
             return None  # somebody gave the attempt up meanwhile
+        except Exception:
+            await to_thread.run_sync(removal.delete, aside, limiter=self._threads)
+            raise
         return tuple(images)
 
 

@@ -93,6 +93,8 @@ class Course:
         self._clock = clock
         self._token = token
         self._troubles = 0
+        self.has_committed = False
+        """Whether the rename that made the step was this daemon's, as far as it can know."""
         self._place = attempt.job.place
         self.directory = self._place.attempts / attempt.id
         self._step = self._place.step(attempt.step)
@@ -116,20 +118,24 @@ class Course:
             return None
         return (yield from self.give_up(self._vanished()))  # another was faster to give it up
 
-    def finish(self) -> Steps[Outcome]:
-        """Deliver this daemon's part, and see to it that the attempt ends."""
+    def deliver(self) -> Steps[Outcome | None]:
+        """Make this daemon's part durable; None if it is for all daemons to `conclude` now."""
         outcome = yield from self._appear()
-        if outcome is None:
-            try:
-                # who has given a receipt never touches an image again: others may have committed
-                if (yield Read(self._receipt_of(self._members.own))) is None:
-                    images: tuple[Receipt, ...] | None = yield self._persist()
-                    if images is not None:
-                        yield Write(self._receipt_of(self._members.own), self._delivery(images))
-            except Failed as failed:
-                outcome = yield from self.give_up(failed.failure)
-        if outcome is None:
-            outcome = yield from self._conclude()
+        if outcome is not None:
+            return outcome
+        try:
+            # who has given a receipt never touches an image again: others may have committed
+            if (yield Read(self._receipt_of(self._members.own))) is None:
+                images: tuple[Receipt, ...] | None = yield self._persist()
+                if images is not None:
+                    yield Write(self._receipt_of(self._members.own), self._delivery(images))
+        except Failed as failed:
+            return (yield from self.give_up(failed.failure))
+        return None
+
+    def conclude(self) -> Steps[Outcome]:
+        """See to it that the attempt ends, when this daemon has delivered its part."""
+        outcome = yield from self._conclude()
         if isinstance(outcome, Checkpoint) and self._members.leads:
             yield from self._tidy(outcome)
         return outcome
@@ -238,6 +244,7 @@ class Course:
                 return (yield from self.give_up(fenced))
             if not (yield Write(self.directory / MANIFEST, manifest)):
                 return None
+            self.has_committed = True  # also if nobody learns what came of it
             if (yield Rename(self.directory, self._step)) is Renamed.TAKEN:
                 return (yield from self._contend())
         except Failed as failed:
