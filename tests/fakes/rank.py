@@ -162,6 +162,7 @@ class _Client:
         images_bytes: int | None = None,
         when_full: str = "WAIT",
         daemons: Sequence[str] = (),
+        supersedes: int | None = None,
     ) -> Any:
         from ckptd_proto.v1 import saves_pb2 as pb
 
@@ -177,12 +178,22 @@ class _Client:
             when_full=f"WHEN_FULL_{when_full}",
             daemons=list(dict.fromkeys(daemons)),
             daemon_of=[list(dict.fromkeys(daemons)).index(name) for name in daemons],
+            supersedes=supersedes,
         )
         reply = self.connection.call(lambda stubs: stubs.saves.Open(request))
         if reply.skipped:
             return reply.skipped, "skipped"
         self.attempt, self.step = reply.attempt, step
         return reply.attempt, reply.committed.uuid
+
+    def room(self) -> Any:
+        """Return what the rank's daemon says of its memory, as it travels in headers."""
+        from ckptd_proto.v1 import saves_pb2 as pb
+
+        request = pb.RoomRequest(job=self.job, rank=self.rank)
+        room = self.connection.call(lambda stubs: stubs.saves.Room(request))
+        waiting, held = list(room.waiting), list(room.held)
+        return {"full": room.full, "waiting": waiting, "writing": room.writing, "held": held}
 
     def reserve(self, images: list[tuple[str, int]], timeout_s: float = 30.0) -> str:
         from ckptd_proto.v1 import saves_pb2 as pb
@@ -255,6 +266,7 @@ class _Client:
                         "error": event.error,
                         "reason": event.reason,
                         "path": event.checkpoint.path,
+                        "superseded_by": event.superseded_by,
                     }
             raise AssertionError("the stream ended without an outcome")
 
