@@ -152,6 +152,10 @@ class SaveRecord:
     commit_s: float
     copied_s: float = 0.0
     """Training again, until what optimizers own on a GPU was copied; 0 if all was, before."""
+    step_inflation: float | None = None
+    """How much longer a step took meanwhile, as a share of its usual time: 0.1 is a tenth. By the
+    median of at least three steps on either side, of the first optimizer in the state; None if
+    there is none, or too few steps."""
 
     @property
     def bytes_per_s(self) -> float:

@@ -22,6 +22,7 @@ from ckptd.saving.retention import Retention
 from ckptd.saving.run import Run
 from ckptd.saving.save import Save
 from ckptd.saving.stager import WHEN_FULL
+from ckptd.saving.steps import StepClock
 from ckptd.tensors.local import take
 from ckptd.values import Checkpoint, Preempted
 from ckptd_proto import errors
@@ -98,6 +99,7 @@ class Checkpointer:
             overlap=overlap,
             on_first=lambda: retain(self._connection, place, experiment, run, rules),
         )
+        self._clock = StepClock()
         self._notices = Notices(self._connection, self._exchange)
         self._catalog = Catalog(self._connection, place, experiment, run, retention)
         self._is_closed = False
@@ -168,9 +170,13 @@ class Checkpointer:
             CkptdError: Also what went wrong with an earlier save, if nobody has heard of it.
         """
         self._check_usable(to_save=True)
-        return self._run.save(
+        self._clock.watch(state)
+        save = self._run.save(
             partial(take, state), step=step, metrics=metrics, on_existing=on_existing
         )
+        save.steps = self._clock.begin()
+        save.when_done(save.steps.close)
+        return save
 
     def latest(self) -> Checkpoint | None:
         """Return the committed checkpoint with the highest step; None if there is none."""
@@ -249,6 +255,7 @@ class Checkpointer:
             return
         self._run.wait_saved(timeout)
         self._is_closed = True
+        self._clock.close()
         self._run.leave()
         self._run.raise_untold()
 

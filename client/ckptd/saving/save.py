@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.catalog import checkpoint_of
+from ckptd.saving.steps import Window
 from ckptd.values import Checkpoint, SaveRecord
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
@@ -37,6 +38,8 @@ class Save:
         """How long after `save()` had returned what optimizers own on a GPU was being copied."""
         self.touched_bytes = 0
         """Memory that this save waited for, to be touched for the first time; 0 if prepared."""
+        self.steps: Window | None = None
+        """The training steps that it has seen, if something in the state tells them."""
         self.note = ""
         """What the daemon says besides, such as that its node is about to go away."""
         self.was_committed = False
@@ -137,6 +140,7 @@ class Save:
             waited_s=phases.waited_s,
             persist_s=phases.persist_s,
             commit_s=phases.commit_s,
+            step_inflation=None if self.steps is None else self.steps.inflation,
         )
 
     def untold_failure(self) -> errors.CkptdError | None:
