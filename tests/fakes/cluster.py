@@ -81,15 +81,15 @@ class Cluster:
         self.copy(salt=salt, only=only)
         return attempt
 
-    def seal(self, *, only: Sequence[int] = ()) -> None:
+    def seal(self, *, only: Sequence[int] = (), loss: float = 0.5) -> None:
         for rank in self._some(only):
             plan = self.plan if rank.rank == 0 else None
-            rank.begin("seal", plan=plan, metrics={"loss": 0.5})
+            rank.begin("seal", plan=plan, metrics={"loss": loss})
         _answers(self._some(only))
 
-    def save(self, sequence: int, step: int = 7, **how: Any) -> str:
+    def save(self, sequence: int, step: int = 7, *, loss: float = 0.5, **how: Any) -> str:
         attempt = self.stage(sequence, step, **how)
-        self.seal()
+        self.seal(loss=loss)
         assert self.outcomes() == ["COMMITTED"] * len(self.ranks)
         return attempt
 
@@ -120,6 +120,10 @@ class Cluster:
         named = {path.name for path in directory.iterdir() if path.suffix != ".tmp"}
         assert named - {".receipts"} == expected
         return True
+
+    def inode(self, step: int, rank: int) -> int:
+        """What tells whether two steps have the rank's image once on the disk."""
+        return (self.run / f"step-{step}" / f"__{rank}_0.distcp").stat().st_ino
 
     def steps(self) -> list[int]:
         return sorted(int(path.name.removeprefix("step-")) for path in self.run.glob("step-*"))
