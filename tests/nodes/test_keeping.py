@@ -40,7 +40,9 @@ def link(nodes: Cluster, name: str) -> str:
 def removals(nodes: Cluster) -> list[str]:
     """The steps that somebody removed, once for each who says so."""
     lines = "".join(daemon.log_text() for daemon in nodes.daemons).splitlines()
-    said = [line.partition('msg="removed step ')[2].split()[0] for line in lines if "removed" in line]
+    said = [
+        line.partition('msg="removed step ')[2].split()[0] for line in lines if "removed" in line
+    ]
     return sorted(said)
 
 
