@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from ckptd.cli.report import lines, rates, size
-from ckptd.values import ArenaStatus, AttemptStatus, CacheStatus, DaemonStatus, FlightStatus, Miss
+from ckptd.values import (
+    ArenaStatus,
+    AttemptStatus,
+    CacheStatus,
+    DaemonStatus,
+    FatedSave,
+    FlightStatus,
+    Miss,
+    PreemptionStatus,
+)
 
 GB = 10**9
 NOW = 1_000_000.0
@@ -80,6 +89,23 @@ def test_a_prefetch_that_failed_is_told_with_its_age_and_what_to_do() -> None:
 
 def test_a_draining_daemon_says_what_that_means() -> None:
     assert "draining (it takes nothing new" in lines(replace(BUSY, stopping=True), {}, NOW)[0]
+
+
+def test_a_node_that_goes_away_shows_how_long_it_has_and_what_is_saved() -> None:
+    saves = (
+        FatedSave("/c", "digits", "monday", 600, "superseded", "by step 700"),
+        FatedSave("/c", "digits", "monday", 700, "saved", ""),
+    )
+    notice = PreemptionStatus("notice in /run/n", 95.0, True, saves)
+    assert lines(replace(IDLE, preemption=notice), {}, NOW)[9:] == [
+        "this node goes away: 1 min 35 s left (notice in /run/n)",
+        "  superseded  step 600 of digits/monday in /c  by step 700",
+        "  saved       step 700 of digits/monday in /c",
+    ]
+    stopped = PreemptionStatus("the daemon was stopped", 0.0, False, ())
+    assert lines(replace(IDLE, preemption=stopped), {}, NOW)[9:] == [
+        "this daemon ends: time is over (the daemon was stopped)"
+    ]
 
 
 def test_a_restart_between_two_readings_is_no_speed() -> None:
