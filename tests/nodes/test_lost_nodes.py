@@ -81,6 +81,19 @@ def test_a_save_that_all_nodes_staged_survives_every_daemon(two: Cluster) -> Non
     assert two.is_whole()
 
 
+def test_what_a_killed_daemon_had_begun_to_write_is_not_left_in_the_step(two: Cluster) -> None:
+    attempt = two.stage(0)
+    with tampered(two.daemons[1].pid, f"fallocate:{STALLS}"):
+        two.seal()
+        eventually(lambda: list(two.run.glob(".attempts/*/.*/__1_0.distcp")))
+        os.kill(two.daemons[1].pid, signal.SIGKILL)
+    two.daemons[1].kill()
+    two.daemons[1].start()
+    for rank in two.ranks:
+        assert rank.ask("watch", attempt=attempt)["state"] == "COMMITTED"
+    assert two.is_whole()
+
+
 @pytest.mark.parametrize("how", ["killed", "paused"])
 def test_a_node_that_does_not_deliver_is_named_and_late_it_changes_nothing(
     hasty: Cluster, how: str

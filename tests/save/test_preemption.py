@@ -118,10 +118,9 @@ def test_an_older_step_for_which_there_is_no_time_gives_way_to_the_newer_that_is
 
 
 def test_the_newest_step_is_written_though_the_time_is_over(job: Job) -> None:
-    with job.slow():
-        save = job.save(1)
-        job.give_notice(f"{time.time() - 1}")
-    assert save.result(timeout=60).step == 1
+    job.give_notice(f"{time.time() - 1}")
+    assert job.save(1).result(timeout=60).step == 1
+    eventually(lambda: f"{job.root}/e/r: step 1 saved" in job.daemon.log_text())
 
 
 def test_ranks_that_watch_and_people_are_told(job: Job) -> None:
@@ -146,6 +145,11 @@ def test_a_notice_that_is_withdrawn_was_none(job: Job) -> None:
     job.notice.unlink()
     eventually(lambda: job.status().preemption is None)
     eventually(lambda: job.ckpt.preempted() is None)
+    with job.slow():
+        saves = [job.save(1), job.save(2)]
+        job.written(1)
+    assert [save.result(timeout=60).step for save in saves] == [1, 2]
+    assert job.committed() == [0, 1, 2]
 
 
 def test_what_nobody_understands_means_soon(job: Job) -> None:

@@ -107,7 +107,7 @@ class Run:
         self._sequence = sequence + 1
         rooms = [each["room"] for each in headers]
         if self._when_full == "skip" and (reason := fullness.reason_to_skip(step, rooms)):
-            return self._skipped(step, reason)
+            return self._skipped(step, reason, plan_s)
         try:
             save = self._stager.save(
                 agreed,
@@ -132,8 +132,9 @@ class Run:
             return None
         return self._stager.room()
 
-    def _skipped(self, step: int, reason: str) -> Save:
+    def _skipped(self, step: int, reason: str, plan_s: float) -> Save:
         save = Save(step)
+        save.blocked_s = save.plan_s = plan_s
         save.skip(reason)
         self._saves.append(save)
         return save

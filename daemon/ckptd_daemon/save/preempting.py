@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Final
@@ -45,6 +46,7 @@ class Preempting:
         self._notice: Notice | None = None
         self._trouble = ""
         self._preemption: Preemption | None = None
+        self._logged: tuple[Fated, ...] = ()
         self._telling = anyio.CancelScope()
 
     @property
@@ -117,20 +119,20 @@ class Preempting:
 
     async def _tell(self, preemption: Preemption) -> None:
         """Log what became of the attempts, whenever all have ended and when the time is over."""
-        logged: tuple[Fated, ...] = ()
         with anyio.CancelScope() as self._telling:
-            while (left_s := preemption.ends_at - time.monotonic()) > 0:
-                with anyio.move_on_after(left_s):
+            while True:
+                left_s = preemption.ends_at - time.monotonic()
+                with anyio.move_on_after(left_s if left_s > 0 else math.inf):
                     await self._tracks.wait_none()
-                if (found := self._fates()) != logged:
-                    self._log(found)
-                    logged = found
-                with anyio.move_on_after(preemption.ends_at - time.monotonic()):
+                self._log(self._fates())
+                if len(self._tracks) == 0:
                     await self._tracks.wait_some()
 
     def _log(self, found: tuple[Fated, ...]) -> None:
-        for sentence in sentences(found):
-            logger.warning("saved in time, or not: %s", sentence)
+        if found != self._logged:
+            self._logged = found
+            for sentence in sentences(found):
+                logger.warning("saved in time, or not: %s", sentence)
 
     def _fates(self) -> tuple[Fated, ...]:
         if self._preemption is None:
