@@ -7,7 +7,6 @@ since the epoch, or by RFC 3339. Removed, it was a false alarm.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import stat
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _BYTES_MAX: Final = 256
 _EPOCH_S_MIN: Final = 1e8  # a smaller number can only be the seconds that are left
+_EPOCH_S_MAX: Final = 1e11  # a larger one counts milliseconds, or nothing
 OVER_S: Final = 600.0
 """A node that lives on so long after its deadline was not meant, or has come back."""
 
@@ -61,7 +61,7 @@ def moment(text: str, *, written_at: float) -> float | None:
         number = float(text)
     except ValueError:
         return _by_rfc_3339(text)
-    if not math.isfinite(number) or number < 0:
+    if not 0 <= number < _EPOCH_S_MAX:
         return None
     return number if number >= _EPOCH_S_MIN else written_at + number
 
