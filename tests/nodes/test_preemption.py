@@ -10,7 +10,6 @@ import pytest
 from fakes import ranks
 from fakes.cluster import SIZE, Cluster
 from fakes.daemon import Daemon
-from fakes.rank import Rank
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
@@ -37,18 +36,16 @@ def daemons(short_path: Path, notice: Path) -> Iterator[list[Daemon]]:
 
 @pytest.fixture
 def nodes(daemons: list[Daemon], tmp_path: Path) -> Iterator[Cluster]:
-    with (
-        Rank(daemons[0].socket, tmp_path, 0, 2, incarnation="i") as first,
-        Rank(daemons[1].socket, tmp_path, 1, 2, incarnation="i") as second,
-    ):
-        yield Cluster(daemons, [first, second], tmp_path)
+    both = Cluster(daemons, tmp_path, each=1, at=tmp_path, incarnation="i")
+    yield both
+    both.end()
 
 
 def test_the_newest_step_of_a_node_that_goes_away_is_first_and_the_others_are_saved_too(
     nodes: Cluster, notice: Path
 ) -> None:
     nodes.save(0, 0)
-    nodes.ranks[1].ask("prepare", size=SIZE)
+    nodes.ranks[1].ask("prepare", size=2 * SIZE)
     with tampered(nodes.daemons[1].pid, f"fallocate:{STALLS}"):
         attempts = []
         for number in (1, 2, 3):

@@ -13,7 +13,6 @@ from ckptd_proto import errors
 from fakes import ranks
 from fakes.cluster import SIZE, Cluster
 from fakes.daemon import Daemon
-from fakes.rank import Rank
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
@@ -33,17 +32,15 @@ def daemons(short_path: Path) -> Iterator[list[Daemon]]:
 
 @pytest.fixture
 def nodes(daemons: list[Daemon], tmp_path: Path) -> Iterator[Cluster]:
-    with (
-        Rank(daemons[0].socket, tmp_path, 0, 2, incarnation="i") as first,
-        Rank(daemons[1].socket, tmp_path, 1, 2, incarnation="i") as second,
-    ):
-        yield Cluster(daemons, [first, second], tmp_path)
+    both = Cluster(daemons, tmp_path, each=1, at=tmp_path, incarnation="i")
+    yield both
+    both.end()
 
 
 @contextmanager
 def slow(nodes: Cluster) -> Iterator[None]:
     """While inside, no file of an image gets its room on the disk of the second node."""
-    nodes.ranks[1].ask("prepare", size=SIZE)  # before: that takes room in memory the same way
+    nodes.ranks[1].ask("prepare", size=2 * SIZE)  # before: that takes room in memory the same way
     with tampered(nodes.daemons[1].pid, f"fallocate:{STALLS}"):
         yield
 
@@ -94,12 +91,11 @@ def test_what_waits_on_the_node_without_room_gives_way_on_all(nodes: Cluster) ->
         told = [rank.ask("watch", attempt=old) for rank in nodes.ranks]
         assert [each["state"] for each in told] == ["ABORTED"] * 2
         assert [each["superseded_by"] for each in told] == [3, 3]
-        for rank in nodes.ranks:
-            rank.ask("reserve", images=nodes.images(rank.rank))
-            rank.ask("copy", salt="3")
+        nodes.reserve()
+        nodes.copy(salt="3")
         nodes.seal()
     assert nodes.outcomes() == ["COMMITTED"] * 2
-    assert nodes.steps() == [0, 1, 3]
+    eventually(lambda: nodes.steps() == [0, 1, 3])  # each as soon as both nodes have it
 
 
 def test_what_is_being_written_everywhere_is_not_given_up_for_another(nodes: Cluster) -> None:
