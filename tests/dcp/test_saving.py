@@ -3,7 +3,6 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import ckptd
 from ckptd_proto import errors
-from fakes.daemon import Daemon
+from fakes.daemon import Daemon, short_directory
 from fakes.tracing import tampered
 from fakes.waiting import eventually
 
@@ -26,10 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all tests here; each has a root of its own."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ckptd-test-") as directory,
-        Daemon(Path(directory)) as one,
-    ):
+    with short_directory() as directory, Daemon(directory) as one:
         yield one
 
 

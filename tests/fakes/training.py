@@ -1,11 +1,15 @@
-"""A small state that trains: a model, and its optimizer."""
+"""A small state that trains: a model, and its optimizer; and where it is saved."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+import ckptd
+from fakes.daemon import Daemon
 
 
 def training() -> dict[str, Any]:
@@ -37,3 +41,16 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[name], right[name]) for name in left
     )
+
+
+def opened(daemon: Daemon, root: Path, **options: Any) -> ckptd.Checkpointer:
+    place = {"experiment": "e", "run": "r", "ranks": "self", "socket": daemon.socket}
+    return ckptd.Checkpointer(root, **place, **options)
+
+
+def saved(daemon: Daemon, path: Path) -> dict[str, torch.Tensor]:
+    """What is in the newest checkpoint below *path*."""
+    state = training()
+    with opened(daemon, path, read_only=True) as reader:
+        reader.load(state)
+    return values(state)

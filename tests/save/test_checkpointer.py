@@ -4,7 +4,6 @@ import random
 import re
 import resource
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,14 @@ from torch import nn
 import ckptd
 from ckptd.tensors.values import same
 from ckptd_proto import errors
-from fakes.daemon import Daemon
+from fakes.daemon import Daemon, short_directory
 from fakes.running import ckptd as run_ckptd
 
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all tests here; each has a root of its own."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ckptd-test-") as directory,
-        Daemon(Path(directory)) as one,
-    ):
+    with short_directory() as directory, Daemon(directory) as one:
         yield one
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +17,13 @@ from torch.optim import optimizer as torch_optimizer
 import ckptd
 from ckptd.tensors import streams
 from fakes.daemon import Daemon
-from fakes.streams import ThreadStream, playing
-from fakes.training import backward, same, step, training, values
+from fakes.streams import ThreadStream
+from fakes.training import backward, opened, same, saved, step, training, values
 from fakes.waiting import eventually, is_somebody_in
 
 DONE_S = 60.0
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    """One daemon for all tests here; each has a root of its own."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ckptd-test-") as directory,
-        Daemon(Path(directory)) as one,
-    ):
-        yield one
-
-
-@pytest.fixture
-def stream() -> Iterator[ThreadStream]:
-    with playing() as one:
-        yield one
-
-
-@pytest.fixture
-def ckpt(daemon: Daemon, tmp_path: Path, stream: ThreadStream) -> Iterator[ckptd.Checkpointer]:
-    with opened(daemon, tmp_path) as one:
-        yield one
-        stream.release()
-
-
-@pytest.fixture
-def beside() -> Iterator[Callable[[Callable[[], object]], Future[object]]]:
-    """Does something on a thread, as it may block."""
-    with ThreadPoolExecutor() as threads:
-        yield threads.submit
-
-
-def opened(daemon: Daemon, root: Path, **options: Any) -> ckptd.Checkpointer:
-    place = {"experiment": "e", "run": "r", "ranks": "self", "socket": daemon.socket}
-    return ckptd.Checkpointer(root, **place, **options)
-
-
-def saved(daemon: Daemon, path: Path) -> dict[str, torch.Tensor]:
-    """What is in the newest checkpoint below *path*."""
-    state = training()
-    with opened(daemon, path, read_only=True) as reader:
-        reader.load(state)
-    return values(state)
 
 
 def test_save_returns_before_what_an_optimizer_owns_is_copied(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,57 +17,14 @@ import ckptd
 from ckptd_proto import errors
 from fakes import ranks
 from fakes.daemon import Daemon
-from fakes.streams import ThreadStream, playing
-from fakes.training import same, training, values
+from fakes.streams import ThreadStream
+from fakes.training import opened, same, saved, training, values
 from fakes.waiting import eventually, is_somebody_in
 
 PROGRAM = Path(__file__).parent / "programs" / "overlapping.py"
 DONE_S = 60.0
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    """One daemon for all tests here; each has a root of its own."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ckptd-test-") as directory,
-        Daemon(Path(directory)) as one,
-    ):
-        yield one
-
-
-@pytest.fixture
-def stream() -> Iterator[ThreadStream]:
-    with playing() as one:
-        yield one
-
-
-@pytest.fixture
-def ckpt(daemon: Daemon, tmp_path: Path, stream: ThreadStream) -> Iterator[ckptd.Checkpointer]:
-    with opened(daemon, tmp_path) as one:
-        yield one
-        stream.release()
-
-
-@pytest.fixture
-def beside() -> Iterator[Callable[[Callable[[], object]], Future[object]]]:
-    """Does something on a thread, as it may block."""
-    with ThreadPoolExecutor() as threads:
-        yield threads.submit
-
-
-def opened(daemon: Daemon, root: Path, **options: Any) -> ckptd.Checkpointer:
-    place = {"experiment": "e", "run": "r", "ranks": "self", "socket": daemon.socket}
-    return ckptd.Checkpointer(root, **place, **options)
-
-
-def saved(daemon: Daemon, path: Path) -> dict[str, torch.Tensor]:
-    """What is in the newest checkpoint below *path*."""
-    state = training()
-    with opened(daemon, path, read_only=True) as reader:
-        reader.load(state)
-    return values(state)
 
 
 def test_a_device_that_fails_fails_the_save_for_all_and_no_other(
