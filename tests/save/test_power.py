@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,10 @@ class Site:
     def lose_power(self, arena: str = LEFT) -> None:
         """Cut, and switch on again: all processes are dead."""
         self.disk.cut()
+        self.switch_on(arena)
+
+    def switch_on(self, arena: str) -> None:
+        """End what still runs, and have the disk back."""
         if self.daemon.process is not None:
             self.daemon.kill()
         self.node.end()
@@ -147,7 +153,9 @@ def test_a_step_whose_commit_was_told_is_there_even_if_the_power_goes_at_once(si
     # who moves the links syncs the run's directory as well, and must not be what saves the step
     with tampered(site.daemon.pid, f"symlink,symlinkat:{STALLS}"):
         site.save()
-        site.lose_power(LOST)
+        site.disk.cut()
+        os.kill(site.daemon.pid, signal.SIGKILL)  # to be waited for when strace has gone
+    site.switch_on(LOST)
     assert site.node.is_whole(site.step, site.salt)
 
 
