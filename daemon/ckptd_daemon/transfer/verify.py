@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from ckptd_daemon.transfer.demand import Demand
 
 THREADS = 8
 BLOCK_BYTES = 4 << 20
+READS = 4  # one of them is hashed, the others are on their way
 TURN_CHUNKS = 4  # then another trail has its turn, or the end of a flight
 
 
@@ -68,13 +71,47 @@ class Hasher:
 
 
 def _update(digest: Hash, partial: Partial, chunks: Sequence[int], buffer: memoryview) -> None:
-    for index in chunks:
-        for block in partial.blocks(*partial.header.extent(index), buffer):
-            digest.update(block)
+    extents = (partial.header.extent(index) for index in chunks)
+    for block in _read_ahead(partial, extents, buffer):
+        digest.update(block)
 
 
 def _digest(partial: Partial, size_bytes: int, buffer: memoryview) -> str:
     digest = hashlib.sha256()
-    for block in partial.blocks(0, size_bytes, buffer):
+    for block in _read_ahead(partial, [(0, size_bytes)], buffer):
         digest.update(block)
     return digest.hexdigest()
+
+
+def _read_ahead(
+    partial: Partial, extents: Iterable[tuple[int, int]], buffer: memoryview
+) -> Iterator[memoryview]:
+    """Yield what lies there piece by piece, while the next are read: a disk wants several at once."""
+    size = len(buffer) // READS
+    free = deque(buffer[at * size :][:size] for at in range(READS))
+    coming: deque[tuple[Future[memoryview | None], memoryview]] = deque()
+    with ThreadPoolExecutor(READS - 1, thread_name_prefix="ckptd-read") as threads:
+        pieces = (
+            (at, min(at + size, end)) for start, end in extents for at in range(start, end, size)
+        )
+        for at, stop in pieces:
+            target = free.popleft()
+            coming.append((threads.submit(_read, partial, at, stop, target), target))
+            if not free:
+                yield from _oldest(coming, free)
+        while coming:
+            yield from _oldest(coming, free)
+
+
+def _oldest(
+    coming: deque[tuple[Future[memoryview | None], memoryview]], free: deque[memoryview]
+) -> Iterator[memoryview]:
+    """Yield what was asked for first, if anything is there, and take its memory back."""
+    future, target = coming.popleft()
+    if (block := future.result()) is not None:
+        yield block
+    free.append(target)
+
+
+def _read(partial: Partial, start: int, end: int, target: memoryview) -> memoryview | None:
+    return next(partial.blocks(start, end, target), None)
