@@ -12,7 +12,6 @@ from ckptd.bench.jobs import WrongError
 from ckptd.bench.restores import cases, target, targets
 from ckptd.bench.restores.orders import Task
 from ckptd.bench.restores.stage import Plan, Stage, drop, read, stage
-from ckptd.bench.saves.disk import Bar
 from ckptd.bench.saves.memory import COLUMNS, TENSORS, noise, rank_bytes
 from ckptd.tensors.residency import is_resident
 
@@ -82,8 +81,3 @@ def test_files_are_where_a_case_wants_them(tmp_path: Path) -> None:
             pytest.skip("needs a disk below the temporary directory")
         read(path)
         assert is_resident(file.fileno(), 0, 1 << 20)
-
-
-def test_the_disk_is_read_without_anything_between(tmp_path: Path) -> None:
-    assert Bar("own", "").read(tmp_path, (9 << 20) + 4096)["restored_s"] > 0
-    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from ckptd.bench.saves.orders import Order
 from ckptd.bench.saves.stage import Plan, Stage, stage
 from ckptd.bench.saves.ways import WAYS
 from ckptd.cli import bench
+from fakes.require_real import need_programs
 from fakes.running import ckptd
 
 pytestmark = pytest.mark.timeout(180)  # it loads torch a dozen times
@@ -70,9 +71,16 @@ def test_what_is_read_back_is_compared_bit_by_bit(tmp_path: Path) -> None:
     assert trainer.problem(Forgetful(), {"a": other}, order) == "a came back with other elements"
 
 
-def test_the_disk_is_measured_without_anything_between(tmp_path: Path) -> None:
-    reading = disk.Bar("own", "").write(tmp_path, (9 << 20) + 4096)
-    assert reading["durable_s"] > 0
+@pytest.mark.parametrize("name", ["own", "fio"])
+@pytest.mark.parametrize("size_bytes", [1 << 20, (9 << 20) + 4096])  # under a block; over one
+def test_the_disk_is_measured_without_anything_between(
+    tmp_path: Path, name: str, size_bytes: int
+) -> None:
+    if name == "fio":
+        need_programs("fio")
+    bar = disk.Bar(name, "")
+    assert bar.write(tmp_path, size_bytes)["durable_s"] > 0
+    assert bar.read(tmp_path, size_bytes)["restored_s"] > 0
     assert not list(tmp_path.iterdir())
 
 

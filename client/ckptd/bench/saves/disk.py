@@ -70,13 +70,13 @@ def bar() -> Bar:
 
 def _by_fio(path: Path, size_bytes: int, what: str, *more: str) -> float:
     command = ["fio", "--name=bar", f"--filename={path}", f"--rw={what}", "--direct=1"]
-    command += [f"--bs={BLOCK_BYTES}", f"--size={size_bytes}", "--ioengine=libaio"]
-    command += [f"--iodepth={FIO_DEPTH}", *more, "--output-format=json"]
+    command += [f"--bs={min(BLOCK_BYTES, size_bytes)}", f"--size={size_bytes}"]
+    command += ["--ioengine=libaio", f"--iodepth={FIO_DEPTH}", *more, "--output-format=json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FailedError(f"fio ended with {done.returncode}: {done.stderr.strip()[-200:]}")
     runtime_ms: float = json.loads(done.stdout)["jobs"][0][what]["runtime"]
-    return runtime_ms / 1e3
+    return max(1, runtime_ms) / 1e3  # it counts whole milliseconds; nothing takes none
 
 
 def _own_write(path: Path, size_bytes: int) -> float:
