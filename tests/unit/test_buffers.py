@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import anyio
 import pytest
 
 from ckptd_daemon.store import buffers
-from ckptd_daemon.store.buffers import BLOCK_BYTES, WARM_BYTES, Buffers
+from ckptd_daemon.store.buffers import BLOCK_BYTES, HUGE_BYTES, WARM_BYTES, Buffers
 
 
 async def test_no_more_is_lent_than_the_budget_and_in_turn() -> None:
@@ -53,6 +55,40 @@ async def test_who_stops_waiting_holds_nobody_up() -> None:
     with anyio.fail_after(30):
         async with lender.lend():
             pass
+
+
+async def test_what_is_lent_is_counted_in_the_pages_that_it_takes() -> None:
+    lender, lent = Buffers(2 * HUGE_BYTES), []
+
+    async def borrow() -> None:
+        async with lender.lend(1):
+            lent.append("a byte")
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(borrow)
+        await anyio.wait_all_tasks_blocked()
+        assert len(lent) == 2
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_huge", [True, False])
+async def test_memory_that_disks_read_is_of_huge_pages(*, is_huge: bool) -> None:
+    async with Buffers(BLOCK_BYTES, is_huge=is_huge).lend() as block:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+        assert ("hg" in _flags(address)) == is_huge
+
+
+def _flags(address: int) -> list[str]:
+    """Return what the kernel has been told of the memory at *address*."""
+    is_it = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_it = int(found[1], 16) <= address < int(found[2], 16)
+        elif is_it and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise LookupError(address)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -34,7 +34,7 @@ class Means:
         self.abilities = Abilities()
         self.idle = Idle()
         self.buffers = Buffers(BLOCKS_BYTES)
-        self.general = Buffers(streams_max * GENERAL_BLOCK_BYTES)
+        self.general = Buffers(streams_max * GENERAL_BLOCK_BYTES, is_huge=False)
         """Of the general path: a slow reply holds its memory for long, and is not to hold up streams."""
         self.fetching = CapacityLimiter(streams_max)
         self.connecting = CapacityLimiter(streams_max)
