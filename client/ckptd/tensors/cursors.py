@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Final
 
@@ -20,6 +22,8 @@ _LARGE_BYTES: Final = 64 << 10
 
 Part = tuple[int, memoryview]
 """Where bytes of an image begin, and where they go."""
+
+_scratch = threading.local()
 
 
 class Sums:
@@ -60,7 +64,6 @@ class Cursor:
         self._memory = memory
         self._on_corrupt = on_corrupt
         self._shared = shared
-        self._scratch: memoryview | None = None
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill *target* with the bytes at *offset*; as `fill`."""
@@ -172,11 +175,15 @@ class Cursor:
         return True
 
     def _pages(self) -> memoryview:
-        """Return whole pages for a chunk."""
-        if self._scratch is None:
-            size = -(-self._sums.chunk_bytes // PAGE_BYTES) * PAGE_BYTES
-            self._scratch = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
-        return self._scratch
+        """Return whole pages for a chunk; they are this thread's, whichever image it reads."""
+        size = -(-self._sums.chunk_bytes // PAGE_BYTES) * PAGE_BYTES
+        found: memoryview | None = getattr(_scratch, "pages", None)
+        if found is None or len(found) < size:
+            block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+            with suppress(OSError):  # a kernel without huge pages; disks read faster into those
+                block.madvise(mmap.MADV_HUGEPAGE)
+            _scratch.pages = found = memoryview(block)
+        return found
 
 
 def _copy(target: memoryview, source: memoryview) -> None:
