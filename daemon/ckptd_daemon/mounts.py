@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 NETWORK_FILESYSTEMS = frozenset(
@@ -13,22 +14,36 @@ NETWORK_FILESYSTEMS = frozenset(
 )  # fmt: skip
 
 
-def filesystem(path: Path) -> str:
-    """Return the type, as /proc/mounts has it, of the filesystem that holds *path*.
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A filesystem where it is mounted, as /proc/mounts has it."""
+
+    point: Path
+    kind: str
+    options: frozenset[str]
+
+
+def mount(path: Path) -> Mount:
+    """Return the mount that holds *path*.
 
     A path that does not exist yet is judged by its nearest ancestor that does.
     """
     while not path.exists() and path != path.parent:
         path = path.parent
     path = path.resolve()
-    best, found = Path("/"), "unknown"
+    found = Mount(Path("/"), "unknown", frozenset())
     for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
-        fields = line.split()
-        point = Path(_unescaped(fields[1]))
+        _, point_field, kind, options, *_ = line.split()
+        point = Path(_unescaped(point_field))
         # the last mount on a point hides the ones before it
-        if path.is_relative_to(point) and point.is_relative_to(best):
-            best, found = point, fields[2]
+        if path.is_relative_to(point) and point.is_relative_to(found.point):
+            found = Mount(point, kind, frozenset(options.split(",")))
     return found
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the filesystem that holds *path*, as `mount` finds it."""
+    return mount(path).kind
 
 
 def is_network(kind: str) -> bool:

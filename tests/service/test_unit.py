@@ -13,21 +13,29 @@ from fakes.require_real import need_programs
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNIT = SYSTEMD / "ckptd.service"
+MOUNT = SYSTEMD / "dev-shm-ckptd.mount"
 
 
 @pytest.fixture
 def service() -> configparser.SectionProxy:
+    return _read(UNIT)["Service"]
+
+
+def _read(path: Path) -> configparser.ConfigParser:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way
-    unit.read(UNIT)
-    return unit["Service"]
+    unit.read(path)
+    return unit
 
 
-def test_systemd_accepts_the_unit_without_a_word() -> None:
+def test_systemd_accepts_the_units_without_a_word() -> None:
     need_programs("systemd-analyze")
     # Its exit status is 0 even for a unit it complains about: silence is the proof.
     verify = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", UNIT], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", "--man=no", UNIT, MOUNT],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (verify.returncode, verify.stdout, verify.stderr) == (0, "", "")
 
@@ -50,6 +58,13 @@ def test_systemd_keeps_what_is_staged_and_who_owns_it(service: configparser.Sect
     assert service["RemoveIPC"] == "no"
     assert service["StateDirectory"] == service["RuntimeDirectory"] == "ckptd"
     assert not {"DynamicUser", "PrivateTmp", "PrivateUsers", "ProtectHome"} & set(service)
+
+
+def test_saves_are_staged_in_the_memory_that_systemd_mounts() -> None:
+    mount, where = _read(MOUNT)["Mount"], "/dev/shm/ckptd"
+    assert mount["Where"] == where == "/" + MOUNT.stem.replace("-", "/")
+    assert _read(UNIT)["Unit"]["RequiresMountsFor"] == where
+    assert f"Environment=CKPTD_ARENA_DIR={where}" in UNIT.read_text().splitlines()
 
 
 def test_systemd_waits_longer_than_the_daemon_drains(service: configparser.SectionProxy) -> None:

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.save.arena import slots, uses
+from ckptd_daemon.save.arena import pages, slots, uses
 from ckptd_daemon.save.arena.budget import is_scarce, room_bytes
 from ckptd_daemon.save.arena.headers import Header
 from ckptd_daemon.save.arena.slots import SlotFile
@@ -349,6 +349,7 @@ def _half(left: Sequence[tuple[SlotFile, Header]], room: int) -> int:
 
 def _take_over(directory: Path) -> tuple[list[tuple[SlotFile, Header]], int]:
     slots.own_directory(directory)
+    pages.advise(directory.parent)
     left = list(slots.survivors(directory))
     return left, room_bytes(directory)
 
