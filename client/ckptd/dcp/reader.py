@@ -13,7 +13,7 @@ from torch.futures import Future
 
 from ckptd.dcp.sources import Source, encoded, open_source
 from ckptd.tensors import load
-from ckptd.tensors.load import Piece
+from ckptd.tensors.pieces import Piece, pieces_of
 from ckptd_proto import errors
 
 
@@ -83,7 +83,7 @@ class StorageReader(AnyReader):
             filled.append((item, target))
             if target.numel():
                 part = (tuple(item.storage_offsets), tuple(item.lengths))
-                pieces.append(Piece(source.tensor(item.storage_index), part, target))
+                pieces += pieces_of(source.tensor(item.storage_index), part, target)
         load.fill(source.files, pieces)
         for item, target in filled:
             planner.commit_tensor(item, target)

@@ -23,7 +23,8 @@ from ckptd.tensors import described, entries, index, load, metadata, values
 from ckptd.tensors.framing import dtype_of
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
-from ckptd.tensors.load import Files, Stored
+from ckptd.tensors.load import Files
+from ckptd.tensors.pieces import Stored
 from ckptd.tensors.plain import PlainFiles, Window
 from ckptd_proto import errors
 

@@ -15,7 +15,7 @@ from ckptd.saving.exchange import Exchange, settle
 from ckptd.tensors import index, load
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
-from ckptd.tensors.load import Piece
+from ckptd.tensors.pieces import Piece
 from ckptd.tensors.restore import Restore
 from ckptd.values import Checkpoint
 from ckptd_proto import errors
@@ -134,7 +134,8 @@ class Restoring:
 
 def _chunks(images: Images, pieces: Sequence[Piece]) -> dict[str, str]:
     """Return which chunks of each image are to be read, as JSON can say it."""
-    found = load.wanted_chunks(pieces, lambda name: images.sums(name).chunk_bytes)
+    ranges = (piece.byte_range for piece in pieces)
+    found = load.wanted_chunks(ranges, lambda name: images.sums(name).chunk_bytes)
     return {name: f"{chunks:x}" for name, chunks in found.items()}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from ckptd.tensors.archive import MAGIC, Archive, check_order
-from ckptd.tensors.load import Stored
+from ckptd.tensors.pieces import Stored
 from ckptd.tensors.unpickle import Reader
 
 _PICKLE_BYTES_MAX = 1 << 20  # of the description of one tensor

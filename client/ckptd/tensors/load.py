@@ -7,24 +7,28 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol, Self
+from queue import SimpleQueue
+from typing import Any, Final, Protocol
 
 import torch
 from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 
 from ckptd.tensors import boxes, framing, values
-from ckptd.tensors.boxes import Box
+from ckptd.tensors.cuts import WINDOW_BYTES
 from ckptd.tensors.images import Images
-from ckptd.tensors.index import Chunk, Index, TensorInfo
+from ckptd.tensors.index import Index, TensorInfo
 from ckptd.tensors.local import chunks
+from ckptd.tensors.pieces import ByteRange, Piece, Stored, narrowed, pieces_of, relative
 from ckptd_proto import errors
 
-_BATCH_BYTES = 32 << 20
-_THREADS = 4
+_THREADS: Final = 4
 """However few cores there are: a disk wants several reads at once."""
+SCRATCH_BYTES: Final = _THREADS * WINDOW_BYTES
+"""The memory that a load takes for what is not read into its target, at most."""
+_ALIGNMENT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,68 +38,6 @@ class Wish:
     name: str
     info: TensorInfo
     target: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where the elements of a saved chunk lie."""
-
-    file: str
-    offset: int
-    dtype: torch.dtype
-    strides: tuple[int, ...]
-    bits: tuple[str, ...] = ()
-    """`conj` or `neg`, if its elements are to be taken so."""
-
-    @classmethod
-    def of(cls, chunk: Chunk, dtype: torch.dtype) -> Self:
-        """Return where a *chunk* of our own index lies."""
-        return cls(chunk.range.file, chunk.range.offset, dtype, boxes.row_major(chunk.box[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The part of one saved chunk that one target takes."""
-
-    stored: Stored
-    part: Box
-    """Relative to the chunk."""
-    target: torch.Tensor
-    """Has the sizes of the part."""
-    byte_range: tuple[str, int, int] = field(init=False)
-    """The file, and the range in it that holds the part."""
-
-    def __post_init__(self) -> None:
-        """Find the range once: it is asked for often."""
-        stored = self.stored
-        first, last = boxes.element_span(stored.strides, self.part)
-        start, end = (stored.offset + at * stored.dtype.itemsize for at in (first, last))
-        object.__setattr__(self, "byte_range", (stored.file, start, end))
-
-    def memory(self) -> memoryview | None:
-        """The target's memory if it takes the bytes of the range as they are; else None."""
-        stored, target = self.stored, self.target
-        _, start, end = self.byte_range
-        is_plain = (
-            not stored.bits
-            and stored.dtype == target.dtype
-            and target.device.type == "cpu"
-            and target.is_contiguous()
-            and not (target.is_conj() or target.is_neg())
-            and end - start == target.numel() * target.itemsize
-            and _is_dense(stored.strides, self.part[1])
-        )
-        if not is_plain:
-            return None
-        memory: Any = target.reshape(-1).view(torch.uint8).numpy()
-        return memoryview(memory)
-
-    def copy(self, data: torch.Tensor) -> None:
-        """Fill the target from the bytes of the range."""
-        elements = data.view(self.stored.dtype).as_strided(self.part[1], self.stored.strides)
-        for bit in self.stored.bits:
-            elements = torch.conj(elements) if bit == "conj" else torch._neg_view(elements)
-        self.target.copy_(elements)
 
 
 class Reader(Protocol):
@@ -139,11 +81,12 @@ def pieces(wishes: Iterable[Wish]) -> list[Piece]:
     return [piece for wish in wishes for piece in _pieces(wish)]
 
 
-def wanted_chunks(wanted: Iterable[Piece], chunk_bytes: Callable[[str], int]) -> Mapping[str, int]:
-    """Return which chunks of each image the pieces lie in: bit n is chunk n."""
+def wanted_chunks(
+    ranges: Iterable[ByteRange], chunk_bytes: Callable[[str], int]
+) -> Mapping[str, int]:
+    """Return which chunks of each image the ranges lie in: bit n is chunk n."""
     found: dict[str, int] = defaultdict(int)
-    for piece in wanted:
-        name, start, end = piece.byte_range
+    for name, start, end in ranges:
         first, last = start // chunk_bytes(name), (end - 1) // chunk_bytes(name)
         found[name] |= (1 << last + 1) - (1 << first)
     return found
@@ -152,16 +95,19 @@ def wanted_chunks(wanted: Iterable[Piece], chunk_bytes: Callable[[str], int]) ->
 def fill(files: Files, wanted: Iterable[Piece], *, place: tuple[int, int] = (0, 1)) -> None:
     """Copy what is saved into the target of each piece, none of them empty.
 
+    What cannot be read into its target (on a GPU, not contiguous, or with gaps in the file) goes
+    through memory of ours: at most `SCRATCH_BYTES`, however much it is.
+
     Where *place* says that this is one of several who read the same, each begins elsewhere, and
     finds in the page cache what others have read by then. Raises `DataLoss`: all targets are void.
     """
     batches = list(_batches(sorted(wanted, key=lambda piece: piece.byte_range)))
     first = len(batches) * place[0] // place[1]
     batches = [*batches[first:], *batches[:first]]
-    mode = torch.is_inference_mode_enabled()
     threads = max(1, min(_THREADS, len(batches)))
+    copying = _Copying(files, threads)
     with ThreadPoolExecutor(threads, thread_name_prefix="ckptd-load") as pool:
-        copies = [pool.submit(_copy, files, file, batch, mode) for file, batch in batches]
+        copies = [pool.submit(copying.copy, file, batch) for file, batch in batches]
         try:
             for copy in copies:
                 copy.result()
@@ -180,66 +126,84 @@ def _pieces(wish: Wish) -> Iterator[Piece]:
             if met is None or not target.numel():
                 continue
             found += math.prod(met[1])
-            yield Piece(
+            yield from pieces_of(
                 Stored.of(chunk, target.dtype),
-                _relative(met, chunk.box),
-                _narrowed(target, _relative(met, wanted)),
+                relative(met, chunk.box),
+                narrowed(target, relative(met, wanted)),
             )
         if found != target.numel():
             text = f"the index holds {found} of the {target.numel()} elements of {wish.name!r}"
             raise errors.DataLoss(f"{text}; load another step")
 
 
-def _is_dense(strides: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
-    """Say whether a box of *sizes* lies row-major, without gaps."""
-    return all(
-        size == 1 or stride == dense
-        for size, stride, dense in zip(sizes, strides, boxes.row_major(sizes), strict=True)
-    )
-
-
-def _relative(box: Box, origin: Box) -> Box:
-    return tuple(a - b for a, b in zip(box[0], origin[0], strict=True)), box[1]
-
-
-def _narrowed(tensor: torch.Tensor, part: Box) -> torch.Tensor:
-    for dim, (start, size) in enumerate(zip(*part, strict=True)):
-        tensor = tensor.narrow(dim, start, size)
-    return tensor
-
-
 def _batches(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
-    """Cut the work of each file into runs that threads take one by one."""
-    for file, of_file in groupby(pieces, key=lambda piece: piece.byte_range[0]):
+    """Cut the work into runs that threads take one by one: what lies in one window of a file.
+
+    So no chunk is read for two of them, and none needs more than `WINDOW_BYTES` of scratch.
+    """
+    for (file, _), of_window in groupby(pieces, key=_window):
         batch: list[Piece] = []
-        held_bytes = 0
-        for piece in of_file:
-            batch.append(piece)
-            held_bytes += piece.byte_range[2] - piece.byte_range[1]
-            if held_bytes >= _BATCH_BYTES:
+        scratch_bytes = 0
+        for piece in of_window:
+            needed = _aligned(piece.scratch_bytes)
+            if batch and scratch_bytes + needed > WINDOW_BYTES:  # two want the same bytes
                 yield file, batch
-                batch, held_bytes = [], 0
-        if batch:
-            yield file, batch
+                batch, scratch_bytes = [], 0
+            batch.append(piece)
+            scratch_bytes += needed
+        yield file, batch
 
 
-def _copy(files: Files, file: str, batch: list[Piece], is_inference: bool) -> None:
-    """Copy on a thread of its own, in the *is_inference* mode of the thread that loads."""
-    with files.cursor(file) as cursor, torch.inference_mode(is_inference), torch.no_grad():
+def _window(piece: Piece) -> tuple[str, int]:
+    file, start, _ = piece.byte_range
+    return file, start // WINDOW_BYTES
+
+
+def _aligned(size_bytes: int) -> int:
+    """Return *size_bytes* up to where elements of every dtype may begin."""
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+class _Copying:
+    """What the threads of one load share."""
+
+    def __init__(self, files: Files, threads: int) -> None:
+        self._files = files
+        self._is_inference = torch.is_inference_mode_enabled()
+        self._scratches: SimpleQueue[torch.Tensor | None] = SimpleQueue()
+        for _ in range(threads):  # all that is ever read aside at once
+            self._scratches.put(None)
+
+    def copy(self, file: str, batch: list[Piece]) -> None:
+        """Fill the targets of *batch*, in the inference mode of the thread that loads."""
+        scratch = self._scratches.get()
+        try:
+            with torch.inference_mode(self._is_inference), torch.no_grad():
+                if scratch is None and any(piece.scratch_bytes for piece in batch):
+                    scratch = torch.empty(WINDOW_BYTES, dtype=torch.uint8, device="cpu")
+                self._fill(file, batch, scratch)
+        finally:
+            self._scratches.put(scratch)
+
+    def _fill(self, file: str, batch: list[Piece], scratch: torch.Tensor | None) -> None:
         parts: list[tuple[int, memoryview]] = []
-        copied: list[tuple[Piece, torch.Tensor]] = []
+        aside: list[tuple[Piece, torch.Tensor]] = []
+        taken = 0
         for piece in batch:
-            _, start, end = piece.byte_range
-            if (memory := piece.memory()) is None:
-                data = torch.empty(end - start, dtype=torch.uint8, device="cpu")
-                scratch: Any = data.numpy()
-                memory = memoryview(scratch)
-                copied.append((piece, data))
-            elif not piece.target.is_inference():
+            _, start, _ = piece.byte_range
+            if scratch is not None and (needed := piece.scratch_bytes):
+                data = scratch[taken : taken + needed]
+                taken += _aligned(needed)
+                memory: Any = data.numpy()
+                parts.append((start, memoryview(memory)))
+                aside.append((piece, data))
+                continue
+            if not piece.target.is_inference():
                 increment_version(piece.target)  # torch does not see this write
-            parts.append((start, memory))
-        cursor.fill(parts)
-        for piece, data in copied:
+            parts.append((start, piece.memory()))
+        with self._files.cursor(file) as cursor:
+            cursor.fill(parts)
+        for piece, data in aside:
             piece.copy(data)
 
 
