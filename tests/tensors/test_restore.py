@@ -158,3 +158,77 @@ def test_inference_tensors_are_filled_in_inference_mode(tmp_path: Path) -> None:
         restore = asked(target, saved)
         load.fill(held, load.pieces(restore.wishes))
     assert target["w"].tolist() == [0, 1, 2]
+
+
+def filled(directory: Path, state: Any, saved: Any) -> None:
+    """Fill *state* with what *saved* was, by way of an image in *directory*."""
+    taken = local.take(saved, Encoder())
+    agreed = plan.agree([taken.plan])
+    image = bytearray(agreed.images[0][plan.image_name(0)])
+    stage.fill(memoryview(image), agreed.placed, taken.sources, Copying(()))
+    held = committed(directory, plan.image_name(0), bytes(image))
+    restore = asked(state, saved)
+    restore.check()
+    load.fill(held, load.pieces(restore.wishes))
+    restore.finish()
+
+
+def training(dtype: torch.dtype = torch.float32, **settings: Any) -> dict[str, Any]:
+    """A state that has taken a step."""
+    net = nn.Linear(5, 3, dtype=dtype)
+    optimizer = torch.optim.AdamW(net.parameters(), **settings)
+    net(torch.ones(1, 5, dtype=dtype)).sum().backward()
+    optimizer.step()
+    return {"net": net, "opt": optimizer}
+
+
+def held_of(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [value for each in state["opt"].state.values() for value in each.values()]
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["with its module", "alone"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_optimizer_keeps_is_filled_where_it_is(
+    tmp_path: Path, is_named: bool, dtype: torch.dtype
+) -> None:
+    saved, state = training(dtype, fused=True), training(dtype, fused=True)
+    for value in held_of(state):
+        value.add_(1)
+    before, versions = held_of(state), [value._version for value in held_of(state)]
+    if is_named:
+        filled(tmp_path, state, saved)
+    else:
+        filled(tmp_path, {"opt": state["opt"]}, {"opt": saved["opt"]})
+    for old, version, now, kept in zip(
+        before, versions, held_of(state), held_of(saved), strict=True
+    ):
+        assert now is old, "there was no second one, for a moment as large as the first"
+        assert torch.equal(now, kept)
+        assert now._version > version
+
+
+def test_what_an_optimizer_keeps_in_another_shape_or_in_memory_of_others_is_made_anew(
+    tmp_path: Path,
+) -> None:
+    saved, state = training(), training()
+    optimizer, weight = state["opt"], state["net"].weight
+    of_weight, of_bias = optimizer.state[weight], optimizer.state[state["net"].bias]
+    of_weight["exp_avg"] = weight.detach()
+    of_weight["exp_avg_sq"] = torch.zeros(2)
+    of_bias["exp_avg_sq"] = of_bias["exp_avg"]
+    filled(tmp_path, state, saved)
+    for now, kept in zip(held_of(state), held_of(saved), strict=True):
+        assert torch.equal(now, kept)
+    assert torch.equal(weight, saved["net"].weight)
+    assert len({value.data_ptr() for value in [*held_of(state), weight]}) == 7
+
+
+def test_a_fresh_optimizer_gets_its_state_on_the_device_of_its_parameters() -> None:
+    saved = training()
+    net = nn.Linear(5, 3, device="meta")
+    restore = asked({"net": net, "opt": torch.optim.AdamW(net.parameters())}, saved)
+    with pytest.raises(errors.InvalidArgument) as refused:
+        restore.check()
+    said = str(refused.value)
+    assert "opt.state.weight.exp_avg_sq is on the meta device here" in said
+    assert "opt.state.weight.step" not in said

@@ -158,14 +158,22 @@ class Restore:
         if not self._is_saved(path):
             self._problems.append(f"{name_of(path)} is missing")
             return lambda: value
-        # what is sharded over ranks is read into its own shards, everything else anew
-        sharded = {
+        # what is sharded over ranks is read into its own shards, an optimizer's tensors into
+        # themselves, everything else anew: who knows what it is to an object of the user's
+        here = {
             name.removeprefix("."): leaf.value
             for name, leaf in capture({"": value.state_dict()}).leaves.items()
-            if isinstance(leaf.value, DTensor)
         }
+        room = _Room(value) if isinstance(value, Optimizer) else None
         prefix = f"{name_of(path)}."
-        state = self._subtree(path, lambda node, _: sharded.get(node.name.removeprefix(prefix)))
+
+        def target(node: Node, info: TensorInfo) -> torch.Tensor | None:
+            held = here.get(node.name.removeprefix(prefix))
+            if isinstance(held, DTensor):
+                return held
+            return room.of(held, node.name, info) if room else None
+
+        state = self._subtree(path, target)
 
         def take() -> Any:
             value.load_state_dict(state)
@@ -186,13 +194,16 @@ class Restore:
             self._problems.append(problem)
             return lambda: optimizer
         depth = len(path) + 1
+        room = _Room(optimizer)
 
         def target(node: Node, info: TensorInfo) -> torch.Tensor | None:
             is_state = node.path[depth - 1] == "state" and len(node.path) > depth
             param = by_name.get(str(node.path[depth])) if is_state else None
-            if isinstance(param, DTensor) and tuple(param.shape) == info.shape:
-                return torch.empty_like(param, dtype=dtype_of(info.dtype), requires_grad=False)
-            return None
+            if param is None:
+                return None
+            keys = node.path[depth + 1 :]
+            held = room.of(_at(optimizer.state.get(param), keys), node.name, info)
+            return _fresh(param, keys, info) if held is None else held
 
         saved = self._subtree(path, target)
         numbers = {name: number for number, name in enumerate(names)}
@@ -248,6 +259,45 @@ class Restore:
         if self._index.tree.kind(path) is None:
             return leaf(Node(path, LEAF))  # saved under the same name by other containers
         return self._index.tree.build(path, leaf)
+
+
+class _Room:
+    """The tensors of an optimizer's state, each of which may be filled where it is, once."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        self._taken = {_address(param) for param in params}
+
+    def of(self, held: object, name: str, info: TensorInfo) -> torch.Tensor | None:
+        """Return *held* if it can take the tensor *name*, and is not another's memory."""
+        if not isinstance(held, torch.Tensor) or check(name, info, held):
+            return None
+        if held.numel() and _address(held) in self._taken:
+            return None
+        self._taken.add(_address(held))
+        return held
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data_ptr()
+
+
+def _at(values: Any, keys: Path) -> object:
+    """Return what lies below *keys* in *values*; None if nothing does."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _fresh(param: torch.Tensor, keys: Path, info: TensorInfo) -> torch.Tensor | None:
+    """Return room for what an optimizer keeps for *param*, where torch would move it in the end."""
+    dtype = dtype_of(info.dtype)
+    if dtype is None:
+        return None
+    if isinstance(param, DTensor) and tuple(param.shape) == info.shape:
+        return torch.empty_like(param, dtype=dtype, requires_grad=False)
+    device = "cpu" if keys[-1:] == ("step",) else param.device
+    return torch.empty(info.shape, dtype=dtype, device=device)
 
 
 def _undo_casts(
