@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader as AnyReader
 from torch.futures import Future
 
+from ckptd.dcp import sharing
 from ckptd.dcp.sources import Source, encoded, open_source
 from ckptd.tensors import load
 from ckptd.tensors.pieces import Piece, pieces_of
@@ -20,15 +21,23 @@ from ckptd_proto import errors
 class StorageReader(AnyReader):
     """Loads what ckptd, or torch's own `FileSystemWriter`, has saved; needs no daemon.
 
-    Reads only the bytes that this rank asks for. What ckptd committed is compared with its
-    checksums before it is used; elsewhere a warning says that nothing can be compared. Nothing in
-    a checkpoint is executed: values other than plain data are refused.
+    Reads only the bytes that this rank asks for. What still lies in the memory of this node's
+    daemon, if one runs, is read there, all else from files: what several ranks of the node want
+    by way of the page cache, so that the disk is read once. What ckptd committed is compared with
+    its checksums before it is used; elsewhere a warning says that nothing can be compared. Nothing
+    in a checkpoint is executed: values other than plain data are refused.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Load from *path*; None: from what `checkpoint_id` of `dcp.load` says."""
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, socket: Path | None = None
+    ) -> None:
+        """Load from *path*; None: from what `checkpoint_id` of `dcp.load` says.
+
+        *socket* is the daemon's; by default the usual one. None is started.
+        """
         super().__init__()
         self._path = None if path is None else Path(path).absolute()
+        self._socket = socket
         self._source: Source | None = None
 
     @property
@@ -52,7 +61,7 @@ class StorageReader(AnyReader):
         if self._path is None:
             text = "nobody has said where to load from: StorageReader(path), or checkpoint_id"
             raise errors.InvalidArgument(text)
-        self._source = open_source(self._path)
+        self._source = open_source(self._path, self._socket)
         return self._source.metadata
 
     def set_up_storage_reader(
@@ -61,17 +70,30 @@ class StorageReader(AnyReader):
         """Do nothing: `read_metadata` has opened what there is."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Return the same plan."""
-        return plan
+        """Have the plan tell the coordinator which chunks this rank reads."""
+        source = self._source
+        if source is None or not sharing.are_several():
+            return plan
+        return sharing.told(plan, source.wanted(plan.items))
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Return the same plans."""
-        return plans
+        """Tell every rank what others of its node read, too."""
+        return sharing.agreed(plans)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fill what this rank asks for; raises `DataLoss`: what was to be filled is void."""
         source = self._source
         assert source is not None  # torch reads the metadata first
+        shared, place = sharing.heard(plan)
+        with source.reading(shared):
+            self._read(source, plan, planner, place)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _read(
+        self, source: Source, plan: LoadPlan, planner: LoadPlanner, place: tuple[int, int]
+    ) -> None:
         pieces: list[Piece] = []
         filled = []
         for item in plan.items:
@@ -84,9 +106,6 @@ class StorageReader(AnyReader):
             if target.numel():
                 part = (tuple(item.storage_offsets), tuple(item.lengths))
                 pieces += pieces_of(source.tensor(item.storage_index), part, target)
-        load.fill(source.files, pieces)
+        load.fill(source.files, pieces, place=place)
         for item, target in filled:
             planner.commit_tensor(item, target)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -18,13 +20,16 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from ckptd.dcp import sharing
+from ckptd.saving.memory import preferred
 from ckptd.tensors import described, entries, index, load, metadata, values
 from ckptd.tensors.framing import dtype_of
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
 from ckptd.tensors.load import Files
-from ckptd.tensors.pieces import Stored
+from ckptd.tensors.pieces import ByteRange, Stored
 from ckptd.tensors.plain import PlainFiles, Window
 from ckptd_proto import errors
 
@@ -38,6 +43,15 @@ class Source(Protocol):
     metadata: Metadata
     files: Files
 
+    def wanted(self, items: Iterable[ReadItem]) -> dict[str, str]:
+        """Return which chunks of each file *items* lie in, as `wanted_by_several` takes it."""
+
+    def reading(self, shared: Mapping[str, int] | None) -> AbstractContextManager[None]:
+        """Have what is read inside the block come from the best copy there is.
+
+        Bit n of *shared* is set if others here read chunk n, by file; None: they may read any.
+        """
+
     def tensor(self, where: MetadataIndex) -> Stored:
         """Return where the elements of a chunk lie."""
 
@@ -45,13 +59,15 @@ class Source(Protocol):
         """Return a value that is no tensor; runs no code that it brings along."""
 
 
-def open_source(directory: Path) -> Source:
+def open_source(directory: Path, socket: Path | None = None) -> Source:
     """Return the checkpoint in *directory*; warns if nothing vouches for its bytes.
+
+    The daemon at *socket*, or at the usual one, may have it in memory.
 
     Raises `NotFound` if there is none, `DataLoss` if it is damaged, or would run code.
     """
     if (directory / _MANIFEST).exists():
-        return Committed.open(directory)
+        return Committed.open(directory, socket)
     if not (directory / metadata.NAME).exists():
         text = f"{directory} is no checkpoint: it has neither {_MANIFEST} nor {metadata.NAME}"
         raise errors.NotFound(text)
@@ -63,10 +79,11 @@ def open_source(directory: Path) -> Source:
 class Committed:
     """A checkpoint of ckptd: every byte is compared with what the manifest vouches for."""
 
-    def __init__(self, images: Images, found: Index) -> None:
+    def __init__(self, images: Images, found: Index, socket: Path | None) -> None:
         self.files: Files = images
         self.metadata = _metadata_of(found)
         self._images = images
+        self._socket = socket
         self._index = found
         self._chunks = {
             (name, chunk.box[0]): Stored.of(chunk, _dtype(name, info.dtype))
@@ -75,13 +92,40 @@ class Committed:
         }
 
     @classmethod
-    def open(cls, directory: Path) -> Self:
+    def open(cls, directory: Path, socket: Path | None) -> Self:
         """Return the checkpoint that is committed as *directory*."""
         images = Images.open(directory)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            images.share_all()  # no rank knows what the others of its node read
+        if sharing.are_several():
+            images.share_all()  # every rank reads the index
         where = str(directory / index.NAME)
-        return cls(images, Index.decode(images.read(index.NAME), where=where))
+        with preferred(images, socket):
+            found = Index.decode(images.read(index.NAME), where=where)
+        return cls(images, found, socket)
+
+    def wanted(self, items: Iterable[ReadItem]) -> dict[str, str]:
+        """Return which chunks of each image *items* lie in."""
+        ranges = (one for item in items for one in self._ranges(item))
+        found = load.wanted_chunks(ranges, lambda name: self._images.sums(name).chunk_bytes)
+        return {name: f"{chunks:x}" for name, chunks in found.items()}
+
+    @contextmanager
+    def reading(self, shared: Mapping[str, int] | None) -> Iterator[None]:
+        """Read in memory what the daemon has there, and what is *shared* by the page cache."""
+        if shared is None:
+            self._images.share_all()
+        else:
+            self._images.share(shared)
+        with preferred(self._images, self._socket):
+            yield
+
+    def _ranges(self, item: ReadItem) -> Iterator[ByteRange]:
+        """Yield where *item* lies."""
+        if item.type != LoadItemType.BYTE_IO:
+            if math.prod(item.lengths):
+                part = (tuple(item.storage_offsets), tuple(item.lengths))
+                yield from self.tensor(item.storage_index).ranges(part)
+        elif where := self._index.objects.get(item.storage_index.fqn):
+            yield where.file, where.offset, where.offset + where.length
 
     def tensor(self, where: MetadataIndex) -> Stored:
         """Return where the elements of a chunk lie."""
@@ -102,6 +146,14 @@ class Foreign:
         self._plain = PlainFiles(directory)
         self._where: dict[MetadataIndex, _StorageInfo] = found.storage_data
         self._described: dict[MetadataIndex, Stored] = {}
+
+    def wanted(self, items: Iterable[ReadItem]) -> dict[str, str]:
+        """Return nothing: its files have no chunks."""
+        return {}
+
+    def reading(self, shared: Mapping[str, int] | None) -> AbstractContextManager[None]:
+        """Read the files: no daemon knows them, and the page cache serves all."""
+        return nullcontext()
 
     @classmethod
     def open(cls, directory: Path) -> Self:

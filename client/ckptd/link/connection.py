@@ -102,6 +102,21 @@ class Connection:
         """Return a connection to the daemon that runs now, whatever its version; start none."""
         return cls(socket, may_start=False, any_version=True)
 
+    @classmethod
+    def running(cls, socket: Path | None = None) -> Connection:
+        """Return as `existing`, the same each time, while that daemon takes connections.
+
+        For what can be done without a daemon: nobody waits for one to come back. Raises
+        `Unavailable` if none runs.
+        """
+        forks.check_usable()
+        asked = tuple(discovery.candidates(socket))
+        with _opening:
+            if (connection := _open.get(asked) or _running.get(asked)) is None:
+                connection = _running[asked] = cls.existing(socket)
+        discovery.knock(connection.path)
+        return connection
+
     def __repr__(self) -> str:
         return f"<Connection {self.path} [daemon pid {self.daemon.pid}]>"
 
@@ -232,6 +247,7 @@ class Connection:
 
 _opening = threading.Lock()
 _open: dict[tuple[Path, ...], Connection] = {}  # one per sockets that were to be tried
+_running: dict[tuple[Path, ...], Connection] = {}  # likewise, of who would start none
 
 
 def _link(path: Path) -> _Link:

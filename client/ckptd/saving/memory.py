@@ -6,10 +6,13 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.tensors.copies import Copy
+from ckptd.tensors.images import Images
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2
 
@@ -29,6 +32,27 @@ def lent(connection: Connection, uuid: str) -> Iterator[Mapping[str, Copy]]:
         except errors.CkptdError as error:
             logger.warning("loading from files, as the daemon lends no memory: %s", error)
         yield copies
+
+
+@contextmanager
+def preferred(images: Images, socket: Path | None) -> Iterator[None]:
+    """Have *images* read, inside the block, what the daemon of this node has in memory.
+
+    If none runs, or it has nothing of them, that is nothing.
+    """
+    uuid = images.attempt
+    try:
+        connection = Connection.running(socket)
+    except errors.CkptdError as error:
+        logger.debug("loading from files: %s", error)
+        yield
+        return
+    with lent(connection, uuid) as copies:
+        images.prefer(copies, partial(quarantine, connection, uuid))
+        try:
+            yield
+        finally:
+            images.prefer({}, partial(quarantine, connection, uuid))
 
 
 def quarantine(connection: Connection, uuid: str, image: str, reason: str) -> None:

@@ -29,7 +29,9 @@ class Images:
     locked, and the directory open, so that what is renamed meanwhile still is what it was.
     """
 
-    def __init__(self, directory: Path, images: dict[str, Any], held: Held) -> None:
+    def __init__(self, directory: Path, attempt: str, images: dict[str, Any], held: Held) -> None:
+        self.attempt = attempt
+        """The uuid of who has made them."""
         self._directory = directory
         self._images = images
         self._held = held
@@ -56,7 +58,7 @@ class Images:
         if uuid is not None and raw["attempt"] != uuid:
             text = f"{directory} was replaced by attempt {raw['attempt']} while it was looked at"
             raise errors.Aborted(f"{text}; load again")
-        return cls(directory, raw["images"], held)
+        return cls(directory, raw["attempt"], raw["images"], held)
 
     def prefer(self, memory: Mapping[str, Copy], on_corrupt: Callable[[str, str], None]) -> None:
         """Read the images that lie in *memory* there, while they are what was saved.
