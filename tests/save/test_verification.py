@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +16,8 @@ import pytest
 import torch
 
 import ckptd
-from ckptd.saving.verification import verify
+from ckptd.saving.verification import Findings, verify, verify_below
+from ckptd.tensors.images import Held
 from fakes.daemon import Daemon, arena_of
 from fakes.running import ckptd as run_ckptd
 
@@ -263,3 +266,136 @@ def test_a_checkpoint_is_shown(step: Path) -> None:
     told = json.loads(run("show", step, "--json").stdout)
     assert told["tensors"] == {"x": {"dtype": "int64", "shape": [(9 << 20) // 8], "chunks": 1}}
     assert told["objects"] == ["note"]
+
+
+def test_all_that_is_wrong_with_a_file_is_named(step: Path) -> None:
+    lose_sums(step)
+    os.truncate(step / IMAGE, 5 << 20)
+    done = run("verify", step)
+    assert done.returncode == 5
+    assert f"{step / IMAGE}.sums is missing" in done.stdout
+    assert f"{step / IMAGE} has {5 << 20} bytes instead of" in done.stdout
+
+
+def test_chunks_of_a_file_that_is_cut_off_are_named_too(step: Path, original: Path) -> None:
+    flip(step / IMAGE, 5)
+    os.truncate(step / IMAGE, 5 << 20)
+    done = run("verify", step)
+    assert f"{step / IMAGE} has {5 << 20} bytes instead of" in done.stdout
+    assert f"{step / IMAGE} is not what was saved (chunks 0, 1, 2)" in done.stdout
+    done = run("verify", step, "--repair", "--from", original / "e" / "r" / "step-7")
+    assert (done.returncode, done.stdout.count("mended")) == (0, 1)
+
+
+def test_a_file_that_is_too_long_is_otherwise_what_was_saved(step: Path) -> None:
+    with (step / IMAGE).open("ab") as file:
+        file.write(b"more")
+    (fault,) = verify(step).faults
+    assert "bytes instead of" in fault.what
+
+
+def test_a_chunk_that_cannot_be_read_hides_no_other(
+    step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(step / IMAGE, 9 << 20)
+    preadv = os.preadv
+
+    def failing(fd: int, parts: list[memoryview], start: int) -> int:
+        if start == 4 << 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(fd, parts, start)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    faults = {fault.what: fault.chunks for fault in verify(step).faults}
+    assert faults == {
+        "is not what was saved": (2,),
+        f"cannot be read ({os.strerror(errno.EIO)})": (1,),
+    }
+
+
+def test_of_many_faults_some_are_named_and_the_others_counted(step: Path) -> None:
+    manifest = json.loads((step / "manifest.json").read_bytes())
+    image = manifest["images"][IMAGE]
+    manifest["images"] |= {f"lost-{number}": image for number in range(30)}
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    done = run("verify", step)
+    assert (done.returncode, len(done.stdout.splitlines())) == (5, 21)
+    assert done.stdout.splitlines()[-1] == f"DAMAGED  {step} and 40 more"
+    assert len(json.loads(run("verify", step, "--json").stdout)["faults"]) == 60
+
+
+@pytest.fixture
+def three(step: Path) -> Path:
+    """A run with steps 7, 8 and 9."""
+    for number in (8, 9):
+        other = step.with_name(f"step-{number}")
+        shutil.copytree(step, other)
+        manifest = other / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"step": 7', f'"step": {number}'))
+    return step.parent
+
+
+def removed(run: Path, number: int) -> None:
+    """Remove a step as a daemon does: by name first."""
+    gone = run / f"{number}.gone"
+    (run / f"step-{number}").rename(gone)
+    shutil.rmtree(gone)
+
+
+def numbers(found: Iterator[Findings]) -> list[tuple[str, bool]]:
+    return [(findings.path.name, findings.is_sound) for findings in found]
+
+
+def test_a_step_that_is_removed_after_it_was_listed_is_skipped(three: Path) -> None:
+    found = verify_below(three)
+    assert next(found).path.name == "step-7"
+    removed(three, 8)
+    assert numbers(found) == [("step-9", True)]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", f"{IMAGE}.sums", "index.json"])
+def test_a_step_that_goes_while_it_is_read_is_no_damage(
+    three: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Without locks, as on some network filesystems, nothing keeps a removal waiting."""
+    read = Held.read
+
+    def going(held: Held, asked: str) -> bytes:
+        if asked == name and held.is_at(three / "step-8"):
+            removed(three, 8)
+        return read(held, asked)
+
+    monkeypatch.setattr(Held, "read", going)
+    assert numbers(verify_below(three)) == [("step-7", True), ("step-9", True)]
+
+
+def test_a_step_that_is_being_removed_ends_nothing_and_is_looked_at_again(three: Path) -> None:
+    with (three / "step-8" / "manifest.json").open("rb") as removing:
+        fcntl.flock(removing, fcntl.LOCK_EX)
+        found = verify_below(three)
+        assert [next(found).path.name for _ in range(2)] == ["step-7", "step-9"]
+        fcntl.flock(removing, fcntl.LOCK_UN)  # it stays: somebody else was reading it
+        assert numbers(found) == [("step-8", True)]
+        fcntl.flock(removing, fcntl.LOCK_EX)
+        found = verify_below(three)
+        assert [next(found).path.name for _ in range(2)] == ["step-7", "step-9"]
+        removed(three, 8)
+        assert numbers(found) == []
+
+
+def test_a_step_that_is_being_removed_for_ever_is_told_after_the_others(three: Path) -> None:
+    with (three / "step-8" / "manifest.json").open("rb") as removing:
+        fcntl.flock(removing, fcntl.LOCK_EX)
+        done = run("verify", three)
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["sound", "sound"]
+        assert done.returncode not in (0, 5)
+        assert "step-8 is being removed" in done.stderr
+
+
+def test_a_step_that_is_committed_meanwhile_is_verified_if_another_went(three: Path) -> None:
+    shutil.move(three / "step-9", three / "later")
+    found = verify_below(three)
+    next(found)
+    removed(three, 8)
+    shutil.move(three / "later", three / "step-9")
+    assert numbers(found) == [("step-9", True)]

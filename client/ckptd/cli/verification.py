@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckptd.saving.verification import Findings
 
 _SHOWN = 5  # chunks
+_FAULTS_SHOWN = 20
 
 
 @click.command()
@@ -34,25 +35,30 @@ _SHOWN = 5  # chunks
 def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) -> None:
     """Read the checkpoint PATH, or all below it, back and compare it with what was saved.
 
-    Names each bad file and exits with 5. No daemon is needed. With --repair, checksums that were
-    lost are made again, and bad chunks come from the copies that --from names, and from what the
-    daemon of this node, if one runs, still has in memory.
+    Names all that is bad and exits with 5. No daemon is needed; what is removed meanwhile, such as
+    by a run's rules, is left out. With --repair, checksums that were lost are made again, and bad
+    chunks come from the copies that --from names, and from what the daemon of this node, if one
+    runs, still has in memory.
     """
     from ckptd.saving import verification
-    from ckptd.saving.repair import repair as mended_by
+    from ckptd.saving.repair import repair as mend
 
     bad = 0
-    for directory in verification.checkpoints_below(path):
-        findings = verification.verify(directory)
-        mended: list[str] = []
-        while repair and not findings.is_sound:
-            more = [name for name in mended_by(findings, copies) if name not in mended]
-            mended += more
-            if not more:
-                break
-            findings = verification.verify(directory)  # what was behind it comes to light
-        bad += not findings.is_sound
-        click.echo(json.dumps(_fields(findings, mended)) if as_json else _words(findings, mended))
+    try:
+        for findings in verification.verify_below(path):
+            mended: list[str] = []
+            if repair:
+                try:
+                    findings, mended = mend(findings, copies)
+                except errors.NotFound:
+                    continue
+            bad += not findings.is_sound
+            fields = _fields(findings, mended)
+            click.echo(json.dumps(fields) if as_json else _words(findings, mended))
+    except errors.Aborted as error:
+        if not bad:
+            raise
+        click.echo(f"error: {error}", err=True)
     if bad:
         text = f"{counted(bad, 'checkpoint is', 'checkpoints are')} not what was saved"
         raise errors.DataLoss(f"{text}; load another step, or mend it with --repair --from COPY")
@@ -113,11 +119,13 @@ def _fields(findings: Findings, mended: list[str]) -> dict[str, Any]:
 
 def _words(findings: Findings, mended: list[str]) -> str:
     lines = [f"mended   {findings.path / name}" for name in mended]
-    for fault in findings.faults:
+    for fault in findings.faults[:_FAULTS_SHOWN]:
         shown = ", ".join(map(str, fault.chunks[:_SHOWN]))
         more = f" and {len(fault.chunks) - _SHOWN} more" if len(fault.chunks) > _SHOWN else ""
         where = f" (chunks {shown}{more})" if fault.chunks else ""
         lines.append(f"DAMAGED  {findings.path / fault.file} {fault.what}{where}")
+    if (more_faults := len(findings.faults) - _FAULTS_SHOWN) > 0:
+        lines.append(f"DAMAGED  {findings.path} and {more_faults} more")
     if findings.is_sound:
         what = f"{counted(findings.files, 'file')}, {size(findings.size_bytes)}"
         lines.append(f"sound    {findings.path} ({what})")

@@ -19,7 +19,7 @@ from crc32c import crc32c
 
 from ckptd.link.connection import Connection
 from ckptd.saving.memory import lent
-from ckptd.saving.verification import CHUNK_BYTES, SUMS, Fault, Findings, read_manifest
+from ckptd.saving.verification import CHUNK_BYTES, SUMS, Fault, Findings, read_manifest, verify
 from ckptd.tensors.copies import Copy
 from ckptd_proto import errors
 
@@ -27,13 +27,26 @@ Source = Callable[[str, int, int], bytes]
 """Returns so many bytes of a file, from one on; fewer, or none, where it has no more."""
 
 
-def repair(findings: Findings, copies: Sequence[Path]) -> list[str]:
-    """Replace what *findings* names by what is good in *copies*; returns the names of good files.
+def repair(findings: Findings, copies: Sequence[Path]) -> tuple[Findings, list[str]]:
+    """Replace what *findings* names by what is good in *copies*.
 
     *copies* are other directories of the same attempt; others are left alone. What this node's
     daemon, if one runs, still has in memory is another copy. A file of checksums is made again
-    from its image. Raises `PermissionDenied` if this user may not write there.
+    from its image. Returns what is found then, and the names of the files that were replaced.
+    Raises `PermissionDenied` if this user may not write there, `NotFound` if it has gone.
     """
+    mended: list[str] = []
+    while not findings.is_sound:
+        more = [name for name in _repair(findings, copies) if name not in mended]
+        mended += more
+        if not more:
+            break
+        findings = verify(findings.path)  # what was behind it comes to light
+    return findings, mended
+
+
+def _repair(findings: Findings, copies: Sequence[Path]) -> list[str]:
+    """Replace what can be; return the names of the good files."""
     manifest = read_manifest(findings.path)
     if isinstance(manifest, Fault):
         return []
@@ -43,10 +56,14 @@ def repair(findings: Findings, copies: Sequence[Path]) -> list[str]:
         sources = [*files, partial(_read_memory, remembered)]
         mend = _Mending(findings.path, sources, manifest["images"])
         try:
-            return [fault.file for fault in findings.faults if mend(fault)]
+            bad = dict.fromkeys(fault.file for fault in findings.faults)
+            return [file for file in bad if mend(file)]
         except PermissionError as error:
             text = f"this user may not write in {findings.path}; run it as the daemon's user"
             raise errors.PermissionDenied(text) from error
+        except FileNotFoundError as error:
+            text = f"{findings.path} was removed while it was being mended"
+            raise errors.NotFound(text) from error
 
 
 @contextmanager
@@ -74,16 +91,16 @@ class _Mending:
         self._sources = sources
         self._images = images
 
-    def __call__(self, fault: Fault) -> bool:
-        """Replace the file of *fault*; False if no source has what is missing."""
-        name = fault.file.removesuffix(SUMS)
+    def __call__(self, file: str) -> bool:
+        """Replace *file*; False if no source has what is missing."""
+        name = file.removesuffix(SUMS)
         if (image := self._images.get(name)) is None:
             return False  # the manifest itself
         sums = next(self._sums(name, image), None)
         if sums is None:
             return False
-        if fault.file != name:
-            return self._replace(fault.file, lambda fd: os.pwrite(fd, sums, 0) == len(sums))
+        if file != name:
+            return self._replace(file, lambda fd: os.pwrite(fd, sums, 0) == len(sums))
         crcs: list[int] = json.loads(sums)["crc32c"]
         return self._replace(name, lambda fd: self._write_image(fd, name, crcs, image))
 

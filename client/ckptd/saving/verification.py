@@ -9,8 +9,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +22,7 @@ from crc32c import crc32c
 
 from ckptd.tensors import index
 from ckptd.tensors.boxes import coverage_problem
+from ckptd.tensors.copies import unreadable
 from ckptd.tensors.images import Held
 from ckptd.tensors.index import Index, Range
 from ckptd_proto import errors
@@ -27,6 +31,8 @@ MANIFEST: Final = "manifest.json"
 SUMS: Final = ".sums"
 CHUNK_BYTES: Final = 4 << 20
 _THREADS: Final = 4
+_ROUNDS: Final = 4
+_PAUSE_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,9 @@ class Fault:
     what: str
     chunks: tuple[int, ...] = ()
     """Those that are not what was saved, of `chunk_bytes` each."""
+
+
+_NO_MANIFEST: Final = Fault(MANIFEST, "is missing: nothing says what was saved")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +76,103 @@ def checkpoints_below(path: Path) -> list[Path]:
     raise errors.NotFound(f"there is no checkpoint at or below {path.absolute()}; name another")
 
 
+def verify_below(path: Path) -> Iterator[Findings]:
+    """Verify all of `checkpoints_below`, while others may remove and add some.
+
+    What has gone since it was listed is skipped. Raises `Aborted` in the end if one is being
+    removed, and does not go.
+    """
+    done: set[Path] = set()
+    for _ in range(_ROUNDS):
+        try:
+            listed = [one for one in checkpoints_below(path) if one not in done]
+        except errors.NotFound:
+            if not done:
+                raise
+            return
+        busy: errors.Aborted | None = None
+        has_gone = False
+        for directory in listed:
+            try:
+                findings = verify(directory)
+            except errors.NotFound:
+                has_gone = True
+            except errors.Aborted as error:
+                busy = error
+            else:
+                done.add(directory)
+                yield findings
+        if busy is None and not has_gone:
+            return
+        time.sleep(_PAUSE_S)
+    if busy is not None:
+        raise busy
+
+
 def verify(directory: Path) -> Findings:
     """Read everything in *directory* back and compare it with what was saved.
 
-    Nobody removes it meanwhile. Raises `Unimplemented` for a newer format, and `Aborted` if it is
-    being removed.
+    Nobody removes it meanwhile. Raises `Unimplemented` for a newer format, `Aborted` if it is
+    being removed, and `NotFound` if it has been.
     """
-    manifest = read_manifest(directory)
+    held = _held(directory)
+    if held is None:
+        return Findings(directory, 1, 0, (_NO_MANIFEST,))
+    try:
+        manifest = _parsed(directory, held.read(MANIFEST))
+    except OSError as error:
+        manifest = _unread(MANIFEST, error)
     if isinstance(manifest, Fault):
-        return Findings(directory, 1, 0, (manifest,))
-    held = Held(directory)
+        return _told(held, Findings(directory, 1, 0, (manifest,)))
     images = manifest["images"]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckptd-verify") as threads:
-        found = threads.map(lambda name: _check(directory, name, images[name]), images)
-        faults = [fault for fault in found if fault is not None]
+        found = threads.map(lambda name: _check(held, name, images[name]), images)
+        faults = [fault for of_image in found for fault in of_image]
     if not any(fault.file.startswith(index.NAME) for fault in faults):
-        faults += _incomplete(directory, images)
-    del held
+        faults += _incomplete(directory, held, images)
     size = sum(int(image["size_bytes"]) for image in images.values())
-    return Findings(directory, len(images) + 1, size, tuple(faults))
+    return _told(held, Findings(directory, len(images) + 1, size, tuple(faults)))
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | Fault:
     """Return what vouches for the checkpoint, or what is wrong with it."""
+    try:
+        return _parsed(directory, (directory / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return _NO_MANIFEST
+
+
+def _held(directory: Path) -> Held | None:
+    """Return the checkpoint, which nobody removes while that lives; None without a manifest."""
+    for _ in range(2):  # it may have been another that was removed, or replaced, meanwhile
+        try:
+            return Held(directory)
+        except FileNotFoundError:
+            if not directory.is_dir():
+                raise _gone(directory) from None
+        except OSError as error:
+            raise unreadable(directory / MANIFEST, error) from error
+    return None
+
+
+def _told(held: Held, findings: Findings) -> Findings:
+    """Return *findings*; raises `NotFound` if there are faults, and it has gone meanwhile.
+
+    Where the filesystem has no locks, nothing keeps a removal waiting.
+    """
+    if findings.faults and not held.is_at(findings.path):
+        raise _gone(findings.path)
+    return findings
+
+
+def _gone(directory: Path) -> errors.NotFound:
+    return errors.NotFound(f"{directory} was removed while it was looked at; name another")
+
+
+def _parsed(directory: Path, data: bytes) -> dict[str, Any] | Fault:
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(data)
         if manifest["format"] != 1:
             text = f"{path} has format {manifest['format']}, and this ckptd reads 1; update it"
             raise errors.Unimplemented(text)
@@ -100,65 +180,85 @@ def read_manifest(directory: Path) -> dict[str, Any] | Fault:
             return Fault(MANIFEST, f"is that of step {manifest['step']}")
         for image in manifest["images"].values():
             int(image["size_bytes"]), str(image["sums_sha256"])
-    except FileNotFoundError:
-        return Fault(MANIFEST, "is missing: nothing says what was saved")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Fault(MANIFEST, f"is damaged ({error!r})")
     return dict(manifest)
 
 
-def _check(directory: Path, name: str, image: dict[str, Any]) -> Fault | None:
-    path = directory / name
+def _check(held: Held, name: str, image: dict[str, Any]) -> list[Fault]:
+    """Return all that is wrong with one image and its checksums."""
+    faults: list[Fault] = []
+    sums: list[int] | None = None
     try:
-        size = path.stat().st_size
-        sums = read_sums(path, image)
+        sums = _read_sums(held, name, image)
         if sums is None:
-            return Fault(name + SUMS, "is not what the manifest vouches for")
-        if size != image["size_bytes"]:
-            return Fault(name, f"has {size} bytes instead of {image['size_bytes']}")
-        bad = tuple(
-            n for n, (crc, want) in enumerate(zip(crcs(path), sums, strict=True)) if crc != want
-        )
-    except FileNotFoundError as error:
-        return Fault(Path(error.filename).name, "is missing")
+            faults.append(Fault(name + SUMS, "is not what the manifest vouches for"))
     except OSError as error:
-        return Fault(name, f"cannot be read ({error.strerror})")
-    return Fault(name, "is not what was saved", bad) if bad else None
+        faults.append(_unread(name + SUMS, error))
+    try:
+        with closing(os.fdopen(held.open(name), "rb", buffering=0)) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != image["size_bytes"]:
+                faults.append(Fault(name, f"has {size} bytes instead of {image['size_bytes']}"))
+            if sums is not None:
+                faults += _bad_chunks(file.fileno(), name, image["size_bytes"], sums)
+    except OSError as error:
+        faults.append(_unread(name, error))
+    return faults
 
 
-def read_sums(path: Path, image: dict[str, Any]) -> list[int] | None:
+def _unread(name: str, error: OSError) -> Fault:
+    is_missing = isinstance(error, FileNotFoundError)
+    return Fault(name, "is missing" if is_missing else f"cannot be read ({error.strerror})")
+
+
+def _read_sums(held: Held, name: str, image: dict[str, Any]) -> list[int] | None:
     """Return the CRC32C of each chunk; None if they are not those that were saved."""
-    data = path.with_name(path.name + SUMS).read_bytes()
+    data = held.read(name + SUMS)
     if hashlib.sha256(data).hexdigest() != image["sums_sha256"]:
         return None
     return list(json.loads(data)["crc32c"])
 
 
-def crcs(path: Path) -> Iterator[int]:
-    """Yield the CRC32C of each chunk of a file; raises `OSError`."""
+def _bad_chunks(fd: int, name: str, size_bytes: int, sums: Sequence[int]) -> Iterator[Fault]:
+    """Yield which chunks of a file are not what was saved, and which cannot be read, and why."""
     buffer = bytearray(CHUNK_BYTES)
-    with path.open("rb", buffering=0) as file:
-        while count := _fill(file.fileno(), buffer):
-            with memoryview(buffer) as view:
-                yield crc32c(view[:count])
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _fill(fd: int, buffer: bytearray) -> int:
-    done = 0
+    bad: list[int] = []
+    unread: dict[str, list[int]] = defaultdict(list)
     with memoryview(buffer) as view:
-        while done < len(view) and (count := os.readv(fd, [view[done:]])):
-            done += count
+        for chunk, want in enumerate(sums):
+            start = chunk * CHUNK_BYTES
+            part = view[: min(CHUNK_BYTES, size_bytes - start)]
+            try:
+                count = _fill(fd, part, start)
+            except OSError as error:
+                unread[error.strerror or str(error)].append(chunk)
+                continue
+            if count < len(part) or crc32c(part) != want:
+                bad.append(chunk)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if bad:
+        yield Fault(name, "is not what was saved", tuple(bad))
+    for why, chunks in unread.items():
+        yield Fault(name, f"cannot be read ({why})", tuple(chunks))
+
+
+def _fill(fd: int, target: memoryview, start: int) -> int:
+    done = 0
+    while done < len(target) and (count := os.preadv(fd, [target[done:]], start + done)):
+        done += count
     return done
 
 
-def _incomplete(directory: Path, images: dict[str, Any]) -> list[Fault]:
+def _incomplete(directory: Path, held: Held, images: dict[str, Any]) -> list[Fault]:
     """Return what the index names and the images do not hold; they themselves are sound."""
     path = directory / index.NAME
     if index.NAME not in images:
         return [Fault(index.NAME, "is not in the manifest")]
     try:
-        found = Index.decode(path.read_bytes(), where=str(path))
+        found = Index.decode(held.read(index.NAME), where=str(path))
+    except OSError as error:
+        return [_unread(index.NAME, error)]
     except (ValueError, KeyError, TypeError) as error:
         return [Fault(index.NAME, f"is damaged ({error!r})")]
 

@@ -140,6 +140,13 @@ class Held:
             if error.errno not in _NO_LOCKS:
                 raise
 
+    def is_at(self, directory: Path) -> bool:
+        """Say whether it still is what is called *directory*."""
+        try:
+            return os.path.samestat(os.fstat(self._directory), directory.stat())
+        except FileNotFoundError:
+            return False
+
     def open(self, name: str) -> int:
         """Return a descriptor of the file *name*."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
