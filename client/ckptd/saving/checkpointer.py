@@ -247,6 +247,9 @@ class Checkpointer:
     def close(self, timeout: float | None = None) -> None:
         """Wait for the saves in flight and leave the job; again: nothing happens.
 
+        Without it a save that failed is logged at the end of the process; what becomes of one that
+        is in flight then, only the daemon's log and the list of checkpoints tell.
+
         Raises:
             DeadlineExceeded: Some save is still in flight after *timeout* seconds; it goes on.
             CkptdError: What went wrong with a save, if nobody has heard of it.
@@ -256,8 +259,10 @@ class Checkpointer:
         self._run.wait_saved(timeout)
         self._is_closed = True
         self._clock.close()
-        self._run.leave()
-        self._run.raise_untold()
+        try:
+            self._run.leave()
+        finally:
+            self._run.raise_untold()
 
     def _agreed_checkpoint(self, which: str | int) -> tuple[int, str]:
         """Return step and uuid of what *which* means to rank 0, the same for all ranks."""

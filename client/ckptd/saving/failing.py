@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import Final, Literal
 
 from ckptd.saving.save import Save
@@ -76,3 +78,22 @@ class Failures:
             raised[0].add_note(f"besides: {further}")
         if raised:
             raise raised[0]
+
+
+def tell_untold(place: str, saves: Iterable[Save], pid: int) -> None:
+    """Log what goes wrong with *saves* into *place* if nobody has heard of it: nobody will ask.
+
+    In process *pid*, which has made them; a child that was forked from it says nothing.
+    """
+    if os.getpid() == pid:
+        for save in saves:
+            save.when_done(partial(_tell, place, save))
+
+
+def _tell(place: str, save: Save) -> None:
+    if (failure := save.untold_failure()) is not None:
+        logger.error(
+            "step %d of %s was not saved: %s. Nobody has asked: call result() of the last save, or"
+            " close() of the Checkpointer, so that the job hears of it",
+            *(save.step, place, failure),
+        )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ckptd.link.connection import Connection
-from ckptd.saving import fullness
+from ckptd.saving import failing, fullness
 from ckptd.saving.exchange import Exchange
 from ckptd.saving.failing import Failures, OnFailure
 from ckptd.saving.membership import Membership
@@ -45,6 +47,7 @@ class Run:
         self._on_first = on_first
         self._sequence = 0
         self._saves: list[Save] = []  # whose failure nobody may have heard of
+        weakref.finalize(self, failing.tell_untold, str(member.place), self._saves, os.getpid())
 
     @property
     def place(self) -> Path:
@@ -157,7 +160,7 @@ class Run:
     def raise_untold(self) -> None:
         """Raise what went wrong with saves that have ended, unless it is tolerated."""
         done = [save for save in self._saves if save.done()]  # looked at once: others end now
-        self._saves = [save for save in self._saves if save not in done]
+        self._saves[:] = [save for save in self._saves if save not in done]  # the finalizer's, too
         self._failures.judge(done)
 
     def leave(self) -> None:

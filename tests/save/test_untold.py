@@ -1,0 +1,65 @@
+"""What went wrong with a save is told, however carelessly a job ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ckptd
+from ckptd.saving.membership import Membership
+from ckptd_proto import errors
+from fakes.daemon import Daemon
+
+CARELESS = Path(__file__).parent / "programs" / "careless.py"
+
+
+def ended(daemon: Daemon, how: str, root: Path) -> str:
+    """Run a job to its end, which it believes to be a good one; return what it told."""
+    done = subprocess.run(
+        [sys.executable, str(CARELESS), how, str(root)],
+        env=daemon.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("how", ["ends", "forgets", "torch"])
+def test_a_job_that_never_asks_is_told_what_became_of_its_last_save(
+    daemon: Daemon, tmp_path: Path, how: str
+) -> None:
+    root = tmp_path / "root"
+    told = ended(daemon, how, root)
+    assert f"step 2 of {root / 'e' / 'r'} was not saved" in told
+    assert "mount it again" in told, "why"
+    assert "call result()" in told, "what to do"
+    assert told.count("was not saved") == 1
+
+
+def test_a_job_that_has_asked_is_not_told_again(daemon: Daemon, tmp_path: Path) -> None:
+    assert ended(daemon, "asks", tmp_path / "root") == ""
+
+
+def test_a_job_that_cannot_leave_hears_of_a_save_that_failed(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    ckpt = ckptd.Checkpointer(root, experiment="e", run="r", socket=daemon.socket)
+    ckpt.save({"x": 1}, step=1).result(60)
+    root.rename(tmp_path / "moved")
+    root.mkdir()
+    assert ckpt.save({"x": 2}, step=2).wait(60)
+
+    def leave(member: Membership) -> None:
+        raise errors.PermissionDenied("the daemon is another user's by now")
+
+    monkeypatch.setattr(Membership, "leave", leave)
+    with pytest.raises(errors.CkptdError, match="mount it again"):
+        ckpt.close()
