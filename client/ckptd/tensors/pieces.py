@@ -87,6 +87,7 @@ def pieces_of(stored: Stored, part: Box, target: torch.Tensor) -> Iterator[Piece
     is_bytes = (
         not stored.bits
         and stored.dtype == target.dtype
+        and (target.is_cpu or target.is_cuda)
         and target.is_contiguous()
         and not (target.is_conj() or target.is_neg())
         and _is_dense(stored.strides, part[1])
