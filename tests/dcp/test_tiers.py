@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 
 import ckptd
 from ckptd.dcp import sharing
+from ckptd.link import connection
 from fakes import ranks
 from fakes.daemon import Daemon, arena_of
 from fakes.waiting import eventually
@@ -87,6 +90,18 @@ def test_a_daemon_that_is_gone_is_not_waited_for(daemon: Daemon, step: Path) -> 
     started = time.monotonic()
     assert loaded(step)
     assert time.monotonic() - started < 10
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for(
+    daemon: Daemon, step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded(step)
+    monkeypatch.setattr(connection, "HELLO_S", 0.5)
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        assert loaded(step)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
 
 
 def test_what_two_ranks_want_is_read_once_and_what_one_wants_past_the_page_cache(

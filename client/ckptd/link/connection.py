@@ -104,17 +104,20 @@ class Connection:
 
     @classmethod
     def running(cls, socket: Path | None = None) -> Connection:
-        """Return as `existing`, the same each time, while that daemon takes connections.
+        """Return as `existing`, the same each time, while that daemon answers.
 
         For what can be done without a daemon: nobody waits for one to come back. Raises
-        `Unavailable` if none runs.
+        `Unavailable` if none runs, `DeadlineExceeded` if it does not answer.
         """
         forks.check_usable()
         asked = tuple(discovery.candidates(socket))
         with _opening:
             if (connection := _open.get(asked) or _running.get(asked)) is None:
                 connection = _running[asked] = cls.existing(socket)
+                return connection
         discovery.knock(connection.path)
+        request = node_pb2.HelloRequest(client_version=version("ckptd"))
+        connection.call(lambda stubs: stubs.node.Hello(request, timeout=HELLO_S), timeout_s=HELLO_S)
         return connection
 
     def __repr__(self) -> str:
