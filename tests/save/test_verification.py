@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import ckptd
+from ckptd.cli import verification as cli
+from ckptd.saving import repair
 from ckptd.saving.verification import Findings, verify, verify_below
 from ckptd.tensors.images import Held
 from fakes.daemon import Daemon, arena_of
@@ -399,3 +402,20 @@ def test_a_step_that_is_committed_meanwhile_is_verified_if_another_went(three: P
     removed(three, 8)
     shutil.move(three / "later", three / "step-9")
     assert numbers(found) == [("step-9", True)]
+
+
+def test_a_step_that_goes_while_it_is_mended_ends_nothing(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(three / "step-8" / IMAGE, 0)
+
+    def going(findings: Findings, copies: tuple[Path, ...]) -> tuple[Findings, list[str]]:
+        if findings.path.name == "step-8":
+            removed(three, 8)
+        return mend(findings, copies)
+
+    mend = repair.repair
+    monkeypatch.setattr(repair, "repair", going)
+    done = CliRunner().invoke(cli.verify, [str(three), "--repair"])
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.output.splitlines()] == ["sound", "sound"]

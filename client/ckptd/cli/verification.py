@@ -50,8 +50,8 @@ def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) ->
             if repair:
                 try:
                     findings, mended = mend(findings, copies)
-                except errors.NotFound:
-                    continue
+                except (errors.NotFound, errors.Aborted):
+                    continue  # it goes
             bad += not findings.is_sound
             fields = _fields(findings, mended)
             click.echo(json.dumps(fields) if as_json else _words(findings, mended))

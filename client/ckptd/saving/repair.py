@@ -39,6 +39,8 @@ def repair(findings: Findings, copies: Sequence[Path]) -> tuple[Findings, list[s
     while not findings.is_sound:
         more = [name for name in _repair(findings, copies) if name not in mended]
         mended += more
+        if not findings.path.is_dir():
+            raise _gone(findings.path)
         if not more:
             break
         findings = verify(findings.path)  # what was behind it comes to light
@@ -62,8 +64,11 @@ def _repair(findings: Findings, copies: Sequence[Path]) -> list[str]:
             text = f"this user may not write in {findings.path}; run it as the daemon's user"
             raise errors.PermissionDenied(text) from error
         except FileNotFoundError as error:
-            text = f"{findings.path} was removed while it was being mended"
-            raise errors.NotFound(text) from error
+            raise _gone(findings.path) from error
+
+
+def _gone(directory: Path) -> errors.NotFound:
+    return errors.NotFound(f"{directory} was removed while it was being mended; name another")
 
 
 @contextmanager
