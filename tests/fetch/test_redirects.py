@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from anyio import to_thread
 
+from ckptd_daemon.transfer.progress import Cause, Phase
 from ckptd_proto import errors
 from fakes.node import FETCH_S, clean
 from fakes.origin import Fault, Origin
+from fakes.waiting import until
 
 CHUNK_BYTES = 16 << 20
 
@@ -51,6 +53,29 @@ async def test_another_host_brings_the_bytes_that_a_redirect_names(
         async with clean(short_path, origin, elsewhere) as node:
             assert (await node.fetch(origin.url("model"))).read_bytes() == data
         assert elsewhere.bodies("real")
+
+
+async def test_where_a_redirect_leads_to_wants_a_pause_that_is_told_and_holds_up_no_other_question(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    with Origin() as cdn:
+        busy = cdn.put("busy", b"")
+        busy.question_faults, busy.retry_after_s = [Fault.THROTTLE], 2
+        cdn.put("real", data)
+        origin.redirect("model", cdn.url("real"))
+        origin.put("small", b"small")
+        async with clean(short_path, origin, cdn, retries=0, streams=1) as node:
+            with pytest.raises(errors.Unavailable):
+                await node.fetch(cdn.url("busy"))
+            with node.calling(origin.url("model")) as call:
+                await until(lambda: "left alone" in call.progress().reason)
+                progress = call.progress()
+                assert (progress.cause, progress.phase) == (Cause.THROTTLED, Phase.WAITING)
+                assert f"http://127.0.0.1:{cdn.port}" in progress.reason
+                assert (await node.fetch(origin.url("small"))).read_bytes() == b"small"
+                assert call.progress().cause is Cause.THROTTLED
+                assert await call.wait(FETCH_S)
+                assert call.result().path.read_bytes() == data
 
 
 async def test_an_origin_that_refuses_connections_for_a_while_costs_time_only(

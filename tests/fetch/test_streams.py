@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import socket
 import ssl
 import threading
@@ -180,6 +181,44 @@ async def test_while_a_host_wants_a_pause_nobody_asks_it(
                 assert await other.wait(20)
                 assert await call.wait(20)
     assert all(name == "model" for name, _ in origin.requests[:asked])
+
+
+@pytest.mark.parametrize("streams", [1, 8])
+async def test_a_storm_of_refusals_between_which_bytes_come_ends_no_fetch(
+    streams: int,
+    short_path: Path,
+    origin: Origin,
+    data: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BASE_S", 0.01)
+    draw = random.Random(3)
+    storm = [draw.choice((Fault.NONE, Fault.UNAVAILABLE)) for _ in range(1000)]
+    origin.put("model", data * 4).faults = [Fault.NONE, *[Fault.UNAVAILABLE] * 3, *storm]
+    patience = {"retries": 2, "streams": streams, "streams_max": streams}
+    async with fetching(short_path, **patience) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data * 4
+
+
+async def test_a_storm_of_refusals_ends_no_fetch_of_one_reply_that_goes_on_with_what_came(
+    short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BASE_S", 0.01)
+    monkeypatch.setattr("ckptd_daemon.transfer.abilities.Abilities.may_be_fast", lambda *_: False)
+    origin.put("model", data).faults = [Fault.TRUNCATE] + [Fault.UNAVAILABLE] * 6
+    async with fetching(short_path, retries=2) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+
+
+async def test_a_storm_of_refusals_ends_no_batch_of_small_files(
+    short_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BASE_S", 0.01)
+    origin.put("first", b"1" * 1000)
+    origin.put("second", b"2" * 1000).faults = [Fault.UNAVAILABLE] * 6
+    async with fetching(short_path, retries=2) as node:
+        await node.fetch(origin.url("first"))
+        assert (await node.fetch(origin.url("second"))).read_bytes() == b"2" * 1000
 
 
 async def test_a_reply_that_says_nothing_is_left_of_the_quota_is_the_last_for_so_long(

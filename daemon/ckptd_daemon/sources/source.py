@@ -105,6 +105,17 @@ class TransientError(Exception):
         """The origin asks for fewer requests, rather than failing by itself."""
 
 
+class BrakedError(TransientError):
+    """A host on the way wants to be left alone, so it was not asked: waited for, it costs no try."""
+
+    def __init__(self, url: str, left_s: float) -> None:
+        super().__init__(
+            "a host on the way asks to be left alone", retry_after_s=left_s, is_throttled=True
+        )
+        self.url = url
+        """Where the way has come to; may hold secrets."""
+
+
 class ChangedError(Exception):
     """The origin has another version of the object than the one being read."""
 

@@ -22,7 +22,7 @@ from yarl import URL
 from ckptd_daemon.sources.addresses import PrivateAddressError, is_literally_private
 from ckptd_daemon.sources.brakes import Brakes
 from ckptd_daemon.sources.proxies import Proxies
-from ckptd_daemon.sources.source import Endpoint, Proxy, TransientError
+from ckptd_daemon.sources.source import BrakedError, Endpoint, Proxy, TransientError
 from ckptd_proto import errors
 from ckptd_proto.urls import display
 
@@ -74,12 +74,14 @@ class Way:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yield the final reply; its body may be left unread.
 
-        Credentials of the URL go to its own host and port only, over its own scheme.
+        Credentials of the URL go to its own host and port only, over its own scheme. Raises
+        `BrakedError` rather than wait: whoever asks knows what to hold meanwhile, and whom to tell.
         """
         at, credentials = _split(_read(url, name))
         for _ in range(REDIRECTS_MAX):
             sent = {**(credentials or await self._known(at)), **headers}
-            await anyio.sleep(self._brakes.left_s(str(at)))  # also where we are sent
+            if (left_s := self._brakes.left_s(str(at))) > 0:  # also where we are sent
+                raise BrakedError(str(at), left_s)
             reply = await self._asked(at, sent, name)
             async with reply:
                 self._brakes.heed(str(at), reply.status, reply.headers.get)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from ckptd_daemon.sources.source import NoRangesError, Object, TransientError
+from ckptd_daemon.sources.source import BrakedError, NoRangesError, Object, TransientError
 from ckptd_daemon.store.partials import DamagedError, Partial
 from ckptd_daemon.transfer.demand import Demand, Wishes
 from ckptd_daemon.transfer.hosts import Share
@@ -49,9 +49,11 @@ class General:
         self._partial = partial
         self._gauge = gauge
         self._demand = demand
+        self._urls = [obj.url] if obj.direct is None else [obj.url, obj.direct.url]
         self._wishes = Wishes(demand, partial, is_whole=not obj.is_rangeable)
         self._pace = means.pacer.pace([obj.url], gauge.held)
-        self._patience = Patience(obj.title, means.config.retries, self._has_bytes)
+        is_giving = functools.partial(means.hosts.is_giving, self._urls[-1])
+        self._patience = Patience(obj.title, means.config.retries, is_giving, self._has_bytes)
         self._damages = Damages(obj.title)
         self._reading = anyio.CancelScope()
         self._refused_at_bytes = -1
@@ -59,16 +61,14 @@ class General:
     async def fill(self) -> int:
         """Bring what is still missing; returns the object's size at the end."""
         obj, partial, gauge = self._object, self._partial, self._gauge
-        urls = [obj.url] if obj.direct is None else [obj.url, obj.direct.url]
-        hold = functools.partial(gauge.enter, Phase.WAITING, Cause.THROTTLED)
         hosts, is_awaited = self._means.hosts, self._demand.is_awaited
-        with hosts.share(urls[-1], self._left_bytes, self._recall, is_awaited) as share:
+        with hosts.share(self._urls[-1], self._left_bytes, self._recall, is_awaited) as share:
             while obj.size_bytes is None or partial.missing():
                 if self._wishes.is_whole:
                     partial.forget()
                 gauge.enter(Phase.WAITING, reason="what was asked for so far is here")
                 first = await self._wishes.first()
-                await unbraked(self._means.brakes, hold, *urls)
+                await self._unbraked(*self._urls)
                 stopped_at = await self._brought(first, share)
                 if obj.size_bytes is None and stopped_at is not None:
                     return stopped_at
@@ -89,6 +89,8 @@ class General:
                 raise
             self._refused_at_bytes = self._partial.landed_bytes
             logger.info("%s is asked for once more: %s", self._object.title, error)
+        except BrakedError as error:
+            await self._unbraked(error.url)
         except TransientError as error:
             if not self._wishes.is_whole and len(self._partial.landed) > landed:
                 self._patience.succeeded()
@@ -111,6 +113,10 @@ class General:
                 self._object, self._partial, buffer, self._make_room, self._pace, received
             )
             return await reply.read(means.source, gauge, first, wishes.landed, goes_on)
+
+    async def _unbraked(self, *urls: str) -> None:
+        hold = functools.partial(self._gauge.enter, Phase.WAITING, Cause.THROTTLED)
+        await unbraked(self._means.brakes, hold, *urls)
 
     def _recall(self) -> bool:
         """Leave the seat to others, now; a reply that cannot be joined to another has to end."""

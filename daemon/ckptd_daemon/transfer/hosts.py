@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 
 import anyio
 
@@ -20,6 +21,7 @@ from ckptd_daemon.sources.brakes import host_of
 from ckptd_daemon.transfer.climb import SAMPLE_S, Climb
 
 HOSTS_MAX = 4096
+GIVING_S = 60.0  # for so long after it brought something a host counts as one that does
 
 
 class Host:
@@ -30,6 +32,7 @@ class Host:
         self.seats = 0
         self.lowest_seats = 0  # since the last sample
         self.received_bytes = 0
+        self.gave_at = -inf
         self.is_held = False  # by a limit of ours, some time since the last sample
         self._sampled: tuple[float, int] | None = None
         self.questions = 0
@@ -141,9 +144,19 @@ class Share:
         *is_held*: by a limit of ours, so that it says nothing about the host.
         """
         self.host.received_bytes += n_bytes
+        if n_bytes > 0:
+            self.gave()
         self.host.is_held |= is_held
         if self.host.sample(anyio.current_time()):
             self._hosts.settle()
+
+    def gave(self) -> None:
+        """Tell that the host has brought something just now."""
+        self.host.gave_at = anyio.current_time()
+
+    def is_giving(self) -> bool:
+        """Tell whether the host has brought something lately, to whomever."""
+        return anyio.current_time() - self.host.gave_at < GIVING_S
 
     def throttled(self) -> None:
         """Tell that the host refused for having been asked too much."""
@@ -210,6 +223,10 @@ class Hosts:
             host.questions -= 1
             host.answered.set()
             host.answered = anyio.Event()
+
+    def is_giving(self, url: str) -> bool:
+        """Tell whether the host of *url* has brought something lately, to whomever."""
+        return anyio.current_time() - self._host(url).gave_at < GIVING_S
 
     def throttled(self, url: str) -> None:
         """Tell that the host of *url* refused for having been asked too much."""

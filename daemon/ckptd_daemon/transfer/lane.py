@@ -63,12 +63,14 @@ class Crew:
         """What came over all connections, also what comes twice."""
         return self._closed_bytes + sum(stream.received_bytes for stream in self.open)
 
-    def patience(self) -> Patience:
+    def patience(self, share: Share) -> Patience:
         """Return the patience of a new lane: that of one before it that made place, if there is."""
         if self.tries:
             return self.tries.pop()
         retries = self.means.config.retries
-        return Patience(self.object.title, retries, lambda: bool(self.partial.landed))
+        return Patience(
+            self.object.title, retries, share.is_giving, lambda: bool(self.partial.landed)
+        )
 
     def tell(self, chunk: int) -> None:
         """Tell whoever waits that *chunk* is here; from any thread."""
@@ -119,7 +121,7 @@ class Lane:
 
     def __init__(self, crew: Crew, share: Share, claim: Claim) -> None:
         self.claim: Claim | None = claim
-        self.patience = crew.patience()
+        self.patience = crew.patience(share)
         self.is_seated = True
         self.is_recalled = False
         """Somebody else is to have its seat."""
@@ -225,6 +227,7 @@ class Lane:
 
     def _succeeded(self) -> None:
         self._crew.link.answered()
+        self._share.gave()
         self._crew.tries.clear()
         self.patience.succeeded()
         self._refusals = 0

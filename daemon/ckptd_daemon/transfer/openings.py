@@ -6,6 +6,7 @@ a seat at the host and a connection, both of which the flight of the version tak
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ class Openings:
                 continue
             except TransientError as error:
                 gauge.retry(error)
-                await Patience(door.title, self._visits.means.config.retries).wait(error)
+                means = self._visits.means
+                is_giving = functools.partial(means.hosts.is_giving, url)
+                await Patience(door.title, means.config.retries, is_giving).wait(error)
                 return None
             except (NotFastError, RefusedError, StaleError) as error:
                 logger.debug("%s is asked in the usual way: %s", door.title, error)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import anyio
 
 from ckptd_daemon.sources.brakes import Brakes, host_of
-from ckptd_daemon.sources.source import TransientError
+from ckptd_daemon.sources.source import BrakedError, TransientError
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import DamagedError
 from ckptd_daemon.transfer.hosts import Hosts
@@ -22,6 +22,7 @@ from ckptd_proto import errors
 BASE_S = 0.1
 CAP_S = 15.0
 LOOK_S = 1.0  # how often it is told what a pause leaves to wait
+BORNE_S = 120.0  # for so long refusals cost nothing where others are served
 CHUNK_TRIES = 3  # a connection may damage what it brings
 
 V = TypeVar("V")
@@ -32,7 +33,7 @@ def delay_s(failures: int, jitter: float) -> float:
 
     How long a host wants to be left alone altogether is for its `Brakes`.
     """
-    return BASE_S + jitter * min(CAP_S - BASE_S, BASE_S * 3.0**failures)
+    return BASE_S + jitter * min(CAP_S - BASE_S, BASE_S * 3.0 ** min(failures, 32))
 
 
 async def unbraked(brakes: Brakes, held: Callable[[str], object], *urls: str) -> None:
@@ -44,25 +45,42 @@ async def unbraked(brakes: Brakes, held: Callable[[str], object], *urls: str) ->
 
 
 class Patience:
-    """Counts the failures in a row of one thing, and waits between them."""
+    """Counts the failures in a row of one thing, and waits between them.
 
-    def __init__(self, name: str, retries: int, has_bytes: Callable[[], bool] = bool) -> None:
+    A refusal for having asked too much is no failure while the host *is_giving* to somebody: it
+    serves, and who is refused waits for his turn, longer each time. Only `BORNE_S` bound that.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        retries: int,
+        is_giving: Callable[[], bool] = bool,
+        has_bytes: Callable[[], bool] = bool,
+    ) -> None:
         self._name = name
         self._retries = retries
+        self._is_giving = is_giving
         self._has_bytes = has_bytes  # that came, and stay
         self._failures = 0
+        self._borne = 0  # refusals in a row that were none
+        self._refused_at = 0.0  # the first of these
 
     def succeeded(self) -> None:
         """Start counting anew."""
-        self._failures = 0
+        self._failures = self._borne = 0
 
     async def breathe(self) -> None:
         """Wait a little after a failure that some progress came before: it costs no try."""
-        self._failures = 0
+        self.succeeded()
         await anyio.sleep(delay_s(0, random.random()))
 
     async def wait(self, error: TransientError) -> None:
         """Wait before the next try; raises `Unavailable` when there were enough."""
+        if error.is_throttled and self._is_borne(anyio.current_time()):
+            self._borne += 1
+            await anyio.sleep(delay_s(self._borne, random.random()))
+            return
         self._failures += 1
         if self._failures > self._retries:
             kept = "what was fetched is kept, " if self._has_bytes() else ""
@@ -71,6 +89,12 @@ class Patience:
                 f"{kept}try again later"
             ) from error
         await anyio.sleep(delay_s(self._failures, random.random()))
+
+    def _is_borne(self, now: float) -> bool:
+        """Whether a refusal *now* costs no try."""
+        if self._borne == 0:
+            self._refused_at = now
+        return self._is_giving() and now - self._refused_at < BORNE_S
 
 
 class Damages:
@@ -102,7 +126,7 @@ async def patiently(
     hosts: Hosts,
 ) -> V:
     """Return what *work*, which asks *url*, returns; tries again while its failures may pass."""
-    patience = Patience(name, retries)
+    patience = Patience(name, retries, functools.partial(hosts.is_giving, url))
     phase = gauge.phase
     hold = functools.partial(gauge.enter, Phase.WAITING, Cause.THROTTLED)
     while True:
@@ -111,6 +135,8 @@ async def patiently(
         try:
             async with hosts.asking(url):
                 return await work()
+        except BrakedError as error:
+            await unbraked(brakes, hold, error.url)
         except TransientError as error:
             gauge.retry(error)
             await patience.wait(error)

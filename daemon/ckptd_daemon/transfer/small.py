@@ -78,7 +78,8 @@ class Small:
             return None
         finally:
             visit.close()
-        await Patience(obj.title, self._means.config.retries).wait(failure)
+        is_giving = functools.partial(self._means.hosts.is_giving, obj.direct.url)
+        await Patience(obj.title, self._means.config.retries, is_giving).wait(failure)
         return None
 
     async def _brought(
