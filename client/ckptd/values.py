@@ -23,7 +23,8 @@ class FlightStatus:
     reason: str
     """Why it waits, or is no faster, in words; empty if nothing holds it up."""
     cause: str = ""
-    """In one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`."""
+    """In one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`; while it moves,
+    its bottleneck: `limit`, `network`, `disk` or `cpu`."""
     rate_bytes_per_s: float = 0.0
     """Over the last few seconds; 0 unless bytes come."""
     eta_s: float | None = None
@@ -234,7 +235,8 @@ class Progress:
     reason: str
     """Why it waits, or is no faster, in words; empty if nothing holds it up."""
     cause: str = ""
-    """In one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`."""
+    """In one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`; while it moves,
+    its bottleneck: `limit`, `network`, `disk` or `cpu`."""
     rate_bytes_per_s: float = 0.0
     """Over the last few seconds; 0 unless bytes come."""
     eta_s: float | None = None

@@ -59,6 +59,13 @@ async def test_a_body_that_dribbles_is_a_stall(source: HttpSource, origin: Origi
                 pass
 
 
+async def test_what_keeps_coming_may_take_as_long_as_it_likes(source: HttpSource) -> None:
+    for way in (source._public, source._anywhere):
+        timeout = way._session.timeout
+        assert timeout.total is None
+        assert timeout.sock_read == 0.3
+
+
 async def test_a_list_has_its_time_and_no_more(
     source: HttpSource, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

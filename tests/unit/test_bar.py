@@ -32,6 +32,14 @@ GB = 10**9
             "1.0 GB of 4.0 GB, 50.0 MB/s, 1 min 0 s left, held to 50 MB/s by max_bytes_per_s",
         ),
         (
+            Progress("downloading", GB, 4 * GB, 16, "no more", "network", 0.5 * GB, 6.0),
+            "1.0 GB of 4.0 GB, 500.0 MB/s, 6 s left, 16 streams",
+        ),
+        (
+            Progress("downloading", GB, 4 * GB, 16, "the disk takes its time", "disk", 0.5 * GB),
+            "1.0 GB of 4.0 GB, 500.0 MB/s, the disk takes its time",
+        ),
+        (
             Progress("retrying", GB, 4 * GB, 0, "the origin answers 429", "throttled"),
             "1.0 GB of 4.0 GB, retrying: the origin answers 429",
         ),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ckptd_daemon.rpc.blobs import PROGRESS_MAX_PER_S, interval_s
 from ckptd_daemon.sources.source import TransientError
+from ckptd_daemon.transfer.bottleneck import Spent
 from ckptd_daemon.transfer.progress import (
     HELD_S,
     RATE_S,
@@ -128,12 +129,69 @@ def test_an_origin_that_falls_silent_is_the_cause_until_it_speaks_again() -> Non
     assert flying.gauge.read().cause is Cause.NONE
 
 
+def test_a_silence_while_all_connections_wait_for_the_disk_is_the_disks() -> None:
+    flying = Flying()
+    flying.gauge.is_writing = lambda: True
+    flying.go(SILENT_S + 1, 0)
+    progress = flying.gauge.read()
+    assert progress.cause is Cause.DISK
+    assert progress.reason == "the disk takes its time: nothing was written for 4 s"
+    flying.gauge.is_writing = lambda: False
+    assert flying.gauge.read().cause is Cause.ORIGIN
+
+
+@pytest.mark.parametrize(
+    ("each_second", "cause"),
+    [
+        (Spent(wire_s=8, cpu_s=0.5), Cause.NETWORK),
+        (Spent(wire_s=3, disk_s=5), Cause.DISK),
+        (Spent(wire_s=1, disk_s=0.2, cpu_s=1.1), Cause.CPU),
+        (Spent(wire_s=0.3, disk_s=0.1), Cause.NONE),
+    ],
+)
+def test_what_moves_names_its_bottleneck_by_where_the_time_goes(
+    each_second: Spent, cause: Cause
+) -> None:
+    flying, spent = Flying(), [Spent()]
+    flying.gauge.spent = lambda: spent[0]
+    assert flying.gauge.read().cause is Cause.NONE
+    for _ in range(3):
+        flying.go(1, 100)
+        spent[0] += each_second
+        progress = flying.gauge.read()
+    assert progress.cause is cause
+    assert bool(progress.reason) == bool(cause)
+
+
+def test_a_limit_of_ours_goes_before_what_would_be_the_bottleneck_without_it() -> None:
+    flying, spent = Flying(), [Spent()]
+    flying.gauge.spent = lambda: spent[0]
+    flying.gauge.read()
+    flying.gauge.held("1 MB/s by max_bytes_per_s", 5.0)
+    flying.go(3, 100)
+    spent[0] += Spent(wire_s=20)
+    assert flying.gauge.read().cause is Cause.LIMIT
+
+
+def test_who_went_on_another_way_is_judged_by_that_alone() -> None:
+    flying, spent = Flying(), [Spent(disk_s=1000)]
+    flying.gauge.spent = lambda: spent[0]
+    flying.gauge.read()
+    for _ in range(3):
+        flying.go(1, 100)
+        spent[0] = Spent(wire_s=flying.now - 100)
+        progress = flying.gauge.read()
+    assert progress.cause is Cause.NETWORK
+
+
 def a_part(phase: Phase, cause: Cause = Cause.NONE, reason: str = "") -> Progress:
     return Progress(phase, 0, None, 2, reason, cause)
 
 
 MOVING = a_part(Phase.DOWNLOADING)
 HELD = a_part(Phase.DOWNLOADING, Cause.LIMIT, "held")
+BOUND = a_part(Phase.DOWNLOADING, Cause.NETWORK, "no more")
+SILENT = a_part(Phase.DOWNLOADING, Cause.ORIGIN, "nothing has come for 4 s")
 RETRYING = a_part(Phase.RETRYING, Cause.ORIGIN, "503")
 
 
@@ -142,6 +200,7 @@ RETRYING = a_part(Phase.RETRYING, Cause.ORIGIN, "503")
     [
         ([MOVING, RETRYING], (Phase.DOWNLOADING, Cause.NONE, "")),
         ([MOVING, HELD], (Phase.DOWNLOADING, Cause.LIMIT, "held")),
+        ([SILENT, BOUND], (Phase.DOWNLOADING, Cause.NETWORK, "no more")),
         ([RETRYING, RETRYING], (Phase.RETRYING, Cause.ORIGIN, "503")),
     ],
 )

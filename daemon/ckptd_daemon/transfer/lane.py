@@ -16,6 +16,7 @@ from anyio import to_thread
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError
 from ckptd_daemon.store.buffers import BLOCK_BYTES
 from ckptd_daemon.store.partials import DamagedError, Partial
+from ckptd_daemon.transfer.bottleneck import Spent
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.hosts import Share
 from ckptd_daemon.transfer.link import Link
@@ -56,12 +57,23 @@ class Crew:
         """Of lanes that made place while the host is braked."""
         self._demand = demand
         self._closed_bytes = 0  # received by streams that are closed
+        self._closed_spent = Spent()  # by these
+        gauge.spent, gauge.is_writing = self.spent, self.is_writing
         self._loop = asyncio.get_running_loop()
 
     @property
     def received_bytes(self) -> int:
         """What came over all connections, also what comes twice."""
         return self._closed_bytes + sum(stream.received_bytes for stream in self.open)
+
+    def spent(self) -> Spent:
+        """Return where the time of all connections went so far."""
+        now = time.monotonic()
+        return sum((stream.time.read(now) for stream in self.open), self._closed_spent)
+
+    def is_writing(self) -> bool:
+        """Tell whether all that is open waits for the disk."""
+        return bool(self.open) and all(stream.time.is_writing for stream in self.open)
 
     def patience(self, share: Share) -> Patience:
         """Return the patience of a new lane: that of one before it that made place, if there is."""
@@ -85,6 +97,7 @@ class Crew:
         """Count *stream* no more."""
         self.open.discard(stream)
         self._closed_bytes += stream.received_bytes
+        self._closed_spent += stream.time.read(time.monotonic())
         self.gauge.streams = len(self.open)
 
     def recall(self) -> bool:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ckptd_daemon.sources.source import TransientError
+from ckptd_daemon.transfer.bottleneck import Recent, Spent, cores, words
 
 RATE_S = 4.0  # over how long the rate is taken
 SAMPLE_S = 0.1
 HELD_S = 1.0  # for so long after its end a wait for a limit counts
 SILENT_S = 3.0  # after so long without a byte there is something to explain
 TOTAL_END = 1 << 63  # no total is told from here on
+CORES = cores()
 
 
 class Phase(StrEnum):
@@ -36,7 +38,11 @@ class Cause(StrEnum):
     THROTTLED = "throttled"
     """The origin asked us to slow down."""
     DISK = "disk"
-    """No room on the disk, or the disk is the bottleneck."""
+    """No room on the disk, or it is the bottleneck."""
+    NETWORK = "network"
+    """The network is the bottleneck, or the origin behind it."""
+    CPU = "cpu"
+    """Receiving takes all of it that there is."""
     QUOTA = "quota"
     """The cache is full of what is held."""
     HASH = "hash"
@@ -111,6 +117,11 @@ class Gauge:
         self._rate = Rate()
         self._counter: Callable[[], int] = int
         self._held = ("", 0.0)  # by which limit, and until when
+        self._recent = Recent()
+        self.spent: Callable[[], Spent] = Spent
+        """Where the time of its connections went so far."""
+        self.is_writing: Callable[[], bool] = bool
+        """Whether all of them wait for the disk."""
         self.parts: Callable[[], list[Progress]] = list
         """Readings of what this consists of, if it has streams by its parts only."""
         self.sizes: Callable[[], Iterable[int | None]] = lambda: [None]
@@ -136,6 +147,7 @@ class Gauge:
         """Be in *phase*, and say why that takes time if it is not for work alone."""
         if phase is Phase.DOWNLOADING and self.phase is not phase:
             self._rate.begin(self._counter(), self._clock())
+            self._recent.begin()
         self.phase, self.cause, self.reason = phase, cause, reason
 
     def retry(self, error: TransientError) -> None:
@@ -156,9 +168,13 @@ class Gauge:
         """Say what holds the bytes up that should come."""
         if self.is_held:
             return Cause.LIMIT, f"held to {self._held[0]}"
-        if (silent_s := self._rate.silent_s(now)) >= SILENT_S:
-            return Cause.ORIGIN, f"nothing has come for {silent_s:.0f} s"
-        return Cause.NONE, ""
+        spent, elapsed_s = self._recent.read(self.spent(), now)
+        if (silent_s := self._rate.silent_s(now)) < SILENT_S:
+            cause, reason = words(spent, elapsed_s, CORES)
+            return Cause(cause), reason
+        if self.is_writing():
+            return Cause.DISK, f"the disk takes its time: nothing was written for {silent_s:.0f} s"
+        return Cause.ORIGIN, f"nothing has come for {silent_s:.0f} s"
 
     def read(self) -> Progress:
         """Return where the flight is now."""
@@ -192,5 +208,6 @@ def _all(parts: list[Progress]) -> tuple[Phase, Cause, str]:
     held = [part for part in moving if part.cause is Cause.LIMIT]
     if moving and not held and any(part.cause is Cause.NONE for part in moving):
         return Phase.DOWNLOADING, Cause.NONE, ""
+    moving.sort(key=lambda part: part.cause is Cause.ORIGIN)  # others move, if as slowly
     one = (held or moving or parts)[0]
     return one.phase, one.cause, one.reason

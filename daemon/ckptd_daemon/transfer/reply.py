@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from anyio import to_thread
 from crc32c import crc32c
 
 from ckptd_daemon.sources.source import Object, Source, TransientError
 from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
 from ckptd_daemon.transfer.pace import Pace
 from ckptd_daemon.transfer.progress import Gauge
 
@@ -36,6 +38,7 @@ class Reply:
         self._at = 0  # where in the object the buffer goes
         self._filled = 0
         self._unlanded_bytes = 0
+        self._time = Stopwatch()
 
     async def read(
         self,
@@ -51,10 +54,12 @@ class Reply:
         """
         self._chunk, self._at = first, self._partial.header.extent(first)[0]
         gauge.streams = 1
+        gauge.spent = lambda: self._time.read(time.monotonic())
+        gauge.is_writing = lambda: self._time.is_writing
         gauge.done_bytes = lambda: self._partial.landed_bytes + self._unlanded_bytes
         try:
             async with source.read(self._object, self._at) as blocks:
-                async for block in blocks:
+                while (block := await self._next(blocks)) is not None:
                     await self._pace.take_async(len(block))
                     self._received(len(block))
                     if not await self._take(memoryview(block), landed, goes_on):
@@ -66,6 +71,10 @@ class Reply:
             await to_thread.run_sync(self._flush, True)
             landed(self._chunk - 1)
         return self._at
+
+    async def _next(self, blocks: AsyncIterator[bytes]) -> bytes | None:
+        with self._time.at(Work.RECEIVING):
+            return await anext(blocks, None)
 
     async def _take(
         self,
@@ -102,7 +111,8 @@ class Reply:
     def _flush(self, ends_chunk: bool) -> None:
         """Write the buffer, and note the chunk that it ends; blocks on the disk."""
         self._crc = crc32c(self._buffer[: self._filled], self._crc)
-        self._partial.write(self._buffer, self._filled, self._at)
+        with self._time.at(Work.WRITING):
+            self._partial.write(self._buffer, self._filled, self._at)
         self._at += self._filled
         self._filled = 0
         if ends_chunk:

@@ -26,6 +26,7 @@ from ckptd_daemon.sources.http import unwell
 from ckptd_daemon.sources.proxies import tunnel
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
 from ckptd_daemon.transfer.pace import Pace
 from ckptd_daemon.transfer.plan import Claim
 
@@ -76,6 +77,7 @@ class Stream:
         self.address = ""
         """Of the other end, as far as is known."""
         self.received_bytes = 0
+        self.time = Stopwatch()
         self.pause_s: float | None = None
         """How long the last reply asks not to be followed by another request."""
         self._due: float | None = None  # when a piece has to be here; None while none is expected
@@ -208,14 +210,16 @@ class Stream:
         asked = claim.asks()
         try:
             if asked is not None:
-                with self._listening(self._config.first_byte_s):
+                with self.time.at(Work.RECEIVING), self._listening(self._config.first_byte_s):
                     reply = self._replied(*asked)
                 while length := claim.block(len(buffer)):
-                    with self._listening(self._config.stall_s):
+                    with self.time.at(Work.RECEIVING), self._listening(self._config.stall_s):
                         self._receive(reply, claim, buffer[:length])
-                    _land(claim, partial, buffer, on_landed)
+                    with self.time.at(Work.WRITING):
+                        _land(claim, partial, buffer, on_landed)
         except TransientError:
-            _land(claim, partial, buffer, on_landed)
+            with self.time.at(Work.WRITING):
+                _land(claim, partial, buffer, on_landed)
             if claim.asks() is not None:
                 raise
             self.close()

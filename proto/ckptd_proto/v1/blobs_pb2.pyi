@@ -284,7 +284,9 @@ class FetchProgress(google.protobuf.message.Message):
     reason: builtins.str
     """Why it waits, or is no faster, in words; empty if nothing holds it up."""
     cause: builtins.str
-    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`."""
+    """The same in one word: `origin`, `throttled`, `disk`, `quota`, `hash`, `limit` or `streams`;
+    while it moves, its bottleneck: `limit`, `network`, `disk` or `cpu`.
+    """
     rate_bytes_per_s: builtins.float
     """Over the last few seconds; 0 unless bytes come."""
     eta_s: builtins.float

@@ -37,6 +37,8 @@ class File:
     """Applies to every other request."""
     retry_after_s: int = 0
     """What 429 asks for."""
+    bytes_per_s: float = 0
+    """Over each connection; 0 for as fast as it goes."""
     dribble_s: float = 0.02
     """Between two bytes."""
 

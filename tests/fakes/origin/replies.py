@@ -56,6 +56,8 @@ class Reply:
     ending: Ending = Ending.KEEP
     pause_s: float = 0.0
     """After every single byte, if not 0."""
+    bytes_per_s: float = 0.0
+    """Of the body, if not 0."""
     http: str = "HTTP/1.1"
     is_chunked: bool = False
 
@@ -160,6 +162,7 @@ def _described(reply: Reply, file: File) -> Reply:
     if file.last_modified is not None:
         reply.headers["Last-Modified"] = file.last_modified
     reply.headers |= file.headers
+    reply.bytes_per_s = file.bytes_per_s
     return reply
 
 

@@ -232,8 +232,8 @@ class Origin:
             framed = b"%x\r\n%b\r\n" % (len(piece), piece) if reply.is_chunked else piece
             await self._loop.sock_sendall(connection, framed)
             self.sent_bytes += len(piece)
-            if reply.pause_s:
-                await asyncio.sleep(reply.pause_s)
+            if pause_s := reply.pause_s or (reply.bytes_per_s and len(piece) / reply.bytes_per_s):
+                await asyncio.sleep(pause_s)
         if reply.is_chunked:
             await self._loop.sock_sendall(connection, b"0\r\n\r\n")
         if reply.ending is Ending.STALL:
