@@ -1,20 +1,27 @@
-"""A fetch says what it waits for, and `ckptd status` shows it: the network, or the disk."""
+"""A fetch says what it waits for, and `ckptd status` shows it: the network, the disk, the hash."""
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckptd.values import FlightStatus
+from ckptd_daemon.transfer import verify
+from ckptd_daemon.transfer.progress import Cause, Phase
 from fakes.daemon import Daemon
+from fakes.node import FETCH_S
+from fakes.node import fetching as running
 from fakes.origin import Fault, Origin
 from fakes.running import ckptd
 from fakes.tracing import STALLS, tampered
-from fakes.waiting import eventually
+from fakes.waiting import eventually, until
 
 MS = 1000
 SLOWS = f"delay_enter={100 * MS}"
@@ -95,3 +102,22 @@ def test_an_origin_that_is_slow_is_told_from_the_disk(
         said = flight(daemon, "network", "brings no more")
         assert said.rate_bytes_per_s > 0
         assert said.reason in ckptd("status", env=daemon.env).stdout
+
+
+async def test_a_hash_that_takes_longer_than_the_bytes_is_named(
+    short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_hash, update = threading.Event(), verify._update
+
+    def late(*arguments: Any) -> None:
+        may_hash.wait(30)
+        update(*arguments)
+
+    monkeypatch.setattr(verify, "_update", late)
+    origin.put("model", data)
+    async with running(short_path) as node:
+        with node.calling(origin.url("model"), hashlib.sha256(data).hexdigest()) as call:
+            await until(lambda: call.progress().cause is Cause.HASH)
+            assert call.progress().phase is Phase.VERIFYING
+            may_hash.set()
+            assert await call.wait(FETCH_S)

@@ -29,25 +29,43 @@ RIGHT: Outcome = None
 GIVEN_UP: Outcome = (errors.Unavailable, "given up after 3 tries .* try again later")
 NO_HTTP: Outcome = (errors.Unavailable, "given up after 3 tries .* the answer is not valid HTTP")
 CHANGES: Outcome = (errors.Aborted, "changed 2 times .* ask again when it is settled")
-NO_CREDENTIALS: Outcome = (errors.Unauthenticated, "401: it wants credentials")
-FORBIDDEN: Outcome = (errors.PermissionDenied, "403: these credentials may not read it")
-GONE: Outcome = (errors.NotFound, "404: there is no such object")
-ENCODED: Outcome = (errors.FailedPrecondition, "gzip-encoded although the plain bytes were asked")
-CIRCLES: Outcome = (errors.FailedPrecondition, "more than 10 redirects")
-UNLABELLED: Outcome = (errors.FailedPrecondition, "206 with a Content-Range that was not asked for")
-ENDLESS: Outcome = (errors.FailedPrecondition, "neither the length nor the end of its reply")
-NO_WAY: Outcome = (errors.FailedPrecondition, "416, which is no way to send a file")
+NO_CREDENTIALS: Outcome = (
+    errors.Unauthenticated,
+    "401: it wants credentials, .* put them into the URL .* ~/.netrc",
+)
+FORBIDDEN: Outcome = (
+    errors.PermissionDenied,
+    "403: these credentials may not read it; ask its owner",
+)
+GONE: Outcome = (errors.NotFound, "404: there is no such object; check how it is spelt")
+ENCODED: Outcome = (
+    errors.FailedPrecondition,
+    "gzip-encoded although the plain bytes were asked for; have it served without",
+)
+CIRCLES: Outcome = (
+    errors.FailedPrecondition,
+    "more than 10 redirects.* give credentials, or the URL",
+)
+ENDLESS: Outcome = (
+    errors.FailedPrecondition,
+    "neither the length nor the end of its reply.* serve it with",
+)
+NO_WAY: Outcome = (
+    errors.FailedPrecondition,
+    "416, which is no way to send a file; see with `curl -v`",
+)
 
 OUTCOMES: dict[Fault, tuple[Outcome, Outcome]] = {
     # the fault: when every body has it, when every answer has it
     Fault.NONE: (RIGHT, RIGHT),
     Fault.NO_RANGES: (RIGHT, RIGHT),
     Fault.NO_LENGTH: (RIGHT, RIGHT),
-    Fault.NO_LABEL: (RIGHT, UNLABELLED),
+    Fault.NO_LABEL: (RIGHT, RIGHT),
+    Fault.NO_TOTAL: (RIGHT, RIGHT),
     Fault.OTHER_RANGE: (RIGHT, RIGHT),
     Fault.OTHER_TOTAL: (CHANGES, CHANGES),
     Fault.LABELLED_200: (RIGHT, RIGHT),
-    Fault.MULTIPART: (RIGHT, UNLABELLED),
+    Fault.MULTIPART: (RIGHT, RIGHT),
     Fault.LONGER: (RIGHT, RIGHT),
     Fault.SHORTER: (RIGHT, RIGHT),
     Fault.SURPLUS: (RIGHT, RIGHT),
@@ -78,9 +96,7 @@ ELSEWHERE = {
     Fault.CORRUPT,  # can only be told by a checksum
 }
 ANSWERS_THAT_COUNT = {  # for the question: they are believed at once
-    Fault.NO_LABEL,
     Fault.OTHER_TOTAL,
-    Fault.MULTIPART,
     Fault.GZIP,
     Fault.UNAUTHORIZED,
     Fault.FORBID,

@@ -16,9 +16,8 @@ from fakes.origin import Origin
     [
         {"Content-Range": "bytes 0-0/" + "9" * 5000},
         {"Content-Range": f"bytes 0-0/{1 << 63}"},
-        {"Content-Range": "bytes 0-0/\xb2"},  # a digit, of another script
     ],
-    ids=["endless", "64_bits", "no_digit"],
+    ids=["endless", "64_bits"],
 )
 async def test_a_size_that_no_file_has_is_refused(
     headers: dict[str, str], short_path: Path, origin: Origin
@@ -32,11 +31,12 @@ async def test_a_size_that_no_file_has_is_refused(
 @pytest.mark.parametrize(
     "headers",
     [
+        {"Content-Range": "bytes 0-0/\xb2"},  # a digit, of another script
         {"RateLimit": f'"a";r={"0" * 5000};t=1'},
         {"RateLimit-Remaining": "0" * 5000, "RateLimit-Reset": "1"},
         {"Last-Modified": "Sun, 06 Nov 1994 08:49:37 +99999999999999999"},
     ],
-    ids=["quota", "remaining", "zone"],
+    ids=["no_digit", "quota", "remaining", "zone"],
 )
 async def test_a_number_beside_the_bytes_that_nobody_means_is_passed_over(
     headers: dict[str, str], short_path: Path, origin: Origin

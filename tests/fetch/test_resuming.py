@@ -16,6 +16,7 @@ from fakes.waiting import eventually
 CHUNK_BYTES = 16 << 20
 STREAMS = 3
 RECORD_BYTES = 12
+YEAR_2000 = "Sat, 01 Jan 2000 00:00:00 GMT"
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +57,11 @@ def landed_bytes(partial: Path) -> int:
     return len(records) // RECORD_BYTES * CHUNK_BYTES
 
 
+@pytest.mark.parametrize("etag", ['"v1"', None], ids=["strong", "date_alone"])
 def test_what_landed_before_a_kill_is_not_fetched_again(
-    short_path: Path, origin: Origin, content: bytes
+    etag: str | None, short_path: Path, origin: Origin, content: bytes
 ) -> None:
-    origin.put("model", content)
+    origin.put("model", content, etag=etag, last_modified=OLD)
     with Daemon(short_path, streams=STREAMS) as daemon:
         with killed_half_way(daemon, origin, content) as (partial, fetch):
             assert landed_bytes(partial) >= len(content) // 2 - STREAMS * CHUNK_BYTES
@@ -123,14 +125,20 @@ def test_whatever_became_of_the_partial_the_bytes_are_right(
 
 
 @pytest.mark.parametrize(
-    ("etag", "modified", "new_etag"),
-    [('"v1"', OLD, '"v2"'), ('"v1"', None, '"v2"'), ('W/"v1"', OLD, 'W/"v2"')],
-    ids=["strong", "etag_alone", "weak_and_date"],
+    ("etag", "modified", "new_etag", "new_modified"),
+    [
+        ('"v1"', OLD, '"v2"', OLD),
+        ('"v1"', None, '"v2"', None),
+        ('W/"v1"', OLD, 'W/"v2"', OLD),
+        (None, OLD, None, YEAR_2000),
+    ],
+    ids=["strong", "etag_alone", "weak_and_date", "date_alone"],
 )
 def test_a_version_that_comes_while_the_daemon_is_dead_is_fetched_from_its_start(
-    etag: str,
+    etag: str | None,
     modified: str | None,
-    new_etag: str,
+    new_etag: str | None,
+    new_modified: str | None,
     short_path: Path,
     origin: Origin,
     content: bytes,
@@ -139,7 +147,7 @@ def test_a_version_that_comes_while_the_daemon_is_dead_is_fetched_from_its_start
     origin.put("model", content, etag=etag, last_modified=modified, ignores_match=True)
     with Daemon(short_path, streams=STREAMS) as daemon:
         with killed_half_way(daemon, origin, content) as (_, fetch):
-            new = File(other_content, new_etag, modified, ignores_match=True)
+            new = File(other_content, new_etag, new_modified, ignores_match=True)
             origin.serve("model", new)
         assert fetch.result().read_bytes() == other_content
 

@@ -99,7 +99,9 @@ def test_who_fits_once_others_have_left_waits_and_says_for_whom(
     holders = [Fetch(small, url[name]) for name in "ab"]
     assert all(holder.has_it.wait(30) for holder in holders)
     third = Fetch(small, url["c"])
-    reason = eventually(waiting(small, url["c"])).reason
+    seen = eventually(waiting(small, url["c"]))
+    assert seen.cause == "quota"
+    reason = seen.reason
     assert f"{40 * MIB} bytes are needed, {20 * MIB} are free of the quota" in reason
     assert "2 leases hold the rest" in reason
     holders[0].leave()
@@ -262,7 +264,9 @@ def test_two_flights_are_let_in_only_if_both_fit_where_nothing_can_be_reserved(
         first = Fetch(daemon, url["a"])
         assert origin.held.wait(30)
         second = Fetch(daemon, url["b"])
-        assert "1 fetch" in eventually(waiting(daemon, url["b"])).reason
+        seen = eventually(waiting(daemon, url["b"]))
+        assert "1 fetch" in seen.reason
+        assert seen.cause == "disk"
         origin.release()
         assert first.has_it.wait(30)
         first.leave()

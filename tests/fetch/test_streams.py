@@ -221,6 +221,20 @@ async def test_a_storm_of_refusals_ends_no_batch_of_small_files(
         assert (await node.fetch(origin.url("second"))).read_bytes() == b"2" * 1000
 
 
+@pytest.mark.parametrize("way", ["small", "streams", "one reply"])
+async def test_the_pause_that_a_refusal_asks_for_is_kept(
+    way: str, short_path: Path, origin: Origin, data: bytes
+) -> None:
+    file = origin.put("model", data[:1000] if way == "small" else data)
+    file.faults, file.retry_after_s = [Fault.THROTTLE], 2
+    file.lasting = Fault.NO_RANGES if way == "one reply" else None
+    async with fetching(short_path, streams=1, streams_max=1) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == file.data
+    asked = zip(origin.requests, origin.asked_at, strict=True)
+    refused_at, next_at, *_ = [at for (_, bytes_), at in asked if bytes_ != FIRST_BYTE]
+    assert next_at - refused_at >= file.retry_after_s
+
+
 async def test_a_reply_that_says_nothing_is_left_of_the_quota_is_the_last_for_so_long(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:

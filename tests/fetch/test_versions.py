@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from ckptd_proto import errors
-from fakes.node import clean
+from fakes.node import FETCH_S, clean
 from fakes.origin import OLD, Fault, File, Origin, just_now
+from fakes.waiting import until
 
 YEAR_2000 = "Sat, 01 Jan 2000 00:00:00 GMT"
 
@@ -56,6 +58,31 @@ async def test_a_change_midway_is_noticed_and_the_new_version_fetched(
     async with clean(short_path, origin) as node:
         assert (await node.fetch(origin.url("m"))).read_bytes() == other_data
         assert node.entries("partials") == []
+
+
+@pytest.mark.parametrize("size", [1000, 40 << 20], ids=["small", "streams"])
+async def test_that_it_is_fetched_afresh_is_told_while_it_is_and_logged_once(
+    size: int,
+    short_path: Path,
+    origin: Origin,
+    data: bytes,
+    other_data: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = origin.put("m", data[:size])
+    new = file.next_version = File(other_data, '"v2"', bytes_per_s=20e6)
+    file.faults = [Fault.CHANGE]
+    async with clean(short_path, origin, streams=1, streams_max=1) as node:
+        with ExitStack() as stack:
+            calls = [stack.enter_context(node.calling(origin.url("m"))) for _ in range(3)]
+            for call in calls:
+                await until(lambda call=call: call.progress().done_bytes > len(data) // 4)
+                assert "changed at the origin; fetched afresh" in call.progress().reason
+            for call in calls:
+                assert await call.wait(FETCH_S)
+                assert call.result().path.read_bytes() == new.data
+        await node.fetch(origin.url("m"))
+    assert caplog.text.count("is thrown away: the origin has another version by now") == 1
 
 
 @pytest.mark.parametrize(("etag", "modified"), NAMELESS)

@@ -59,7 +59,7 @@ def told(progress: Progress) -> str:
         parts.append(f"{size(round(progress.rate_bytes_per_s))}/s")
         if progress.eta_s is not None:
             parts.append(f"{span(max(1.0, progress.eta_s))} left")
-        is_usual = progress.cause in {"", "network"}
+        is_usual = progress.cause == "network" or not progress.reason
         parts.append(counted(progress.streams, "stream") if is_usual else progress.reason)
     else:
         parts.append(f"{progress.phase}: {progress.reason}" if progress.reason else progress.phase)

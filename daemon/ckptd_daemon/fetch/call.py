@@ -62,6 +62,8 @@ class Call:
         self.holder = holder
         self.scope = anyio.CancelScope()
         self.gauge = Gauge()
+        self.note = ""
+        """What happened on its way: whatever it boards from then on tells it."""
         self.is_awaited: Callable[[], bool] = lambda: not request.is_detached
         """Tells whether anybody waits for it."""
         self.holds: Callable[[str], bool] = lambda _key: False
@@ -75,6 +77,7 @@ class Call:
     def board(self, gauge: Gauge) -> None:
         """Be as far as *gauge* says, from now on."""
         self.gauge = gauge
+        gauge.note = gauge.note or self.note
 
     @contextmanager
     def wanting(self, demand: Demand, obj: Object, key: str, sha256: str | None) -> Iterator[None]:

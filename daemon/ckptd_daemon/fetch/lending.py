@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 from ckptd_daemon.fetch.call import Call, Handed
 from ckptd_daemon.fetch.flights import Flight, Flights
-from ckptd_daemon.sources.source import Object
+from ckptd_daemon.sources.source import ChangedError, Object
 from ckptd_daemon.store.blob import Blob, Verification, key_of
 from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.leases import Leases
@@ -127,7 +127,11 @@ class Lender:
         return await to_thread.run_sync(self._store.check, blob)
 
     async def _bring(self, obj: Object, sha256: str | None, flight: Flight[Blob]) -> Blob:
-        return await self._transfer.bring(obj, sha256, flight.gauge, flight.demand)
+        try:
+            return await self._transfer.bring(obj, sha256, flight.gauge, flight.demand)
+        except ChangedError as error:
+            logger.warning("what came of %s is thrown away: %s", obj.title, error)
+            raise
 
     async def _bring_second(self, obj: Object, flight: Flight[Blob]) -> Blob:
         """Bring what the cache has once more, beside it: its origin may have been wrong then.

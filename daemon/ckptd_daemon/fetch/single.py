@@ -23,6 +23,7 @@ from ckptd_proto import errors, refs
 from ckptd_proto.urls import display, identity
 
 CHANGES_MAX = 2
+AFRESH = "changed at the origin; fetched afresh"
 
 T = TypeVar("T")
 Take = Callable[[str, Object | None, str | None], Awaitable[T]]
@@ -73,6 +74,7 @@ class Files:
             try:
                 return await take(key_of(obj.id, obj.version), obj, sha256)
             except ChangedError:
+                call.note = AFRESH
                 self._versions.forget(url, only_public=not is_own)
         raise errors.Aborted(
             f"{display(url)} changed {CHANGES_MAX} times while it was fetched; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
+from math import inf
 from typing import Any
 
 import anyio
@@ -103,7 +104,10 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
             context.add_done_callback(_leaving(batch))
             self._listeners += 1
             try:
-                while not batch.is_done:
+                told_at = -inf
+                while not batch.is_done:  # what lands meanwhile is told together
+                    pause_s = told_at + self._listeners / PROGRESS_MAX_PER_S - anyio.current_time()
+                    await anyio.sleep(max(0.0, pause_s))
                     landed = await batch.news(interval_s(self._listeners))
                     fetched = [
                         blobs_pb2.Fetched(index=index, blob=_handed(handed))
@@ -112,6 +116,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
                     yield blobs_pb2.FetchManyEvent(
                         fetched=fetched, progress=_progress(batch.progress())
                     )
+                    told_at = anyio.current_time()
             except errors.CkptdError:
                 for name in {each.call for each in requests if each.call}:
                     await self._fetcher.give_back(name, holder)

@@ -48,6 +48,7 @@ PAGE_MAX_S = 120.0
 PROGRESS_BYTES = 4 << 10  # less than that while waiting for `stall_s` is a stall
 MODIFIED_STRONG_S = 60  # RFC 9110, 8.8.2.2: by then the second of the change is long over
 NAME_MAX_BYTES = 200
+SIZE_DIGITS = 18  # more are no size of a file
 
 
 T = TypeVar("T")
@@ -114,7 +115,8 @@ def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
     match status:
         case 401:
             return errors.Unauthenticated(
-                f"{name}: the origin answers 401: it wants credentials, or other ones"
+                f"{name}: the origin answers 401: it wants credentials, or other ones; put them into "
+                "the URL (https://user:password@host/…), or for the daemon's own user into ~/.netrc"
             )
         case 407:
             return errors.Unauthenticated(
@@ -123,15 +125,20 @@ def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
             )
         case 403:
             return errors.PermissionDenied(
-                f"{name}: the origin answers 403: these credentials may not read it"
+                f"{name}: the origin answers 403: these credentials may not read it; ask its owner for "
+                "the right, or for a fresh link if it was signed, or give others in the URL"
             )
         case 404 | 410:
-            return errors.NotFound(f"{name}: the origin answers {status}: there is no such object")
+            return errors.NotFound(
+                f"{name}: the origin answers {status}: there is no such object; check how it is "
+                "spelt, and whether it was moved"
+            )
         case 412:
             return ChangedError("the origin has another version by now")
         case _:
             return errors.FailedPrecondition(
-                f"{name}: the origin answers {status}, which is no way to send a file"
+                f"{name}: the origin answers {status}, which is no way to send a file; see with "
+                "`curl -v` what it says, or tell whoever runs it"
             )
 
 
@@ -251,7 +258,10 @@ class HttpSource:
                     async for block in blocks:
                         body += block
                         if len(body) > max_bytes:
-                            text = f"{name} lists more than {max_bytes} bytes can; name files"
+                            text = (
+                                f"{name}: the list is longer than {max_bytes} bytes, the most that is "
+                                "read of one; ask for its files by their own URLs"
+                            )
                             raise errors.FailedPrecondition(text)
             if patience.cancelled_caught:
                 raise TransientError(f"the list was not here after {PAGE_MAX_S:.0f} s")
@@ -262,14 +272,15 @@ class HttpSource:
         way = self._way(is_public)
         async with way.get(url, {"Range": "bytes=0-0"}, name) as reply:
             if reply.status == 206:
-                total = _total(reply.headers, name)
-                return self._described(url, reply, total, ranges=True, is_public=is_public)
-            if reply.status not in {200, 416}:
+                if (total := _total(reply.headers, name)) is not None:
+                    return self._described(url, reply, total, ranges=True, is_public=is_public)
+            elif reply.status not in {200, 416}:
                 raise refusal(reply.status, reply.headers, name)
             size = reply.content_length
             if reply.status == 200 and size != 1:  # some send the byte, and call it everything
                 return self._described(url, reply, size, ranges=False, is_public=is_public)
-        async with way.get(url, {}, name) as reply:  # an empty object has no first byte
+        # an empty object has no first byte, and not every 206 says how many more there are
+        async with way.get(url, {}, name) as reply:
             if reply.status != 200:
                 raise refusal(reply.status, reply.headers, name)
             size = reply.content_length
@@ -379,8 +390,7 @@ def described(
 ) -> Object:
     """Return *obj* with what the headers of a reply tell; *is_whole* if all of it is the body."""
     if size_bytes is not None and size_bytes >= SIZE_END:
-        text = f"{obj.title}: the origin states {size_bytes} bytes, which nobody can have"
-        raise errors.FailedPrecondition(text)
+        raise errors.FailedPrecondition(_no_size(obj.title, str(size_bytes)))
     validator = validator_of(headers)
     return replace(
         obj,
@@ -391,18 +401,27 @@ def described(
     )
 
 
-def _total(headers: Mapping[str, str], name: str) -> int:
-    found = re.fullmatch(r"bytes 0-0/(\d{1,18})", headers.get("Content-Range", ""), re.ASCII)
+def _total(headers: Mapping[str, str], name: str) -> int | None:
+    """Return the size that the reply to the question states; None if it is no such reply."""
+    found = re.fullmatch(r"bytes 0-0/(\d+)", headers.get("Content-Range", ""), re.ASCII)
     if found is None:
-        raise errors.FailedPrecondition(
-            f"{name}: the origin answers 206 with a Content-Range that was not asked for"
-        )
+        return None
+    if len(found[1]) > SIZE_DIGITS:
+        raise errors.FailedPrecondition(_no_size(name, f"{found[1][:SIZE_DIGITS]}…"))
     return int(found[1])
+
+
+def _no_size(name: str, stated: str) -> str:
+    return (
+        f"{name}: the origin states {stated} bytes by its Content-Range or Content-Length, which no "
+        "file has; tell whoever runs it"
+    )
 
 
 def _require_identity(reply: aiohttp.ClientResponse, name: str) -> None:
     encoding = reply.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise errors.FailedPrecondition(
-            f"{name}: the origin sends it {encoding}-encoded although the plain bytes were asked for"
+            f"{name}: the origin sends it {encoding}-encoded although the plain bytes were asked for; "
+            "have it served without Content-Encoding, or ask for another URL of it"
         )

@@ -96,7 +96,10 @@ class Way:
             if bare.origin() != at.origin():
                 credentials = own
             at = bare
-        text = f"{name}: more than {REDIRECTS_MAX} redirects; the origin sends us in circles"
+        text = (
+            f"{name}: more than {REDIRECTS_MAX} redirects: the origin sends us in circles, as some do "
+            "without credentials or a cookie; give credentials, or the URL that a browser ends at"
+        )
         raise errors.FailedPrecondition(text)
 
     def endpoint(self, reply: aiohttp.ClientResponse) -> Endpoint | None:
@@ -221,7 +224,10 @@ def _redirect(reply: aiohttp.ClientResponse, name: str) -> URL | None:
     except ValueError:
         target = URL()
     if target.scheme not in {"http", "https"} or not target.host:
-        raise errors.FailedPrecondition(f"{name}: the origin redirects to what is no http(s) URL")
+        raise errors.FailedPrecondition(
+            f"{name}: the origin redirects to what is no http(s) URL; see with `curl -v` where to, and "
+            "tell whoever runs it"
+        )
     if reply.url.scheme == "https" and target.scheme == "http":
         raise errors.FailedPrecondition(
             f"{name}: the origin redirects from https to {display(str(target))}, which anyone on "
@@ -260,7 +266,8 @@ def _refused(proxy: Proxy | None, name: str, status: int) -> Exception:
     if status >= 500:
         return TransientError(f"the proxy {proxy} answers {status}")
     return errors.PermissionDenied(
-        f"{name}: the proxy {proxy} answers {status}: it refuses the way"
+        f"{name}: the proxy {proxy} answers {status}: it refuses the way; ask who runs it, or have "
+        "the host in no_proxy if it can be reached without"
     )
 
 

@@ -132,6 +132,8 @@ class Gauge:
         self.streams = 0
         self.cause = Cause.NONE
         self.reason = ""
+        self.note = ""
+        """What happened before this began; told with the reason."""
 
     @property
     def done_bytes(self) -> Callable[[], int]:
@@ -187,6 +189,7 @@ class Gauge:
                 phase, cause, reason = _all(parts)
             elif cause is Cause.NONE:
                 cause, reason = self._slowed(now)
+        reason = "; ".join(filter(None, (self.note, reason)))
         streams = self.streams + sum(part.streams for part in parts)
         total_bytes = _sum(self.sizes()) if self.total_bytes is None else self.total_bytes
         return Progress(phase, done_bytes, total_bytes, streams, reason, cause, rate)

@@ -12,6 +12,7 @@ class Fault(StrEnum):
     NO_RANGES = "answers 200 with everything"
     NO_LENGTH = "answers 200, chunked"
     NO_LABEL = "answers 206 without a Content-Range"
+    NO_TOTAL = "answers 206 without the total length"
     OTHER_RANGE = "sends another range, and says so"
     OTHER_TOTAL = "says another total length"
     LABELLED_200 = "answers 200 with the range as its whole body"

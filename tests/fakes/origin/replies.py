@@ -134,7 +134,7 @@ def _part(file: File, asked: str, fault: Fault | None) -> Reply:
     if fault is Fault.OTHER_RANGE:
         start, end = max(0, start - 1), max(1, end - 1)
     total = size + (fault is Fault.OTHER_TOTAL)
-    label = f"bytes {start}-{end - 1}/{total}"
+    label = f"bytes {start}-{end - 1}/{'*' if fault is Fault.NO_TOTAL else total}"
     body = memoryview(file.data)[start:end]
     match fault:
         case Fault.LABELLED_200:

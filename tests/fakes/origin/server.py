@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
@@ -27,6 +28,8 @@ class Origin:
         self.port = 0
         self.requests: list[tuple[str, str | None]] = []
         """The name and the Range header of each."""
+        self.asked_at: list[float] = []
+        """When each came, by the monotonic clock."""
         self.headers: list[dict[str, str]] = []
         """Of each request."""
         self.ports: list[int] = []
@@ -190,6 +193,7 @@ class Origin:
 
     def _decided(self, request: Request) -> Reply:
         self.requests.append((request.name, request.asked))
+        self.asked_at.append(time.monotonic())
         self.headers.append(request.headers)
         if request.name in self._redirects:
             return Reply(302, {"Location": self._redirects[request.name]})
