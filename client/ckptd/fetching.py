@@ -241,7 +241,7 @@ def _answer(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
     """Ask for what is here already, which is cheap; else take in progress until the file comes."""
     import grpc
 
-    from ckptd.link import wire
+    from ckptd.link import silence, wire
 
     request, progress = request_of(ask), None
     try:
@@ -252,12 +252,13 @@ def _answer(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
             return found.blob
         events = stubs.blobs.Fetch(request, timeout=left_s(deadline))
         try:
-            for event in events:
-                if event.HasField("blob"):
-                    return event.blob
-                progress = progress_of(event.progress)
-                if ask.on_progress is not None:
-                    ask.on_progress(progress)
+            with silence.noticed(stubs):
+                for event in events:
+                    if event.HasField("blob"):
+                        return event.blob
+                    progress = progress_of(event.progress)
+                    if ask.on_progress is not None:
+                        ask.on_progress(progress)
         finally:
             events.cancel()  # no harm once it has ended
     except grpc.RpcError as error:

@@ -179,17 +179,18 @@ def _stream(
     """Take in what comes until all of it is here."""
     import grpc
 
-    from ckptd.link import wire
+    from ckptd.link import silence, wire
     from ckptd_proto.v1 import blobs_pb2
 
     request = blobs_pb2.FetchManyRequest(requests=requests)
     events = stubs.blobs.FetchMany(request, timeout=left_s(deadline))
     found: dict[int, blobs_pb2.Blob] = {}
     try:
-        for event in events:
-            found |= {fetched.index: fetched.blob for fetched in event.fetched}
-            if ask.on_progress is not None:
-                ask.on_progress(progress_of(event.progress))
+        with silence.noticed(stubs):
+            for event in events:
+                found |= {fetched.index: fetched.blob for fetched in event.fetched}
+                if ask.on_progress is not None:
+                    ask.on_progress(progress_of(event.progress))
     except grpc.RpcError as error:
         if isinstance(wire.typed(error), errors.DeadlineExceeded):
             text = (

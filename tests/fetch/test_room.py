@@ -16,6 +16,7 @@ from ckptd.values import FlightStatus
 from fakes.daemon import Daemon
 from fakes.origin import Fault, Origin
 from fakes.require_real import need_root
+from fakes.running import ckptd
 from fakes.tracing import tampered
 from fakes.waiting import eventually
 
@@ -225,6 +226,18 @@ def test_a_file_that_is_open_or_mapped_is_not_evicted(small: Daemon, origin: Ori
     assert fourth.has_it.wait(30)
     fourth.leave()
     held.leave()
+
+
+def test_what_is_kept_is_pinned_though_its_process_has_ended_and_others_are_used_more(
+    small: Daemon, origin: Origin
+) -> None:
+    url = put(origin, a=40, b=40, c=40)
+    client = small.client()
+    assert ckptd("fetch", "--keep", "90d", url["a"], env=small.env).returncode == 0
+    for name in "bc":
+        with client.open(url[name]):
+            pass
+    assert {blob.object for blob in client.blobs()} == {url["a"], url["c"]}
 
 
 def test_a_file_with_a_name_elsewhere_is_not_evicted(

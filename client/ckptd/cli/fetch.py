@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     type=Duration(),
     default="1h",
     show_default=True,
-    help="Hold it in the cache so long.",
+    help="Pin it in the cache for so long.",
 )
 @click.option("--offline", is_flag=True, help="Answer from the cache or fail.")
 @click.option(
@@ -100,7 +100,7 @@ def fetch(
     type=Duration(),
     default="1h",
     show_default=True,
-    help="Hold it in the cache so long from when it is here.",
+    help="Pin it in the cache for so long from when it is here.",
 )
 @click.option(
     "--include", multiple=True, metavar="GLOB", help="Of a directory (URL/): only what matches."
