@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 from ckptd_daemon.sources.source import TransientError
 from ckptd_daemon.transfer.bottleneck import Recent, Spent, cores, words
@@ -118,6 +119,7 @@ class Gauge:
         self._counter: Callable[[], int] = int
         self._held = ("", 0.0)  # by which limit, and until when
         self._recent = Recent()
+        self._judged, self._judged_at = ("", ""), -inf
         self.spent: Callable[[], Spent] = Spent
         """Where the time of its connections went so far."""
         self.is_writing: Callable[[], bool] = bool
@@ -150,6 +152,7 @@ class Gauge:
         if phase is Phase.DOWNLOADING and self.phase is not phase:
             self._rate.begin(self._counter(), self._clock())
             self._recent.begin()
+            self._judged_at = -inf
         self.phase, self.cause, self.reason = phase, cause, reason
 
     def retry(self, error: TransientError) -> None:
@@ -170,10 +173,10 @@ class Gauge:
         """Say what holds the bytes up that should come."""
         if self.is_held:
             return Cause.LIMIT, f"held to {self._held[0]}"
-        spent, elapsed_s = self._recent.read(self.spent(), now)
+        if now - self._judged_at >= SAMPLE_S:  # a thousand may listen
+            self._judged_at, self._judged = now, words(*self._recent.read(self.spent(), now), CORES)
         if (silent_s := self._rate.silent_s(now)) < SILENT_S:
-            cause, reason = words(spent, elapsed_s, CORES)
-            return Cause(cause), reason
+            return Cause(self._judged[0]), self._judged[1]
         if self.is_writing():
             return Cause.DISK, f"the disk takes its time: nothing was written for {silent_s:.0f} s"
         return Cause.ORIGIN, f"nothing has come for {silent_s:.0f} s"
