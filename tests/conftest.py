@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fakes.daemon import Daemon, short_directory
 
@@ -21,6 +22,9 @@ os.environ["CKPTD_AUTOSTART"] = "0"
 for _name in ("CKPTD_SOCKET", "CKPTD_STATE_DIR", "XDG_RUNTIME_DIR"):
     os.environ.pop(_name, None)
 os.environ["CKPTD_FREE_FLOOR_PERCENT"] = "0"  # on whatever disk there is
+
+settings.register_profile("as long as it takes", settings.default, deadline=None)
+settings.load_profile("as long as it takes")  # how fast a machine is breaks no property
 
 
 @pytest.fixture
