@@ -126,7 +126,9 @@ def test_two_hundred_saves_leave_nothing_behind(
             assert rank.ask("watch")["state"] == "COMMITTED"
             before = resources(daemon)
     assert rank.ask("watch")["state"] == "COMMITTED"
-    eventually(lambda: resources(daemon) == before)
+    eventually(
+        lambda: all(now <= then for now, then in zip(resources(daemon), before, strict=True))
+    )
     assert len(list((tmp_path / "e" / "r").glob("step-*"))) == 200
     assert not list((tmp_path / "e" / "r" / ".attempts").iterdir())
 
