@@ -160,10 +160,12 @@ class Connection:
         attempt, failing_since = 0, 0.0
         while True:
             forks.check_usable()
-            link = self._link
+            link, began = self._link, time.monotonic()
             try:
                 return fn(link.stubs)
             except grpc.RpcError as error:
+                if wire.is_silence(error):
+                    raise _silent(link, time.monotonic() - began) from None
                 if not wire.is_transport(error):
                     raise wire.typed(error) from None  # the daemon's words; gRPC adds none
                 failure = wire.typed(error)
@@ -276,6 +278,15 @@ def _link(path: Path) -> _Link:
         raise failure from error
     channel.instance = stubs.questions.instance = daemon.instance
     return _Link(path, peer_name, channel, stubs, daemon)
+
+
+def _silent(link: _Link, waited_s: float) -> errors.DeadlineExceeded:
+    pid = link.daemon.pid
+    text = (
+        f"the daemon at {link.path} (pid {pid}) has not answered for {waited_s:.1f} s: it stands "
+        f"still, or what it waits for does; look at its log, and at `ps -o stat,wchan {pid}`"
+    )
+    return errors.DeadlineExceeded(text)
 
 
 def _agrees(link: _Link, *, may_replace: bool) -> bool:

@@ -49,6 +49,12 @@ def typed(error: grpc.RpcError) -> errors.CkptdError:
     return kind(message or f"the call failed with {_code(error).name}")
 
 
+def is_silence(error: grpc.RpcError) -> bool:
+    """Say whether the daemon had not answered when the call's time was over."""
+    is_told = "ckptd-error" in _metadata(error)
+    return _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED and not is_told
+
+
 def is_transport(error: grpc.RpcError) -> bool:
     """Say whether the daemon went away, is going, or came back, rather than answered."""
     metadata = _metadata(error)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from ckptd.link.connection import Connection
 from ckptd.saving import exchange as exchanges
 from ckptd.saving.catalog import Catalog
-from ckptd.saving.exchange import settle
+from ckptd.saving.exchange import GRACE_S, settle
 from ckptd.saving.failing import OnFailure
 from ckptd.saving.keeping import retain
 from ckptd.saving.membership import Membership
@@ -62,7 +62,8 @@ class Checkpointer:
                 job's first save on, for all that are there. By default all do.
             read_only: The job only loads: `root` need not be writable, and nothing can be saved.
             socket: The daemon's; by default the usual one, started if none runs.
-            timeout: Seconds that `save` and `load` wait for other ranks, and for room to stage.
+            timeout: Seconds that `save` and `load` wait for other ranks, and for room to stage;
+                and, ten more, `save` for a daemon that does not answer.
             when_full: What becomes of a save while all memory for staging is taken by earlier
                 ones: "wait" for it; "skip" it, on every rank; or have it "supersede" the oldest
                 snapshot that waits to be written. The one that is being written always stays.
@@ -97,7 +98,11 @@ class Checkpointer:
             when_full=when_full,
             on_failure=on_failure,
             overlap=overlap,
-            on_first=lambda: retain(self._connection, place, experiment, run, rules),
+            on_first=partial(
+                retain,
+                *(self._connection, place, experiment, run, rules),
+                timeout_s=timeout + GRACE_S,
+            ),
         )
         self._clock = StepClock()
         self._notices = Notices(self._connection, self._exchange)

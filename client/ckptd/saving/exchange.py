@@ -25,7 +25,7 @@ T = TypeVar("T")
 _PART_BYTES = 512 << 10
 _FIRST_BYTES = 4096
 """What one collective carries; longer payloads take a second one."""
-_GRACE_S = 10.0
+GRACE_S = 10.0
 """How much later than the daemon's own deadline a call is given up."""
 
 
@@ -137,7 +137,7 @@ class ThroughDaemon:
     def all_gather(self, payload: bytes) -> list[bytes]:
         """One call; the daemon ends it at once when a rank dies."""
         self._rounds += 1
-        deadline_s = self._timeout_s + _GRACE_S
+        deadline_s = self._timeout_s + GRACE_S
         name = f"exchange {self._generation}.{self._rounds}"
 
         def gather(stubs: Stubs) -> list[bytes]:

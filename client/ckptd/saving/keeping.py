@@ -48,12 +48,20 @@ class Address:
         return cls(real.parents[2], real.parents[1].name, real.parent.name, int(number))
 
 
-def retain(connection: Connection, root: Path, experiment: str, run: str, rules: Retention) -> None:
+def retain(
+    connection: Connection,
+    root: Path,
+    experiment: str,
+    run: str,
+    rules: Retention,
+    *,
+    timeout_s: float | None = None,
+) -> None:
     """Have *rules* apply to the run from its next commit on."""
     request = pb.RetainRequest(
         root=str(root), experiment=experiment, run=run, retention=rules.message()
     )
-    connection.call(lambda stubs: stubs.checkpoints.Retain(request))
+    connection.call(lambda stubs: stubs.checkpoints.Retain(request, timeout=timeout_s))
 
 
 def pin(connection: Connection, address: Address, *, pinned: bool) -> bool:

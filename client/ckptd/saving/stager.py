@@ -9,8 +9,9 @@ from typing import Final
 
 import torch
 
-from ckptd.link.connection import Connection
+from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.catalog import checkpoint_of
+from ckptd.saving.exchange import GRACE_S
 from ckptd.saving.fullness import Room
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed
@@ -48,11 +49,14 @@ class Stager:
     ) -> None:
         """Wait for room to stage *timeout_s* at most, unless *when_full* says otherwise.
 
+        A daemon that stands still is waited for a little longer: it has the same deadline.
+
         With *overlap* what optimizers own on a device is copied beside the training.
         """
         self._connection = connection
         self._member = member
         self._timeout_s = timeout_s
+        self._deadline_s = timeout_s + GRACE_S
         self._when_full = when_full
         self._slots = Slots(connection)
         self._overlap = overlap
@@ -131,7 +135,7 @@ class Stager:
     def room(self) -> Room:
         """Return what the job's saves take of the memory of this rank's daemon."""
         request = saves_pb2.RoomRequest(job=self._member.job, rank=self._member.rank)
-        reply = self._member.call(lambda stubs: stubs.saves.Room(request))
+        reply = self._member.call(lambda stubs: stubs.saves.Room(request, timeout=self._deadline_s))
         return Room(
             full=reply.full,
             waiting=list(reply.waiting),
@@ -167,7 +171,9 @@ class Stager:
                 request.supersedes = supersedes
         else:
             request.when_full = WHEN_FULL[self._when_full]
-        reply: saves_pb2.OpenReply = self._member.call(lambda stubs: stubs.saves.Open(request))
+        reply: saves_pb2.OpenReply = self._member.call(
+            lambda stubs: stubs.saves.Open(request, timeout=self._deadline_s)
+        )
         return reply
 
     def _stage(self, attempt: str, agreed: Agreed, local: Local, copying: Copying) -> None:
@@ -192,26 +198,29 @@ class Stager:
         if self._member.rank == 0:
             seal.plan.extend(_images(agreed.all_images()))
             seal.metrics.update(metrics)
-        self._connection.call(lambda stubs: stubs.saves.Seal(seal))
+        self._connection.call(lambda stubs: stubs.saves.Seal(seal, timeout=self._deadline_s))
 
     def _reserve(self, attempt: str, sizes: Mapping[str, int]) -> saves_pb2.ReserveReply:
-        request = saves_pb2.ReserveRequest(
-            attempt=attempt,
-            rank=self._member.rank,
-            images=_images(sizes),
-            timeout_s=self._timeout_s,
-            mapped=self._slots.mapped,
-        )
-        reply: saves_pb2.ReserveReply = self._connection.call(
-            lambda stubs: stubs.saves.Reserve(request)
-        )
-        return reply
+        def reserve(stubs: Stubs) -> saves_pb2.ReserveReply:
+            request = saves_pb2.ReserveRequest(
+                attempt=attempt,
+                rank=self._member.rank,
+                images=_images(sizes),
+                timeout_s=self._timeout_s,
+                mapped=self._slots.mapped,
+            )
+            return stubs.saves.Reserve(request, timeout=self._deadline_s)
+
+        return self._connection.call(reserve)
 
     def _prepare(self, size_bytes: int, stream: Stream | None) -> None:
         request = saves_pb2.PrepareRequest(
             job=self._member.job, rank=self._member.rank, size_bytes=size_bytes
         )
-        for slot in self._member.call(lambda stubs: stubs.saves.Prepare(request)).slots:
+        reply = self._member.call(
+            lambda stubs: stubs.saves.Prepare(request, timeout=self._deadline_s)
+        )
+        for slot in reply.slots:
             self._slots.memory(slot)
             if stream is not None:
                 self._slots.pin(slot, stream)
