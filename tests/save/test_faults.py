@@ -189,15 +189,19 @@ def test_a_drain_that_runs_out_of_time_names_what_is_left_and_the_next_start_com
         assert is_whole(tmp_path / "e" / "r" / "step-7")
 
 
-def test_a_slot_of_a_newer_ckptd_is_left_alone_and_named(short_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [".slot", ".head"])
+def test_a_slot_of_a_newer_ckptd_is_left_alone_and_named(
+    short_path: Path, tmp_path: Path, where: str
+) -> None:
     with Daemon(short_path, arena_dir=short_path) as daemon:
         (arena,) = short_path.glob("ckptd-*-*")
         daemon.kill()
         newer = arena / "0123456789abcdef.slot"
-        newer.write_bytes(b"CKPTSLOT" + (2).to_bytes(4, "little") + bytes(1 << 20))
+        newer.write_bytes(bytes(1 << 20))
+        newer.with_suffix(where).write_bytes(b"CKPTSLOT\3" + bytes(1 << 20))
         before = zlib.crc32(newer.read_bytes())
         daemon.start()
-        assert f"{newer} was sealed in format 2 by a newer ckptd" in daemon.log_text()
+        assert f"{newer} was sealed in format 3 by a newer ckptd" in daemon.log_text()
         with Rank(daemon.socket, tmp_path, 0, 1) as rank:
             rank.ask("join")
             save(rank, 0)

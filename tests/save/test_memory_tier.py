@@ -14,6 +14,7 @@ import ckptd
 from ckptd.link.connection import Connection
 from ckptd.saving import memory
 from ckptd_daemon.save.arena import headers
+from ckptd_daemon.save.arena.slots import head_of
 from ckptd_proto import errors
 from ckptd_proto.v1 import node_pb2
 from fakes.daemon import Daemon, arena_of
@@ -252,10 +253,10 @@ def test_a_daemon_killed_between_two_slots_of_a_commit_calls_it_committed(
     ranks = [joined(daemon, rank, 2) for rank in range(2)]
     attempt = saved(*ranks)
     daemon.kill()
-    with slot_files(daemon)[0].open("r+b") as slot:  # as it is before the daemon notes the commit
-        assert slot.read(8) == headers.KEPT
-        slot.seek(0)
-        slot.write(b"CKPTSLOT")
+    with head_of(slot_files(daemon)[0]).open("r+b") as head:  # before the daemon notes the commit
+        assert head.read(8) == headers.KEPT
+        head.seek(0)
+        head.write(b"CKPTSLOT")
     daemon.start()
     assert ranks[0].ask("watch")["state"] == "COMMITTED"
     assert lent(daemon, attempt).keys() == {"0", "1"}

@@ -235,4 +235,8 @@ def test_segments_that_nobody_can_finish_are_reclaimed(
             daemon.kill()
             assert list(segments.glob("*.slot"))  # whoever was killed cannot have tidied up
             daemon.start()
+        if victims == "daemon":  # as far as it knows the rank is writing even now
+            assert len(list(segments.glob("*.slot"))) == 1
+            with pytest.raises(errors.Aborted, match="restarted"):
+                rank.ask("seal", plan=[("a", MIB)])
         eventually(lambda: not list(segments.glob("*.slot")))

@@ -32,6 +32,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 
 def test_it_is_of_huge_pages(mounted: Path) -> None:
     slot = slots.create(mounted, SIZE_BYTES)
+    assert slot.view is not None
     assert slot.view[:] == bytes(SIZE_BYTES)  # touched
     huge_bytes = _huge_bytes(slot.id)
     slot.destroy()

@@ -44,7 +44,7 @@ def holder(tmp_path: Path, rank: int) -> Holder:
 async def committed(arena: Arena, holder: Holder) -> Slot:
     """Return a slot in which something committed lies."""
     slot = await arena.reserve(holder, MIB, purpose="a test", timeout_s=30)
-    laid, _ = headers.layout((), 1)
+    laid, _ = headers.layout(())
     arena.release(slot, Content("attempt", 0, laid))
     return slot
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckptd_daemon.save.arena import slots
 from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.commit.proof import CHUNK_BYTES
 from ckptd_daemon.save.images import unchanged
@@ -46,15 +47,18 @@ class World:
         (self.earlier / "i").write_bytes(data)
         (self.earlier / "i.sums").write_bytes(sums)
 
-    def link(self, staged: bytes | None = None) -> list[int] | None:
+    def link(
+        self, staged: bytes | None = None, *, is_mapped: bool = True, cut: int = 0
+    ) -> list[int] | None:
         """Offer *staged*, or the same bytes, and check that what is linked is the same."""
-        fd = os.memfd_create("slot")
+        size = PAGE * 2 + -(-self.image.size_bytes // PAGE) * PAGE
+        slot = slots.create(self.directory, size, is_mapped=is_mapped)
         try:
-            os.pwrite(fd, staged or self.data, PAGE)
-            os.ftruncate(fd, PAGE * 2 + -(-self.image.size_bytes // PAGE) * PAGE)
-            crcs = unchanged.link(self.image, fd, PAGE, self.earlier, self.directory)
+            os.pwrite(slot.fd, staged or self.data, PAGE)
+            os.ftruncate(slot.fd, size - cut)
+            crcs = unchanged.link(self.image, slot, PAGE, self.earlier, self.directory)
         finally:
-            os.close(fd)
+            slot.destroy()
         linked = self.directory / "i"
         assert linked.exists() == (crcs is not None)
         assert crcs is None or linked.samefile(self.earlier / "i")
@@ -77,8 +81,15 @@ def test_one_byte_that_differs_is_found_wherever_it_is(size: int, data: st.DataO
         world = World(Path(top), size)
         staged = bytearray(world.data)
         staged[data.draw(st.integers(0, size - 1))] ^= 1
-        assert world.link(bytes(staged)) is None
-        assert world.link() is not None
+        for is_mapped in (True, False):
+            assert world.link(bytes(staged), is_mapped=is_mapped) is None
+            assert world.link(is_mapped=is_mapped) is not None
+            (world.directory / "i").unlink()
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_memory_that_a_process_has_cut_is_no_image(world: World, is_mapped: bool) -> None:
+    assert world.link(is_mapped=is_mapped, cut=SIZE) is None
 
 
 def test_checksums_alone_are_not_believed(world: World) -> None:

@@ -20,6 +20,7 @@ class Slots:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._mapped: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self._instances: dict[str, str] = {}  # which life of the daemon has handed each over
         self._pinning = Pinning()
         self.touched_bytes = 0
         """What was mapped so far: touching it for the first time takes longer than a copy."""
@@ -30,11 +31,11 @@ class Slots:
         if mapped is None or len(mapped) != slot.size_bytes:
             self._pinning.unpin(slot.id)
             mapped = self._mapped[slot.id] = self._map(slot)
+            self._instances[slot.id] = self._connection.daemon.instance
             self.touched_bytes += slot.size_bytes
         self._mapped.move_to_end(slot.id)
         while len(self._mapped) > _KEPT:
-            oldest, _ = self._mapped.popitem(last=False)  # unmapped when its last view is gone
-            self._pinning.unpin(oldest)
+            self._drop(next(iter(self._mapped)))
         return memoryview(mapped)
 
     def pin(self, slot: saves_pb2.Slot, stream: Stream) -> None:
@@ -46,10 +47,25 @@ class Slots:
         """The ids of the slots whose descriptors need not be handed over again."""
         return list(self._mapped)
 
+    def drop_lost(self) -> None:
+        """Unmap what an earlier life of the daemon has handed over; not while it is copied to.
+
+        The daemon of now may have given that memory up: what is written there, or pinned, would
+        take memory that nobody counts.
+        """
+        present = self._connection.daemon.instance
+        for id in [id for id, instance in self._instances.items() if instance != present]:
+            self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        self._pinning.unpin(id)
+        del self._instances[id], self._mapped[id]  # unmapped when its last view is gone
+
     def close(self) -> None:
         """Give every mapping back."""
         self._pinning.close()
         self._mapped.clear()
+        self._instances.clear()
 
     def _map(self, slot: saves_pb2.Slot) -> mmap.mmap:
         fd = self._connection.descriptor(slot.token)

@@ -119,6 +119,7 @@ class Stager:
                     self._sealing.begin(save, copying, seal=seal, abort=abort)
         except BaseException as error:
             abort(error)
+            self._slots.drop_lost()
             raise
         return save
 
@@ -202,6 +203,7 @@ class Stager:
 
     def _reserve(self, attempt: str, sizes: Mapping[str, int]) -> saves_pb2.ReserveReply:
         def reserve(stubs: Stubs) -> saves_pb2.ReserveReply:
+            self._slots.drop_lost()  # each time: what it has mapped is of one life of the daemon
             request = saves_pb2.ReserveRequest(
                 attempt=attempt,
                 rank=self._member.rank,
@@ -214,6 +216,7 @@ class Stager:
         return self._connection.call(reserve)
 
     def _prepare(self, size_bytes: int, stream: Stream | None) -> None:
+        self._slots.drop_lost()
         request = saves_pb2.PrepareRequest(
             job=self._member.job, rank=self._member.rank, size_bytes=size_bytes
         )

@@ -190,7 +190,7 @@ class Jobs:
                 self._drop(job)
 
     def _admit(self, job: Job, rank: int, session: Session, *, read_only: bool) -> None:
-        holder = Holder.of(rank, job.key.place, job.key.uid)
+        holder = Holder.of(rank, job.key.place, job.key.uid, process=session.process)
         member = Member(rank, session, holder, read_only)
         if rank in job.members:
             job.by_sequence.clear()  # a new process counts its saves anew

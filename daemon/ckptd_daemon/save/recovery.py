@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from anyio import to_thread
 
@@ -14,21 +15,37 @@ from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.commit import commit, manifests
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.nodes.ground import is_going, note_of
-from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.places import Place, check_no_links, check_user_below
 from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
 
 
-async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher: Finisher) -> None:
-    """Finish what was staged, abort what was not."""
-    found = tracks(left)
-    for place in {track.attempt.job.place for track in found}:
+async def take_up(
+    left: Iterable[tuple[Slot, Header]],
+    in_hand: Tracks,
+    finisher: Finisher,
+    allowed: tuple[Path, ...],
+) -> None:
+    """Finish what was staged, abort what was not.
+
+    Nothing is done where the user who saves may not have this daemon work, at least not now: other
+    users may below the roots that are *allowed*.
+    """
+    refused: dict[JobKey, errors.CkptdError | None] = {}
+    for track in (found := tracks(left)):
+        if (job := track.attempt.job) not in refused:
+            refused[job] = await to_thread.run_sync(_refusal, job, allowed)
+    for place in {job.place for job, refusal in refused.items() if refusal is None}:
         await to_thread.run_sync(_put_back, place)
     for track in found:
         in_hand.add(track)
         attempt = track.attempt
+        if (refusal := refused[attempt.job]) is not None:
+            logger.error("step %s in %s is given up: %s", attempt.step, attempt.job.place, refusal)
+            in_hand.end(track, refusal)
+            continue
         if attempt.state is State.OPEN and attempt.members is not None:
             in_hand.abort(track, lost(attempt))
         elif attempt.members is not None:
@@ -41,6 +58,18 @@ async def take_up(left: Iterable[tuple[Slot, Header]], in_hand: Tracks, finisher
             in_hand.abort(track, lost(attempt))
         else:
             finisher.finish(track)
+
+
+def _refusal(job: JobKey, allowed: tuple[Path, ...]) -> errors.CkptdError | None:
+    """Return why its user may not save there; None if he may, or nobody can look now."""
+    try:
+        check_user_below(job.place.root, job.uid, allowed)
+        check_no_links(job.place, job.uid)
+    except errors.CkptdError as refusal:
+        return refusal
+    except OSError as error:
+        logger.warning("cannot look at %s: %s", job.place, error)
+    return None
 
 
 def _put_back(place: Place) -> None:

@@ -90,7 +90,7 @@ class Saver:
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             preempting = Preempting(config, tracks, finisher, tasks)
             saver = cls(config, arena, tracks, finisher, preempting, offer, name)
-            await recovery.take_up(left, tracks, finisher)
+            await recovery.take_up(left, tracks, finisher, config.save_roots)
             tasks.start_soon(saver._staging.end_stalled)
             tasks.start_soon(preempting.heed)
             yield saver
@@ -250,7 +250,7 @@ class Saver:
         self._check_open()
         job, member = self._jobs.writer(job_id, rank, session)
         await self._opening.claim(job)
-        need = headers.region_bytes(job.key.world_size) + headers.padded(size_bytes)
+        need = headers.PAGE_BYTES + headers.padded(size_bytes)
         slots = await self._arena.prepare(member.holder, need)
         return [self._offered(slot, (), session) for slot in slots]
 
@@ -284,13 +284,15 @@ class Saver:
 
         Nothing here waits: no other call can come between the header and the new state.
         """
-        track = self._known(attempt_id)
+        track = self._known(attempt_id, rank, session)
         if track.attempt.state is State.COMMITTED or rank in track.attempt.sealed:
             return
         track, _ = self._open_track(attempt_id, rank, session)
         if (reservation := track.reserved.get(rank)) is None:
             raise errors.FailedPrecondition(f"rank {rank} has reserved nothing; reserve first")
         places.check_metrics(metrics)
+        for image in plan or ():
+            places.check_image_name(image.name)
         images = tuple(laid.image for laid in reservation.laid)
         whole_plan = None if plan is None else tuple(plan)
         sealed = track.attempt.with_seal(rank, images, plan=whole_plan, metrics=metrics)
@@ -310,6 +312,7 @@ class Saver:
     def abort(self, attempt_id: str, rank: int, reason: str, session: Session) -> None:
         """Give an attempt up; one that has ended, or is staged by all ranks, is left alone."""
         track = self._tracks.find(attempt_id)
+        self._arena.settle_lost(attempt_id, rank, session.process.uid)
         if track is None:
             return
         self._heard(track.attempt.job.id, rank, session)
@@ -377,14 +380,15 @@ class Saver:
         if member is not None:
             self._arena.settle(member.holder)
 
-    def _known(self, attempt_id: str) -> Track:
+    def _known(self, attempt_id: str, rank: int, session: Session) -> Track:
+        self._arena.settle_lost(attempt_id, rank, session.process.uid)
         if (track := self._tracks.find(attempt_id)) is None:
             text = f"the daemon knows no attempt {attempt_id}: it restarted before that was staged"
             raise errors.Aborted(f"{text}; save again")
         return track
 
     def _open_track(self, attempt_id: str, rank: int, session: Session) -> tuple[Track, Member]:
-        track = self._known(attempt_id)
+        track = self._known(attempt_id, rank, session)
         self._heard(track.attempt.job.id, rank, session)
         if track.attempt.state is State.ABORTED or track.doomed:
             raise ended(track)

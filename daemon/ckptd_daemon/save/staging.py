@@ -31,7 +31,7 @@ class Staging:
 
         Raises what ended the attempt, if it ends meanwhile.
         """
-        laid, size = headers.layout(tuple(images), track.attempt.job.world_size)
+        laid, size = headers.layout(tuple(images))
         reservation = track.reserved.get(rank)
         if reservation is None:
             beside = sum(other.slot.size_bytes for other in track.reserved.values())
@@ -66,7 +66,11 @@ class Staging:
                     raise _behind(track, ahead, timeout_s)
                 left_s = max(0.0, until - time.monotonic())
                 slot = await self._arena.reserve(
-                    holder, size_bytes, purpose=str(track), timeout_s=left_s
+                    holder,
+                    size_bytes,
+                    purpose=str(track),
+                    timeout_s=left_s,
+                    attempt=track.attempt.id,
                 )
                 reservation = self._tracks.hold(track, rank, Reservation(slot, laid))
             except errors.CkptdError as error:
@@ -113,7 +117,7 @@ def _most_bytes(track: Track) -> float:
     if track.images_bytes is None:
         return math.inf
     world = track.attempt.job.world_size
-    beside = headers.region_bytes(world) + IMAGES_MAX * headers.PAGE_BYTES + GRAIN_BYTES
+    beside = (1 + IMAGES_MAX) * headers.PAGE_BYTES + GRAIN_BYTES
     return WASTE_MAX * (track.images_bytes + world * beside)
 
 

@@ -95,7 +95,7 @@ class Buffers:
 
     def _warm(self, size_bytes: int) -> mmap.mmap:
         """Return a block of which no more than *size_bytes* are in memory."""
-        block, warm_bytes = self._idle.pop() if self._idle else (_mapped(self._is_huge), 0)
+        block, warm_bytes = self._idle.pop() if self._idle else (mapped(is_huge=self._is_huge), 0)
         if warm_bytes > size_bytes:
             block.madvise(mmap.MADV_DONTNEED, size_bytes, warm_bytes - size_bytes)
         self._cool(self._budget_bytes - self._lent_bytes)
@@ -117,7 +117,8 @@ def _whole(size_bytes: int, page_bytes: int) -> int:
     return -(-size_bytes // page_bytes) * page_bytes
 
 
-def _mapped(is_huge: bool) -> mmap.mmap:
+def mapped(*, is_huge: bool) -> mmap.mmap:
+    """Return a block, of huge pages if the kernel has some; nothing of it is in memory yet."""
     block = mmap.mmap(-1, BLOCK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # can be given back
     if is_huge:
         with suppress(OSError):  # a kernel without them; one before 6.7 may align fewer of them

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,6 +20,7 @@ from ckptd_daemon.save.arena import pages, slots, uses
 from ckptd_daemon.save.arena.budget import is_scarce, room_bytes
 from ckptd_daemon.save.arena.headers import Header
 from ckptd_daemon.save.arena.slots import SlotFile
+from ckptd_daemon.save.arena.survivors import LostSlot, survivors
 from ckptd_daemon.save.arena.uses import Content, Holder, Slot, Use, grained
 from ckptd_proto import errors
 
@@ -68,18 +70,26 @@ class Arena:
         At the end idle slots are given back; sealed ones stay for the next start.
         """
         directory = _directory(config)
-        left, room = await anyio.to_thread.run_sync(_take_over, directory)
-        budget = config.arena_bytes or _half(left, room)
+        left, lost, room = await anyio.to_thread.run_sync(
+            _take_over, directory, not config.save_roots
+        )
+        budget = config.arena_bytes or _half(left, lost, room)
         async with anyio.create_task_group() as tasks:
             arena = cls(directory, budget, config.slots_per_rank, tasks)
             adopted = [(arena._adopt(memory, header), header) for memory, header in left]
+            for one in lost:
+                arena._leave(one)
             arena._give_back(uses.surplus(arena._slots, arena._used_bytes - budget))
             recovered = [one for one in adopted if one[0].use is Use.BUSY]
-            watch = await tasks.start(arena._yield_memory)
+            watches = [
+                await tasks.start(arena._yield_memory),
+                await tasks.start(arena._watch_lost),
+            ]
             try:
                 yield arena, recovered
             finally:
-                watch.cancel()
+                for watch in watches:
+                    watch.cancel()
                 with anyio.CancelScope(shield=True):
                     await arena._close()
 
@@ -110,7 +120,13 @@ class Arena:
             raise errors.ResourceExhausted(text, need_bytes=grained(size_bytes), free_bytes=free)
 
     async def reserve(
-        self, holder: Holder, size_bytes: int, *, purpose: str, timeout_s: float
+        self,
+        holder: Holder,
+        size_bytes: int,
+        *,
+        purpose: str,
+        timeout_s: float,
+        attempt: str = "",
     ) -> Slot:
         """Return a slot of at least *size_bytes*, busy from now on; waits for one to come free.
 
@@ -118,7 +134,7 @@ class Arena:
         """
         try:
             with anyio.fail_after(timeout_s):
-                while (slot := self._take(holder, size_bytes, purpose)) is None:
+                while (slot := self._take(holder, size_bytes, purpose, attempt)) is None:
                     await self._wait_progress(holder, size_bytes)
         except TimeoutError:
             held = ", ".join(sorted({slot.purpose for slot in self._slots if slot.purpose}))
@@ -157,7 +173,17 @@ class Arena:
         return need_bytes > self._budget_bytes
 
     def release(self, slot: Slot, content: Content | None = None) -> None:
-        """Take a slot back; what was sealed in it is void, or *content*, which may be read yet."""
+        """Take a slot back; what was sealed in it is void, or *content*, which may be read yet.
+
+        One that a client has cut, or made longer, is nobody's any more.
+        """
+        if not slot.memory.is_whole:
+            logger.error(
+                "a process has changed the length of %s: it is given back", slot.memory.path
+            )
+            slot.memory.unseal()
+            self._give_back([slot])
+            return
         if content is None:
             slot.memory.unseal()
         else:
@@ -170,9 +196,9 @@ class Arena:
     def abandon(self, slot: Slot) -> None:
         """Take a slot back as soon as its holder is known to write no more: see `settle`.
 
-        Memory given back under a writer's hands would come again, and nobody would count it.
+        Memory given back under a writer's hands would come again, and nobody would count it. If
+        this daemon dies first, the next one takes it for lost, and waits as well.
         """
-        slot.memory.unseal()
         slot.is_abandoned = True
 
     def holding(self, attempt_id: str) -> list[Slot]:
@@ -205,6 +231,14 @@ class Arena:
         for slot in [slot for slot in self._slots if slot.holder is holder and slot.is_abandoned]:
             slot.is_abandoned = False
             self.release(slot)
+        self._give_back(slot for slot, lost in self._lost.items() if holder.has(lost.taken))
+
+    def settle_lost(self, attempt: str, rank: int, uid: int) -> None:
+        """Note that a rank writes nothing more for *attempt*, which an earlier daemon may have had."""
+        for slot, lost in self._lost.items():
+            taken = lost.taken
+            if (taken.attempt, taken.rank, taken.process.uid) == (attempt, rank, uid):
+                self._give_back([slot])
 
     def forget(self, holder: Holder) -> None:
         """Give back what is kept for a rank that has gone, but what is committed: it may return."""
@@ -212,15 +246,14 @@ class Arena:
         self._give_back_useless()
         self._tell()
 
-    def _take(self, holder: Holder, size_bytes: int, purpose: str) -> Slot | None:
+    def _take(self, holder: Holder, size_bytes: int, purpose: str, attempt: str) -> Slot | None:
         size = grained(size_bytes)
         self._inherit(holder, size)
         free = [slot for slot in uses.fitting(self._slots, holder, size) if slot.is_free]
         if not free:
             return None
         slot = min(free, key=lambda slot: slot.touched)  # the newest content stays the longest
-        if slot.content is not None:
-            slot.memory.unseal()  # before the first byte of something else is in it
+        slot.memory.take(holder.taken(attempt))  # before the first byte of something else is in it
         slot.use, slot.purpose, slot.content = Use.BUSY, purpose, None
         return slot
 
@@ -280,6 +313,19 @@ class Arena:
         self._slots.append(slot)
         return slot
 
+    def _leave(self, lost: LostSlot) -> None:
+        """Count a slot that somebody may still be writing into, until he does not."""
+        taken = lost.taken
+        name = f"rank {taken.rank} (pid {taken.process.pid}) of a save that a restart has ended"
+        holder = Holder(name, taken.process.uid, gone=True)
+        slot = Slot(holder, lost.size_bytes, Use.BUSY, lost, purpose=name)
+        slot.settled.set()
+        self._slots.append(slot)
+
+    @property
+    def _lost(self) -> dict[Slot, LostSlot]:
+        return {slot: slot.lost for slot in self._slots if slot.lost is not None}
+
     def _touch(self, slot: Slot) -> None:
         self._clock += 1
         slot.touched = self._clock
@@ -287,7 +333,11 @@ class Arena:
     async def _create(self, slot: Slot) -> None:
         try:
             slot.file = await anyio.to_thread.run_sync(
-                _create_within_room, self._directory, slot.size_bytes
+                partial(
+                    _create_within_room,
+                    *(self._directory, slot.size_bytes),
+                    is_mapped=slot.holder.uid == os.geteuid(),
+                )
             )
             slot.use = Use.IDLE
         except errors.CkptdError as failure:
@@ -312,13 +362,23 @@ class Arena:
                     self._give_back(slot for slot in left if slot.is_left)
                 await anyio.sleep(_LOOK_S)
 
+    async def _watch_lost(self, *, task_status: TaskStatus[anyio.CancelScope]) -> None:
+        """Give back what an earlier daemon left to processes that end without a word."""
+        with anyio.CancelScope() as scope:
+            task_status.started(scope)
+            while lost := self._lost:
+                over = await anyio.to_thread.run_sync(_over, lost)
+                self._give_back(slot for slot in over if slot.lost is not None)
+                await anyio.sleep(_LOOK_S)
+
     def _give_back(self, idle: Iterable[Slot]) -> None:
         for slot in idle:
             slot.use = Use.GOING
             self._tasks.start_soon(self._destroy, slot)
 
     async def _destroy(self, slot: Slot) -> None:
-        await anyio.to_thread.run_sync(slot.memory.destroy)
+        assert slot.file is not None
+        await anyio.to_thread.run_sync(slot.file.destroy)
         self._slots.remove(slot)
         self._tell()
 
@@ -327,7 +387,8 @@ class Arena:
             if slot.use is Use.IDLE:
                 await anyio.to_thread.run_sync(slot.memory.destroy)
             elif slot.use is Use.BUSY:
-                slot.memory.close()
+                assert slot.file is not None
+                slot.file.close()
         await anyio.to_thread.run_sync(_remove_if_empty, self._directory)
 
     def _tell(self) -> None:
@@ -340,18 +401,28 @@ def _directory(config: Config) -> Path:
     return config.arena_dir / f"ckptd-{os.geteuid()}-{key}"
 
 
-def _half(left: Sequence[tuple[SlotFile, Header]], room: int) -> int:
+def _half(left: Sequence[tuple[SlotFile, Header]], lost: Sequence[LostSlot], room: int) -> int:
     """Return half of what would be free without what can be given back, and what cannot."""
     kept_bytes = sum(memory.size_bytes for memory, header in left if header.is_kept)
     sealed_bytes = sum(memory.size_bytes for memory, header in left if not header.is_kept)
-    return sealed_bytes + (room + kept_bytes) // 2
+    lost_bytes = sum(one.size_bytes for one in lost)
+    return sealed_bytes + lost_bytes + (room + kept_bytes) // 2
 
 
-def _take_over(directory: Path) -> tuple[list[tuple[SlotFile, Header]], int]:
+def _take_over(
+    directory: Path, believes_slots: bool
+) -> tuple[list[tuple[SlotFile, Header]], list[LostSlot], int]:
+    """Return what is sealed, what is still written into, and the room beside."""
     slots.own_directory(directory)
     pages.advise(directory.parent)
-    left = list(slots.survivors(directory))
-    return left, room_bytes(directory)
+    found = list(survivors(directory, believes_slots=believes_slots))
+    lost = [one for one in found if isinstance(one, LostSlot)]
+    left = [one for one in found if not isinstance(one, LostSlot)]
+    return left, lost, room_bytes(directory)
+
+
+def _over(lost: Mapping[Slot, LostSlot]) -> list[Slot]:
+    return [slot for slot, one in lost.items() if one.is_over]
 
 
 def _remove_if_empty(directory: Path) -> None:
@@ -359,7 +430,7 @@ def _remove_if_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def _create_within_room(directory: Path, size_bytes: int) -> SlotFile:
+def _create_within_room(directory: Path, size_bytes: int, *, is_mapped: bool) -> SlotFile:
     """Create a slot unless the node lacks the memory now, whatever the budget says."""
     room = room_bytes(directory)
     if size_bytes > room:
@@ -368,4 +439,4 @@ def _create_within_room(directory: Path, size_bytes: int) -> SlotFile:
             f"free; free some, or enlarge it"
         )
         raise errors.ResourceExhausted(text, need_bytes=size_bytes, free_bytes=room)
-    return slots.create(directory, size_bytes)
+    return slots.create(directory, size_bytes, is_mapped=is_mapped)

@@ -5,58 +5,110 @@ Everything that touches the memory of a slot is here; who may have one is the ar
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ckptd_daemon.save.arena import headers
-from ckptd_daemon.store import durable
+from ckptd_daemon.store import buffers, durable
 from ckptd_proto import errors
 
-logger = logging.getLogger(__name__)
-
-_SUFFIX: Final = ".slot"
+SUFFIX: Final = ".slot"
+HEAD_SUFFIX: Final = ".head"
+_local = threading.local()  # where a writer's thread has the memory that it reads into
 
 
 @dataclass(frozen=True, slots=True)
 class SlotFile:
-    """An open file of shared memory; all its pages exist."""
+    """An open file of shared memory; all its pages exist, unless a client has cut it."""
 
     id: str
     path: Path
     fd: int
     size_bytes: int
-    view: mmap.mmap
-    """The memory, to be read: mapped as long as it is open, so that a save does not pay for it."""
+    head_fd: int
+    """Of the file that says what is in the slot; clients never get it."""
+    view: mmap.mmap | None
+    """The memory, to be read: mapped as long as it is open, so that a save does not pay for it.
+
+    None if it is another user's, who could cut the file, and so end the daemon: it is read then.
+    """
+
+    def take(self, taken: headers.Taken) -> None:
+        """Note who writes into the slot from now on; what was in it is void."""
+        _write_head(self.head_fd, headers.encode_taken(taken))
 
     def seal(self, header: bytes) -> None:
-        """Write *header*: from now on a later daemon takes the slot for full."""
-        durable.pwrite_all(self.fd, memoryview(header), 0)
+        """Write *header*: from now on a later daemon takes the slot for full.
+
+        Raises `DataLoss` if a client has cut it, `ResourceExhausted` if there is no room.
+        """
+        self.check_whole()
+        _write_head(self.head_fd, header)
+        self._mark(headers.MARK)
 
     def keep(self) -> None:
         """Note that what is sealed is committed: a later daemon finds it, and finishes nothing."""
-        durable.pwrite_all(self.fd, memoryview(headers.KEPT), 0)
+        durable.pwrite_all(self.head_fd, memoryview(headers.KEPT), 0)
 
     def unseal(self) -> None:
         """Make the slot one that a later daemon throws away."""
-        durable.pwrite_all(self.fd, memoryview(bytes(headers.PAGE_BYTES)), 0)
+        durable.pwrite_all(self.head_fd, memoryview(bytes(headers.PAGE_BYTES)), 0)
+        self._mark(bytes(len(headers.MARK)))
+
+    @property
+    def is_whole(self) -> bool:
+        """It is as long as it was made: nobody has cut it, nor made it longer."""
+        return os.fstat(self.fd).st_size == self.size_bytes
+
+    def check_whole(self) -> None:
+        """Raise `DataLoss` if a client has cut the file."""
+        if (length := os.fstat(self.fd).st_size) < self.size_bytes:
+            raise self._cut(length)
+
+    @contextmanager
+    def reading(self, offset: int, size_bytes: int) -> Iterator[memoryview]:
+        """Give a part of the memory, or a copy, until the thread reads another, of 8 MiB at most.
+
+        Raises `DataLoss` if a client has cut the file.
+        """
+        if self.view is not None:
+            self.check_whole()
+            with memoryview(self.view)[offset : offset + size_bytes] as part:
+                yield part
+            return
+        with memoryview(_buffer())[:size_bytes] as part:
+            if (count := durable.pread_all(self.fd, part, offset)) < size_bytes:
+                raise self._cut(offset + count)
+            yield part
 
     def destroy(self) -> None:
         """Give the memory back, even where a client still maps it."""
-        durable.release(self.fd, self.size_bytes)
-        self.path.unlink(missing_ok=True)
+        give_back(self.path, self.fd)
         self.close()
 
     def close(self) -> None:
         """Leave the memory to whoever comes next."""
-        self.view.close()
+        if self.view is not None:
+            self.view.close()
         os.close(self.fd)
+        os.close(self.head_fd)
+
+    def _mark(self, mark: bytes) -> None:
+        """Put at the start of the slot what only older daemons look for; it may be lost."""
+        with suppress(OSError, errors.CkptdError):
+            durable.pwrite_all(self.fd, memoryview(mark), 0)
+
+    def _cut(self, length: int) -> errors.DataLoss:
+        text = f"slot {self.id} has {self.size_bytes} bytes and a process has cut it to {length}"
+        return errors.DataLoss(f"{text}: what was staged in it is lost; save again")
 
 
 def own_directory(directory: Path) -> None:
@@ -72,44 +124,79 @@ def own_directory(directory: Path) -> None:
         raise errors.FailedPrecondition(text)
 
 
-def create(directory: Path, size_bytes: int) -> SlotFile:
-    """Return a new slot, its memory really allocated; raises `ResourceExhausted`, never SIGBUS."""
-    path = directory / f"{secrets.token_hex(8)}{_SUFFIX}"
+def create(directory: Path, size_bytes: int, *, is_mapped: bool = True) -> SlotFile:
+    """Return a new slot, its memory really allocated; raises `ResourceExhausted`, never SIGBUS.
+
+    It is not mapped for users whom the daemon need not trust.
+    """
+    path = directory / f"{secrets.token_hex(8)}{SUFFIX}"
+    head_fd = _create(head_of(path), headers.PAGE_BYTES)  # first: a slot without is an older one's
+    try:
+        fd = _create(path, size_bytes)
+    except BaseException:
+        head_of(path).unlink()
+        os.close(head_fd)
+        raise
+    return _opened(path, fd, size_bytes, head_fd, is_mapped=is_mapped)
+
+
+def _create(path: Path, size_bytes: int) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if not durable.preallocate(fd, size_bytes):
-            text = f"the filesystem of {directory} cannot reserve space; set another `arena_dir`"
+            where = path.parent
+            text = f"the filesystem of {where} cannot reserve space; set another `arena_dir`"
             raise errors.FailedPrecondition(text)
     except BaseException:
         path.unlink()
         os.close(fd)
         raise
-    return _opened(path, fd, size_bytes)
+    return fd
 
 
-def survivors(directory: Path) -> Iterator[tuple[SlotFile, headers.Header]]:
-    """Yield what an earlier daemon left sealed, the latest last; remove what it left unsealed.
+def reopen(path: Path, size_bytes: int, *, is_mapped: bool) -> SlotFile:
+    """Return a slot that an earlier daemon has made."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    fds: list[int] = []
+    try:
+        fds += [os.open(one, flags) for one in (path, head_of(path))]
+        return _opened(path, fds[0], size_bytes, fds[1], is_mapped=is_mapped)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
 
-    A slot sealed by a newer daemon is left alone, for that one to finish.
+
+def _opened(path: Path, fd: int, size_bytes: int, head_fd: int, *, is_mapped: bool) -> SlotFile:
+    view = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ) if is_mapped else None
+    return SlotFile(path.stem, path, fd, size_bytes, head_fd, view)
+
+
+def _write_head(fd: int, head: bytes) -> None:
+    """Write *head*, its first page last: killed on the way, the daemon leaves the old one whole.
+
+    One that is longer than a page comes only after one that is not.
     """
-    for path in sorted(directory.iterdir(), key=lambda path: path.lstat().st_mtime_ns):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            start = os.pread(fd, headers.PAGE_BYTES, 0)
-            header = headers.decode(os.pread(fd, headers.needed_bytes(start), 0))
-        except headers.NewerFormat as newer:
-            text = "%s was sealed in format %s by a newer ckptd and is left alone; start that one"
-            logger.error(text, path, newer)
-            os.close(fd)
-            continue
-        if header is None:
-            durable.release(fd, os.fstat(fd).st_size)
-            path.unlink()
-            os.close(fd)
-        else:
-            yield _opened(path, fd, os.fstat(fd).st_size), header
+    data = memoryview(head)
+    durable.pwrite_all(fd, data[headers.PAGE_BYTES :], headers.PAGE_BYTES)
+    durable.pwrite_all(fd, data[: headers.PAGE_BYTES], 0)
 
 
-def _opened(path: Path, fd: int, size_bytes: int) -> SlotFile:
-    view = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
-    return SlotFile(path.stem, path, fd, size_bytes, view)
+def head_of(path: Path) -> Path:
+    """Return the file that says what is in the slot."""
+    return path.with_suffix(HEAD_SUFFIX)
+
+
+def give_back(path: Path, fd: int) -> None:
+    """Give the memory of a slot back, even where a client still maps it."""
+    durable.release(fd, os.fstat(fd).st_size)
+    path.unlink(missing_ok=True)
+    head_of(path).unlink(missing_ok=True)
+
+
+def _buffer() -> mmap.mmap:
+    """Return the memory that this thread reads into: pages, as direct I/O wants them."""
+    buffer: mmap.mmap | None = getattr(_local, "buffer", None)
+    if buffer is None:
+        buffer = _local.buffer = buffers.mapped(is_huge=True)
+    return buffer

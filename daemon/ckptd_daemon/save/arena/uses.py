@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,9 +10,11 @@ from typing import Final, Self
 
 import anyio
 
-from ckptd_daemon.save.arena.headers import Laid
+from ckptd_daemon.save.arena.headers import Laid, Taken
 from ckptd_daemon.save.arena.slots import SlotFile
+from ckptd_daemon.save.arena.survivors import LostSlot
 from ckptd_daemon.save.places import Place
+from ckptd_daemon.sessions import Process
 from ckptd_proto import errors
 
 GRAIN_BYTES: Final = 1 << 20  # so that a state whose pickled parts breathe still fits its old slot
@@ -38,11 +41,34 @@ class Holder:
     uid: int
     gone: bool = False
     """Of its slots stays, while the memory is not needed, what is committed; for anybody to read."""
+    rank: int = 0
+    process: Process | None = None
 
     @classmethod
-    def of(cls, rank: int, place: Place, uid: int, *, gone: bool = False) -> Self:
+    def of(
+        cls,
+        rank: int,
+        place: Place,
+        uid: int,
+        *,
+        gone: bool = False,
+        process: Process | None = None,
+    ) -> Self:
         """Return the holder for a rank of the run in *place*."""
-        return cls(f"rank {rank} of {place}", uid, gone)
+        return cls(f"rank {rank} of {place}", uid, gone, rank, process)
+
+    def taken(self, attempt: str) -> Taken:
+        """Return what a later daemon must know of a slot that it gets for *attempt*."""
+        process = self.process or Process(0, 0, self.uid)
+        return Taken(attempt, self.rank, self._key, process)
+
+    def has(self, taken: Taken) -> bool:
+        """Say whether it is the rank, and the process, that had a slot from an earlier daemon."""
+        return self.taken(taken.attempt).is_of_same(taken)
+
+    @property
+    def _key(self) -> str:
+        return hashlib.sha256(self.name.encode(errors="surrogatepass")).hexdigest()
 
     def succeeds(self, other: Holder) -> bool:
         """Say whether *other* has gone and was the same rank, in an earlier life of the run."""
@@ -65,7 +91,7 @@ class Slot:
     holder: Holder
     size_bytes: int
     use: Use = Use.COMING
-    file: SlotFile | None = None
+    file: SlotFile | LostSlot | None = None
     failure: errors.CkptdError | None = None
     purpose: str = ""
     touched: int = 0
@@ -90,9 +116,16 @@ class Slot:
 
     @property
     def memory(self) -> SlotFile:
-        """The file; only slots that have come are handed out."""
-        assert self.file is not None
+        """The file; only slots that have come are handed out, never lost ones."""
+        assert isinstance(self.file, SlotFile)
         return self.file
+
+    @property
+    def lost(self) -> LostSlot | None:
+        """What an earlier daemon left, and somebody may still write into; None of any other."""
+        if self.use is Use.BUSY and isinstance(self.file, LostSlot):
+            return self.file
+        return None
 
     def serves(self, size_bytes: int) -> bool:
         """Say whether a save of *size_bytes* uses it: not too small, not wasteful."""

@@ -68,7 +68,7 @@ async def persist(
     def link(staged: Staged) -> None:
         image = staged.image
         for there in earlier:
-            crcs = unchanged.link(image, staged.memory.fd, staged.offset, there, directory)
+            crcs = unchanged.link(image, staged.memory, staged.offset, there, directory)
             if crcs is not None:
                 linked[image] = _sum(directory / image.name, image, crcs, plan_hash)
                 on_written(image.size_bytes)
@@ -131,7 +131,7 @@ def _write_block(file: _File, start: int) -> int:
     """Sum and write one block straight from shared memory; whole pages, the last one padded."""
     size = min(BLOCK_BYTES, file.staged.image.size_bytes - start)
     at = file.staged.offset + start
-    with memoryview(file.staged.memory.view)[at : at + padded(size)] as view:
+    with file.staged.memory.reading(at, padded(size)) as view:
         for chunk in range(0, size, CHUNK_BYTES):
             with view[chunk : min(chunk + CHUNK_BYTES, size)] as data:
                 file.crcs[(start + chunk) // CHUNK_BYTES] = crc32c.crc32c(data)

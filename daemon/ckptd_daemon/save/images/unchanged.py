@@ -10,11 +10,14 @@ import json
 import logging
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import crc32c
 
+from ckptd_daemon.save.arena.slots import SlotFile
 from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.commit.proof import CHUNK_BYTES
 from ckptd_daemon.save.places import MANIFEST, SUMS, Place, step_number
@@ -41,8 +44,10 @@ def earlier_step(place: Place, step: int) -> Path | None:
     return None
 
 
-def link(image: Image, fd: int, offset: int, earlier: Path, directory: Path) -> list[int] | None:
-    """Give the image of *earlier* a name in *directory* too, if it is what *fd* has at *offset*.
+def link(
+    image: Image, memory: SlotFile, offset: int, earlier: Path, directory: Path
+) -> list[int] | None:
+    """Give the image of *earlier* a name in *directory* too, if it is what *memory* has at *offset*.
 
     Returns its checksums; None if it is another, or cannot be had: then it is to be written.
     """
@@ -51,11 +56,11 @@ def link(image: Image, fd: int, offset: int, earlier: Path, directory: Path) -> 
     there, here = earlier / image.name, directory / image.name
     try:
         crcs = _known(there, image)
-        if crcs is None or not _is_listed(image, fd, offset, crcs):
+        if crcs is None or not _is_listed(image, memory, offset, crcs):
             return None
         source, _ = durable.open_direct(there, os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            if not _is_same(image, fd, offset, source):
+            if not _is_same(image, memory, offset, source):
                 return None
             durable.link(there, here)
             if not os.path.samestat(os.fstat(source), here.stat()):  # replaced while we looked
@@ -83,35 +88,46 @@ def _known(path: Path, image: Image) -> list[int] | None:
     return crcs if is_of and path.stat().st_size == image.size_bytes else None
 
 
-def _is_listed(image: Image, fd: int, offset: int, crcs: list[int]) -> bool:
+def _is_listed(image: Image, memory: SlotFile, offset: int, crcs: list[int]) -> bool:
     """Say whether the memory has these checksums; looks at both ends first."""
     chunks = range(len(crcs))
     for chunk in dict.fromkeys((chunks[0], chunks[-1], *chunks)):
-        with _window(image, fd, offset, chunk) as memory:
-            if crc32c.crc32c(memory) != crcs[chunk]:
+        with _window(image, memory, offset, chunk) as staged:
+            if crc32c.crc32c(staged) != crcs[chunk]:
                 return False
     return True
 
 
-def _is_same(image: Image, fd: int, offset: int, source: int) -> bool:
+def _is_same(image: Image, memory: SlotFile, offset: int, source: int) -> bool:
     """Say whether the memory holds what the file *source* does, which is read past the cache."""
     buffer = mmap.mmap(-1, CHUNK_BYTES)  # freed with its last view: an error may hold one
     block = memoryview(buffer)
     for chunk in range(-(-image.size_bytes // CHUNK_BYTES)):
-        with _window(image, fd, offset, chunk) as memory:
-            size = len(memory)
+        with _window(image, memory, offset, chunk) as staged:
+            size = len(staged)
             if durable.pread_all(source, block, chunk * CHUNK_BYTES) < size:
                 return False
-            if _libc.memcmp(_address(memory), _address(buffer), size) != 0:
+            if _libc.memcmp(_address(staged), _address(buffer), size) != 0:
                 return False
     return True
 
 
-def _address(memory: mmap.mmap) -> int:
+def _address(memory: mmap.mmap | memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _window(image: Image, fd: int, offset: int, chunk: int) -> mmap.mmap:
+@contextmanager
+def _window(
+    image: Image, memory: SlotFile, offset: int, chunk: int
+) -> Iterator[mmap.mmap | memoryview]:
+    """Give a chunk of the image, to be compared: mapped, or a copy where it must not be."""
     start = chunk * CHUNK_BYTES
     size = min(CHUNK_BYTES, image.size_bytes - start)
-    return mmap.mmap(fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=offset + start)
+    if memory.view is None:
+        with memory.reading(offset + start, size) as part:
+            yield part
+        return
+    memory.check_whole()
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    with mmap.mmap(memory.fd, size, flags, offset=offset + start) as window:
+        yield window
