@@ -52,6 +52,18 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
+def test_as_many_metrics_as_are_allowed_are_saved_and_more_are_refused_before_a_copy(
+    ckpt: ckptd.Checkpointer,
+) -> None:
+    metrics = {f"validation/layer.{number}/grad_norm/{'x' * 90}": 0.5 for number in range(1024)}
+    assert ckpt.save({"w": torch.ones(3)}, step=1, metrics=metrics).result(30).metrics == metrics
+    long = {f"{number}{'ä' * 64}": 0.5 for number in range(1024)}
+    for refused in (metrics | {"loss": 0.5}, long):
+        with pytest.raises(errors.InvalidArgument, match=r"metrics .* are too many"):
+            ckpt.save({"w": torch.ones(3)}, step=2, metrics=refused)
+    assert ckpt.save({"w": torch.ones(3)}, step=2).result(30).step == 2
+
+
 def flip_a_bit(path: Path, offset: int) -> None:
     path.chmod(0o600)
     with path.open("r+b") as file:

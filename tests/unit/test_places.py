@@ -132,3 +132,11 @@ def test_another_users_run_may_not_be_a_link(tmp_path: Path) -> None:
     places.check_no_links(place, os.getuid())
     with pytest.raises(errors.PermissionDenied, match="symbolic link"):
         places.check_no_links(place, 12345)
+
+
+def test_metrics_are_bounded_by_number_and_by_the_bytes_of_their_names() -> None:
+    places.check_metrics({f"{number:0128}": 0.0 for number in range(places.METRICS_MAX)})
+    with pytest.raises(errors.InvalidArgument, match="1025 metrics are too many"):
+        places.check_metrics({str(number): 0.0 for number in range(places.METRICS_MAX + 1)})
+    with pytest.raises(errors.InvalidArgument, match="names of 2 metrics take 131074 bytes"):
+        places.check_metrics({"ä" * (places.METRICS_BYTES_MAX // 2): 0.0, "xy": 0.0})

@@ -20,6 +20,9 @@ from ckptd.saving.stager import ON_EXISTING, Stager
 from ckptd_proto import errors
 
 _STEP_MAX: Final = (1 << 63) - 1
+_METRICS_MAX: Final = 1024
+_METRICS_BYTES_MAX: Final = 128 << 10
+"""Of their names. The daemon has the same bounds, and would refuse more when all is copied."""
 
 
 class Run:
@@ -189,4 +192,9 @@ def _checked(step: int, metrics: Mapping[str, float] | None, on_existing: str) -
         except (TypeError, ValueError, RuntimeError) as error:
             text = f"the metric {name!r} is a {type(value).__name__}; pass a number"
             raise errors.InvalidArgument(text) from error
+    size = sum(len(name.encode(errors="surrogatepass")) for name in numbers)
+    if len(numbers) > _METRICS_MAX or size > _METRICS_BYTES_MAX:
+        text = f"{len(numbers)} metrics with names of {size} bytes in all are too many"
+        text = f"{text}; pass up to {_METRICS_MAX} metrics and {_METRICS_BYTES_MAX} bytes"
+        raise errors.InvalidArgument(text)
     return numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -96,7 +96,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 free_bytes=fetches.free_bytes,
             ),
             saves=map(_save, saves.attempts),
-            newest=map(checkpoint_message, saves.newest),
+            # those of many runs would not fit a message
+            newest=[checkpoint_message(replace(one, metrics={})) for one in saves.newest],
             misses=map(_miss, fetches.misses),
             preemption=_preemption(self._preemption()),
             arena=pb.ArenaStatus(

@@ -17,6 +17,7 @@ from ckptd_proto import errors
 
 NAME_BYTES_MAX: Final = 128
 METRICS_MAX: Final = 1024
+METRICS_BYTES_MAX: Final = 128 << 10  # their names; they are in every list of steps
 IMAGES_MAX: Final = 64  # per rank
 IMAGE_NAME_BYTES_MAX: Final = 250  # with `.sums` behind it still a file name
 MANIFEST: Final = "manifest.json"
@@ -134,6 +135,10 @@ def check_metrics(metrics: Mapping[str, float]) -> None:
     if len(metrics) > METRICS_MAX:
         text = f"{len(metrics)} metrics are too many; pass {METRICS_MAX} at most"
         raise errors.InvalidArgument(text)
+    size = sum(len(name.encode(errors="surrogatepass")) for name in metrics)
+    if size > METRICS_BYTES_MAX:
+        text = f"the names of {len(metrics)} metrics take {size} bytes"
+        raise errors.InvalidArgument(f"{text}, and {METRICS_BYTES_MAX} are allowed; pass fewer")
 
 
 def check_image_names(names: Sequence[str]) -> None:
