@@ -19,7 +19,7 @@ from ckptd.values import (
     RunStatus,
     Setting,
 )
-from ckptd_proto.v1 import node_pb2, saves_pb2
+from ckptd_proto.v1 import checkpoints_pb2, node_pb2, saves_pb2
 
 ANSWER_S = 30.0
 
@@ -54,10 +54,7 @@ def status(connection: Connection) -> DaemonStatus:
             used_bytes=reply.arena.used_bytes,
             budget_bytes=reply.arena.budget_bytes,
         ),
-        runs=tuple(
-            RunStatus(each.root, each.experiment, each.run, each.step, each.committed_at)
-            for each in reply.newest
-        ),
+        runs=(*map(_saved, reply.newest), *map(_unsaved, reply.unsaved)),
         misses=tuple(
             Miss(each.id, each.object, each.error, each.sentence, each.at) for each in reply.misses
         ),
@@ -114,6 +111,16 @@ def _flight(message: node_pb2.Flight) -> FlightStatus:
     )
 
 
+def _saved(message: checkpoints_pb2.Checkpoint) -> RunStatus:
+    return RunStatus(
+        message.root, message.experiment, message.run, message.step, message.committed_at
+    )
+
+
+def _unsaved(message: node_pb2.Run) -> RunStatus:
+    return RunStatus(message.root, message.experiment, message.run, None, None)
+
+
 def _preemption(message: node_pb2.Preemption) -> PreemptionStatus:
     return PreemptionStatus(
         message.cause,
@@ -138,4 +145,6 @@ def _attempt(message: node_pb2.Save) -> AttemptStatus:
         state,
         attempt.done_bytes,
         attempt.total_bytes,
+        message.rate_bytes_per_s,
+        message.eta_s if message.HasField("eta_s") else None,
     )

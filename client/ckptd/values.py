@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -44,6 +44,10 @@ class AttemptStatus:
     """`open`, `staged`, `local` or `durable`; what is `committed` or `aborted` is gone soon."""
     done_bytes: int
     total_bytes: int
+    rate_bytes_per_s: float = 0.0
+    """Over the last few seconds; 0 unless it is being written."""
+    eta_s: float | None = None
+    """Seconds until it is written at this rate; None if nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,9 @@ class RunStatus:
     root: str
     experiment: str
     run: str
-    step: int
-    """The newest that is committed."""
-    committed_at: float
+    step: int | None
+    """What was saved last; None if nothing is committed yet."""
+    committed_at: float | None
     """Seconds since the epoch."""
 
 
@@ -186,7 +190,7 @@ class DaemonStatus:
     cache: CacheStatus
     arena: ArenaStatus
     runs: tuple[RunStatus, ...] = ()
-    """Those saved through this daemon since its start."""
+    """Those saved, or joined to be, through this daemon since its start."""
     misses: tuple[Miss, ...] = ()
     """What was to be fetched ahead of need, and could not be."""
     preemption: PreemptionStatus | None = None
@@ -205,6 +209,19 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Corruption:
+    """What is known to be bad of a committed checkpoint."""
+
+    file: str
+    chunk: int | None
+    """Of that file; None if it is bad as a whole."""
+    what: str
+    """In words."""
+    found_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A committed checkpoint: complete, durable, and loadable by stock torch from `path`."""
 
@@ -220,6 +237,10 @@ class Checkpoint:
     """Seconds since the epoch, by the committing node's clock."""
     pinned: bool = False
     """It stays whatever the retention of its run says."""
+    latest: bool = field(default=False, compare=False)
+    """When it was listed: saved last in its run, whatever its step; not a corrupt one."""
+    corrupt: Corruption | None = field(default=None, compare=False)
+    """When it was listed: why it is nobody's latest or best; None if nothing is known to be bad."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ckptd.link.connection import Connection
+from ckptd.saving.keeping import Address, suspect
 from ckptd_proto import errors
 from fakes.cluster import Cluster, cluster
 from fakes.waiting import eventually
@@ -70,3 +72,17 @@ def test_a_step_is_replaced_by_all_nodes_together(two: Cluster) -> None:
     two.save(1, salt="new", replace=True)
     assert two.is_whole(salt="new")
     eventually(lambda: two.left() == [])
+
+
+def test_a_step_that_one_node_knows_to_be_corrupt_is_replaced_by_all(two: Cluster) -> None:
+    attempt = two.save(0)
+    image = two.run / "step-7" / "__1_0.distcp"
+    data = bytearray(image.read_bytes())
+    data[-1] ^= 1
+    image.write_bytes(data)
+    connection = Connection.open(two.daemons[1].socket)
+    assert suspect(connection, Address(two.root, "e", "r", 7), attempt, image.name, 0)
+    two.save(1, salt="new")
+    assert two.is_whole(salt="new")
+    eventually(lambda: two.left() == [])
+    eventually(lambda: not list((two.run / ".corrupt").iterdir()))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ckptd.cli.report import lines, rates, size
+from ckptd.cli.report import lines, size
 from ckptd.values import (
     ArenaStatus,
     AttemptStatus,
@@ -16,6 +16,7 @@ from ckptd.values import (
     FlightStatus,
     Miss,
     PreemptionStatus,
+    RunStatus,
 )
 
 GB = 10**9
@@ -40,12 +41,12 @@ FLIGHT = FlightStatus(
     "k1", "https://h/a", "downloading", 3 * GB, 12 * GB, 8, 16, "", rate_bytes_per_s=GB, eta_s=9.0
 )
 RETRYING = FlightStatus("k2", "https://h/b", "retrying", 0, None, 1, 0, "the origin answers 503")
-SAVE = AttemptStatus("a1", "/ckpts", "digits", "monday", 700, "staged", GB, 4 * GB)
+SAVE = AttemptStatus("a1", "/ckpts", "digits", "monday", 700, "staged", GB, 4 * GB, GB, 3.0)
 BUSY = replace(IDLE, idle=False, flights=(FLIGHT, RETRYING), attempts=(SAVE,))
 
 
 def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> None:
-    assert lines(IDLE, {}, NOW) == [
+    assert lines(IDLE, NOW) == [
         "daemon  idle; ckptd 1.0, service, pid 4711",
         "up      1 h 1 min, 1 client process",
         "socket  /run/ckptd/ckptd.sock",
@@ -61,10 +62,8 @@ def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> No
 
 
 def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
-    moving = replace(SAVE, done_bytes=SAVE.done_bytes + GB // 2)
-    later = replace(BUSY, uptime_s=BUSY.uptime_s + 0.5, attempts=(moving,))
-    assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, {}, NOW)[4]
-    assert lines(BUSY, rates(BUSY, later), NOW)[7:] == [
+    assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, NOW)[4]
+    assert lines(BUSY, NOW)[7:] == [
         "fetching",
         "  downloading  3.0 GB of 12.0 GB  25%  1.0 GB/s  9 s left  8 waiting, 16 streams",
         "    https://h/a",
@@ -79,7 +78,7 @@ def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
 
 def test_a_prefetch_that_failed_is_told_with_its_age_and_what_to_do() -> None:
     miss = Miss("5f0c", "https://h/c", "NotFound", "there is no c; check the URL", NOW - 200)
-    told = lines(replace(IDLE, misses=(miss,)), {}, NOW)
+    told = lines(replace(IDLE, misses=(miss,)), NOW)
     assert told[-3:] == [
         "not prefetched",
         "  https://h/c, 3 min 20 s ago",
@@ -88,7 +87,7 @@ def test_a_prefetch_that_failed_is_told_with_its_age_and_what_to_do() -> None:
 
 
 def test_a_draining_daemon_says_what_that_means() -> None:
-    assert "draining (it takes nothing new" in lines(replace(BUSY, stopping=True), {}, NOW)[0]
+    assert "draining (it takes nothing new" in lines(replace(BUSY, stopping=True), NOW)[0]
 
 
 def test_a_node_that_goes_away_shows_how_long_it_has_and_what_is_saved() -> None:
@@ -97,20 +96,27 @@ def test_a_node_that_goes_away_shows_how_long_it_has_and_what_is_saved() -> None
         FatedSave("/c", "digits", "monday", 700, "saved", ""),
     )
     notice = PreemptionStatus("notice in /run/n", 95.0, True, saves)
-    assert lines(replace(IDLE, preemption=notice), {}, NOW)[9:] == [
+    assert lines(replace(IDLE, preemption=notice), NOW)[9:] == [
         "this node goes away: 1 min 35 s left (notice in /run/n)",
         "  superseded  step 600 of digits/monday in /c  by step 700",
         "  saved       step 700 of digits/monday in /c",
     ]
     stopped = PreemptionStatus("the daemon was stopped", 0.0, False, ())
-    assert lines(replace(IDLE, preemption=stopped), {}, NOW)[9:] == [
+    assert lines(replace(IDLE, preemption=stopped), NOW)[9:] == [
         "this daemon ends: time is over (the daemon was stopped)"
     ]
 
 
-def test_a_restart_between_two_readings_is_no_speed() -> None:
-    assert rates(BUSY, replace(BUSY, uptime_s=0.1)) == {}
-    assert rates(BUSY, replace(BUSY, pid=4712, uptime_s=9999.0)) == {}
+def test_each_run_shows_how_old_its_newest_step_is_and_that_it_has_none() -> None:
+    runs = (
+        RunStatus("/c", "digits", "monday", 700, NOW - 200),
+        RunStatus("/c", "digits", "friday", None, None),
+    )
+    assert lines(replace(IDLE, runs=runs), NOW)[-3:] == [
+        "saved",
+        "  digits/monday  step 700, 3 min 20 s ago in /c",
+        "  digits/friday  none yet in /c",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,32 @@ def test_what_any_rule_keeps_stays(given_rules: Retention, steps: list[int]) -> 
     assert stays(given_rules) == steps
 
 
+def test_the_latest_are_those_saved_last_whatever_their_numbers() -> None:
+    rolled_back = [*RUN, checkpoint(310), checkpoint(320)]
+    for latest, steps in ((1, [320]), (2, [310, 320]), (3, [310, 320, 600])):
+        assert sorted(reasons(rolled_back, Retention(latest=latest), now=NOW)) == steps
+
+
+def test_what_is_known_to_be_bad_takes_nobodys_place() -> None:
+    assert sorted(reasons(RUN, Retention(latest=1), bad={600}, now=NOW)) == [500, 600]
+    assert sorted(reasons([*RUN, checkpoint(550)], Retention(latest=1), bad={600}, now=NOW)) == [
+        550
+    ]
+    by_loss = Retention(best=1, monitor="loss")
+    assert sorted(reasons(RUN, by_loss, bad={200}, now=NOW)) == [200, 500, 600]
+    assert reasons(RUN, Retention(latest=1), bad={600}, now=NOW)[600] == "newest, but corrupt"
+
+
+@given(runs, rules, st.frozensets(st.integers(0, 50)))
+def test_the_good_ones_stay_as_if_the_bad_ones_were_not_there(
+    run: list[Checkpoint], given_rules: Retention, bad: frozenset[int]
+) -> None:
+    good = [one for one in run if one.step not in bad]
+    kept = reasons(run, given_rules, bad=bad, now=NOW).keys()
+    assert kept - bad == reasons(good, given_rules, now=NOW).keys()
+    assert kept & bad == reasons(run, given_rules, now=NOW).keys() & bad
+
+
 def test_what_is_pinned_stays() -> None:
     assert stays(Retention(latest=1), frozenset({100, 12345})) == [100, 600]
 
@@ -93,7 +119,7 @@ def test_no_rule_touches_the_newest_or_what_is_pinned(
     kept = reasons(run, given_rules, pinned=pinned, now=NOW)
     steps = {one.step for one in run}
     assert kept.keys() <= steps
-    assert not run or max(steps) in kept
+    assert not run or run[-1].step in kept
     assert pinned & steps <= kept.keys()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,19 +35,21 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Remove nothing; say wha
 def ls(root: Path, experiment: str, run: str, as_json: bool) -> None:
     """List the committed checkpoints below ROOT.
 
-    ROOT is the directory that was given to `Checkpointer`.
+    ROOT is the directory that was given to `Checkpointer`. The latest of a run is what was saved
+    last, whatever its step: `load` takes it by default. One that is CORRUPT is neither latest nor
+    best; `ckptd verify --repair` mends it, and a save of its step replaces it.
     """
     from ckptd.link.connection import Connection
     from ckptd.saving.catalog import Catalog
 
     _check_root(root)
     for found in Catalog(Connection.open(), root.resolve(), experiment, run).committed():
-        click.echo(json.dumps(_fields(found)) if as_json else _line(found))
+        click.echo(json.dumps(_listed(found)) if as_json else _line(found))
 
 
 @click.command()
 @_paths
-@click.option("--force", is_flag=True, help="Also the newest of its run.")
+@click.option("--force", is_flag=True, help="Also the latest of its run.")
 @_dry_run
 @json_option
 def rm(paths: tuple[Path, ...], force: bool, dry_run: bool, as_json: bool) -> None:
@@ -88,7 +91,7 @@ def unpin(paths: tuple[Path, ...], as_json: bool) -> None:
 @click.argument("root", type=click.Path(path_type=Path), default=".")
 @click.option("--experiment", metavar="E", default="", help="Only this experiment.")
 @click.option("--run", metavar="R", default="", help="Only this run.")
-@click.option("--latest", metavar="N", type=int, default=0, help="Keep the N highest steps.")
+@click.option("--latest", metavar="N", type=int, default=0, help="Keep the N saved last.")
 @click.option("--best", metavar="N", type=int, default=0, help="Keep the N best by --monitor.")
 @click.option("--monitor", metavar="M", default="", help="The metric for --best.")
 @click.option("--mode", type=click.Choice(["min", "max"]), default="min", help="What is better.")
@@ -100,7 +103,7 @@ def gc(root: Path, experiment: str, run: str, dry_run: bool, as_json: bool, **ru
     """Remove the checkpoints below ROOT that no rule keeps.
 
     The rules are those given here or, without any, those of each run (`Checkpointer(...,
-    retention=...)`). The newest of a run, pinned ones and those being read always stay.
+    retention=...)`). The latest of a run, pinned ones and those being read always stay.
     """
     from ckptd.link.connection import Connection
     from ckptd.saving.keeping import collect
@@ -179,10 +182,17 @@ def _fields(found: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _listed(found: Checkpoint) -> dict[str, Any]:
+    corrupt = None if found.corrupt is None else asdict(found.corrupt)
+    return {**_fields(found), "latest": found.latest, "corrupt": corrupt}
+
+
 def _line(found: Checkpoint) -> str:
     when = datetime.fromtimestamp(found.committed_at).isoformat(" ", "seconds")
     metrics = " ".join(f"{name}={value:g}" for name, value in sorted(found.metrics.items()))
     place = f"{found.experiment}/{found.run}"
-    pinned = "pinned" if found.pinned else ""
-    parts = [place, f"step {found.step}", f"{found.size_bytes / 1e6:.1f} MB", when, metrics, pinned]
+    marks = ["latest" if found.latest else "", "pinned" if found.pinned else ""]
+    if found.corrupt is not None:
+        marks.append(f"CORRUPT: {found.corrupt.file} {found.corrupt.what}")
+    parts = [place, f"step {found.step}", f"{found.size_bytes / 1e6:.1f} MB", when, metrics, *marks]
     return "  ".join(part for part in parts if part)

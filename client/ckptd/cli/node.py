@@ -14,8 +14,6 @@ import click
 
 from ckptd.cli import json_option
 
-BETWEEN_S = 0.4
-
 _socket_option = click.option(
     "--socket", type=click.Path(path_type=Path), help="The daemon's socket."
 )
@@ -48,12 +46,7 @@ def status(socket: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(found)))
         return
-    speeds: report.Rates = {}
-    if found.attempts:  # two readings tell how fast it goes
-        time.sleep(BETWEEN_S)
-        earlier, found = found, node.status(connection)
-        speeds = report.rates(earlier, found)
-    for line in report.lines(found, speeds, time.time()):
+    for line in report.lines(found, time.time()):
         click.echo(line)
 
 

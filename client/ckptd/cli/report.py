@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ckptd.values import (
     AttemptStatus,
@@ -13,32 +13,14 @@ from ckptd.values import (
     RunStatus,
 )
 
-Rates = Mapping[str, float]
-"""Bytes per second of each attempt, by id."""
-
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _RIGHT = ">"
 _LEFT = "<"
 
 
-def rates(earlier: DaemonStatus, later: DaemonStatus) -> Rates:
-    """Return how fast the saves in both readings move; flights know their own speed."""
-    elapsed_s = later.uptime_s - earlier.uptime_s
-    if elapsed_s <= 0 or earlier.pid != later.pid:  # another life of the daemon
-        return {}
-    before, now = _done(earlier), _done(later)
-    return {
-        name: max(0, now[name] - before[name]) / elapsed_s for name in now.keys() & before.keys()
-    }
-
-
-def _done(status: DaemonStatus) -> dict[str, int]:
-    return {attempt.id: attempt.done_bytes for attempt in status.attempts}
-
-
-def lines(status: DaemonStatus, rates: Rates, now: float) -> list[str]:
+def lines(status: DaemonStatus, now: float) -> list[str]:
     """Return the report; *now* is in seconds since the epoch."""
-    saves = [_save(attempt, rates) for attempt in status.attempts]
+    saves = [_save(attempt) for attempt in status.attempts]
     report = _aligned([*_daemon(status), *_room(status)], _LEFT + _RIGHT + _LEFT)
     if status.flights:
         report += ["", "fetching", *_flights(status.flights)]
@@ -113,13 +95,13 @@ def _flight(flight: FlightStatus) -> tuple[str, ...]:
 
 def _runs(runs: Sequence[RunStatus], now: float) -> list[tuple[str, ...]]:
     """Return the newest step of each run, and how old it is: what would be lost without it."""
-    return [
-        (
-            f"{run.experiment}/{run.run}",
-            f"step {run.step}, {span(max(0.0, now - run.committed_at))} ago in {run.root}",
-        )
-        for run in runs
-    ]
+    return [(f"{run.experiment}/{run.run}", f"{_safe(run, now)} in {run.root}") for run in runs]
+
+
+def _safe(run: RunStatus, now: float) -> str:
+    if run.step is None or run.committed_at is None:
+        return "none yet"
+    return f"step {run.step}, {span(max(0.0, now - run.committed_at))} ago"
 
 
 def _preemption(found: PreemptionStatus) -> list[str]:
@@ -142,9 +124,9 @@ def _misses(misses: Sequence[Miss], now: float) -> list[str]:
     return found
 
 
-def _save(attempt: AttemptStatus, rates: Rates) -> tuple[str, ...]:
+def _save(attempt: AttemptStatus) -> tuple[str, ...]:
     name = f"step {attempt.step} of {attempt.experiment}/{attempt.run} in {attempt.root}"
-    moved = _moved(attempt.done_bytes, attempt.total_bytes, rates.get(attempt.id, 0.0))
+    moved = _moved(attempt.done_bytes, attempt.total_bytes, attempt.rate_bytes_per_s)
     return (attempt.state, *moved, name)
 
 

@@ -35,10 +35,11 @@ _FAULTS_SHOWN = 20
 def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) -> None:
     """Read the checkpoint PATH, or all below it, back and compare it with what was saved.
 
-    Names all that is bad and exits with 5. No daemon is needed; what is removed meanwhile, such as
-    by a run's rules, is left out. With --repair, checksums that were lost are made again, and bad
-    chunks come from the copies that --from names, and from what the daemon of this node, if one
-    runs, still has in memory.
+    Names all that is bad and exits with 5. No daemon is needed; one that runs here notes what is bad,
+    so that no load takes it by default, until `verify` finds it whole again. What is removed
+    meanwhile, such as by a run's rules, is left out. With --repair, checksums that were lost are
+    made again, and bad chunks come from the copies that --from names, and from what the daemon of
+    this node, if one runs, still has in memory.
     """
     from ckptd.saving import verification
     from ckptd.saving.repair import repair as mend
@@ -53,8 +54,10 @@ def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) ->
                 except (errors.NotFound, errors.Aborted):
                     continue  # it goes
             bad += not findings.is_sound
-            fields = _fields(findings, mended)
-            click.echo(json.dumps(fields) if as_json else _words(findings, mended))
+            absolved = findings.is_sound and verification.absolve(findings.path)
+            noted = not findings.is_sound and _note(findings)
+            told = _fields(findings, mended) | {"absolved": absolved, "noted": noted}
+            click.echo(json.dumps(told) if as_json else _words(findings, mended, absolved, noted))
     except errors.Aborted as error:
         if not bad:
             raise
@@ -74,6 +77,7 @@ def show(path: Path, as_json: bool) -> None:
     from ckptd.tensors.index import NAME, Index
 
     manifest = verification.read_manifest(path)
+    corrupt = verification.noted(path)
     if isinstance(manifest, verification.Fault):
         if not path.is_dir():
             raise errors.NotFound(f"there is no directory {path.absolute()}; name a checkpoint")
@@ -84,7 +88,8 @@ def show(path: Path, as_json: bool) -> None:
         for name, tensor in index.tensors.items()
     }
     if as_json:
-        click.echo(json.dumps({**manifest, "tensors": tensors, "objects": sorted(index.objects)}))
+        held = {"tensors": tensors, "objects": sorted(index.objects)}
+        click.echo(json.dumps({**manifest, "corrupt": corrupt, **held}))
         return
     when = datetime.fromtimestamp(manifest["committed_at"]).isoformat(" ", "seconds")
     whole = sum(image["size_bytes"] for image in manifest["images"].values())
@@ -96,6 +101,9 @@ def show(path: Path, as_json: bool) -> None:
         "size": f"{size(whole)} in {counted(len(manifest['images']), 'file')}",
         "holds": f"{counted(len(tensors), 'tensor')}, {counted(len(index.objects), 'object')}",
     }
+    if corrupt is not None:
+        when = datetime.fromtimestamp(corrupt["found_at"]).isoformat(" ", "seconds")
+        rows["CORRUPT"] = f"{corrupt['file']} {corrupt['what']}, found {when}"
     for name, value in rows.items():
         click.echo(f"{name:<10}  {value or '-'}")
     width = max((len(name) for name in tensors), default=0)
@@ -117,7 +125,25 @@ def _fields(findings: Findings, mended: list[str]) -> dict[str, Any]:
     }
 
 
-def _words(findings: Findings, mended: list[str]) -> str:
+def _note(findings: Findings) -> bool:
+    """Have the daemon that runs here, if one does, note what is bad; say whether it has."""
+    from ckptd.link.connection import Connection
+    from ckptd.saving import suspects, verification
+    from ckptd.saving.keeping import Address
+
+    manifest = verification.read_manifest(findings.path)
+    if isinstance(manifest, verification.Fault):
+        return False
+    found = verification.suspects(findings, manifest["images"])
+    try:
+        return suspects.tell(
+            Connection.existing, Address.of(findings.path), manifest["attempt"], found
+        )
+    except errors.InvalidArgument:
+        return False  # a copy that somebody made elsewhere
+
+
+def _words(findings: Findings, mended: list[str], is_absolved: bool, is_noted: bool) -> str:
     lines = [f"mended   {findings.path / name}" for name in mended]
     for fault in findings.faults[:_FAULTS_SHOWN]:
         shown = ", ".join(map(str, fault.chunks[:_SHOWN]))
@@ -129,4 +155,8 @@ def _words(findings: Findings, mended: list[str]) -> str:
     if findings.is_sound:
         what = f"{counted(findings.files, 'file')}, {size(findings.size_bytes)}"
         lines.append(f"sound    {findings.path} ({what})")
+    if is_noted:
+        lines.append(f"noted    {findings.path} counts no more, until it is mended")
+    if is_absolved:
+        lines.append(f"good     {findings.path} counts again: it was noted as corrupt")
     return "\n".join(lines)

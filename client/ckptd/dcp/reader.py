@@ -85,8 +85,12 @@ class StorageReader(AnyReader):
         source = self._source
         assert source is not None  # torch reads the metadata first
         shared, place = sharing.heard(plan)
-        with source.reading(shared):
-            self._read(source, plan, planner, place)
+        try:
+            with source.reading(shared):
+                self._read(source, plan, planner, place)
+        except errors.DataLoss:
+            source.tell()
+            raise
         done: Future[None] = Future()
         done.set_result(None)
         return done

@@ -23,6 +23,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from ckptd.dcp import sharing
+from ckptd.link.connection import Connection
+from ckptd.saving import suspects
+from ckptd.saving.keeping import Address
 from ckptd.saving.memory import preferred
 from ckptd.tensors import described, entries, index, load, metadata, values
 from ckptd.tensors.framing import dtype_of
@@ -58,6 +61,9 @@ class Source(Protocol):
     def object(self, name: str) -> Any:
         """Return a value that is no tensor; runs no code that it brings along."""
 
+    def tell(self) -> None:
+        """Have the daemon, if one runs here, know what has proved corrupt."""
+
 
 def open_source(directory: Path, socket: Path | None = None) -> Source:
     """Return the checkpoint in *directory*; warns if nothing vouches for its bytes.
@@ -79,8 +85,9 @@ def open_source(directory: Path, socket: Path | None = None) -> Source:
 class Committed:
     """A checkpoint of ckptd: every byte is compared with what the manifest vouches for."""
 
-    def __init__(self, images: Images, found: Index, socket: Path | None) -> None:
+    def __init__(self, directory: Path, images: Images, found: Index, socket: Path | None) -> None:
         self.files: Files = images
+        self._directory = directory
         self.metadata = _metadata_of(found)
         self._images = images
         self._socket = socket
@@ -100,7 +107,7 @@ class Committed:
         where = str(directory / index.NAME)
         with preferred(images, socket):
             found = Index.decode(images.read(index.NAME), where=where)
-        return cls(images, found, socket)
+        return cls(directory, images, found, socket)
 
     def wanted(self, items: Iterable[ReadItem]) -> dict[str, str]:
         """Return which chunks of each image *items* lie in."""
@@ -134,6 +141,17 @@ class Committed:
     def object(self, name: str) -> Any:
         """Return a value that is no tensor."""
         return load.read_object(self._images, self._index, name)
+
+    def tell(self) -> None:
+        """Have the daemon, if one runs here, know what has proved corrupt."""
+        try:
+            address = Address.of(self._directory)
+        except errors.InvalidArgument:
+            return  # a copy that somebody made elsewhere
+        suspects.tell(
+            lambda: Connection.existing(self._socket),
+            *(address, self._images.attempt, self._images.suspects),
+        )
 
 
 class Foreign:
@@ -183,6 +201,9 @@ class Foreign:
             return values.decode(data)
         except Exception as error:
             raise _unreadable(f"{name!r} in {self._directory}", error) from error
+
+    def tell(self) -> None:
+        """Do nothing: nobody vouches for these bytes."""
 
     def _describe(self, where: MetadataIndex) -> Stored:
         info = self._info(where)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.retention import Retention
-from ckptd.values import Checkpoint
+from ckptd.values import Checkpoint, Corruption
 from ckptd_proto import errors
 from ckptd_proto.v1 import checkpoints_pb2
 
@@ -26,7 +26,15 @@ def checkpoint_of(message: checkpoints_pb2.Checkpoint) -> Checkpoint:
         metrics=MappingProxyType(dict(message.metrics)),
         committed_at=message.committed_at,
         pinned=message.pinned,
+        latest=message.latest,
+        corrupt=corruption_of(message.corruption) if message.HasField("corruption") else None,
     )
+
+
+def corruption_of(message: checkpoints_pb2.Corruption) -> Corruption:
+    """Return what *message* tells of a checkpoint that is not what was saved."""
+    chunk = message.chunk if message.HasField("chunk") else None
+    return Corruption(message.file, chunk, message.what, message.found_at)
 
 
 class Catalog:
@@ -61,16 +69,17 @@ class Catalog:
     def find(self, which: str | int) -> Checkpoint:
         """Return the checkpoint called *which*: "latest", "best", a step or a uuid.
 
-        Raises `NotFound`, telling what there is.
+        None that is known to be corrupt is "latest" or "best". Raises `NotFound`, telling what there
+        is, and `DataLoss` if all of it is corrupt.
         """
         if not isinstance(which, (str, int)) or isinstance(which, bool):
             text = f'{which!r} names no checkpoint; pass "latest", "best", a step or a uuid'
             raise errors.InvalidArgument(text)
         committed = self.committed()
         if which == "latest":
-            found = committed[-1:]
+            found = self._latest(committed)
         elif which == "best":
-            found = self._best(committed)
+            found = self._best(self._good(committed))
         else:
             found = [one for one in committed if which in (one.step, one.uuid)]
         if found:
@@ -79,6 +88,21 @@ class Catalog:
         kind = "step" if isinstance(which, int) else "checkpoint called"
         what = "committed checkpoint" if which == "latest" else f"committed {kind} {which}"
         raise errors.NotFound(f"{self._place} has no {what}; there are: {steps}")
+
+    def _latest(self, committed: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Return what was saved last; an older daemon does not say which, so the highest step."""
+        good = self._good(committed)
+        return [one for one in good if one.latest] or good[-1:]
+
+    def _good(self, committed: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Return those of which nothing bad is known; raises if there are others only."""
+        good = [one for one in committed if one.corrupt is None]
+        if committed and not good:
+            why = [f"step {one.step}: {_wrong(one)}" for one in committed[-3:]]
+            text = f"every committed checkpoint in {self._place} is corrupt ({', '.join(why)})"
+            mend = "mend one with `ckptd verify --repair`, load a step by its number"
+            raise errors.DataLoss(f"{text}; {mend}, or `ckptd rm` them to begin anew")
+        return good
 
     def _best(self, committed: Sequence[Checkpoint]) -> list[Checkpoint]:
         if self._rules is None or not self._rules.monitor:
@@ -90,3 +114,7 @@ class Catalog:
             text = f"no committed checkpoint in {self._place} has the metric {name!r}"
             raise errors.NotFound(f"{text}; pass metrics={{{name!r}: ...}} to save()")
         return sorted(ranked, key=lambda one: (sign * one.metrics[name], one.step))[:1]
+
+
+def _wrong(found: Checkpoint) -> str:
+    return "" if found.corrupt is None else f"{found.corrupt.file} {found.corrupt.what}"

@@ -162,7 +162,8 @@ class Checkpointer:
             state: Modules, optimizers, schedulers, tensors and plain values, nested as you like.
             step: What the checkpoint is called; every rank names the same.
             metrics: Numbers to find it by.
-            on_existing: What to do with another checkpoint of this step.
+            on_existing: What to do with another checkpoint of this step; one that is known to be
+                corrupt is replaced in any case.
 
         Returns:
             The save, to ask for its `result`.
@@ -184,7 +185,11 @@ class Checkpointer:
         return save
 
     def latest(self) -> Checkpoint | None:
-        """Return the committed checkpoint with the highest step; None if there is none."""
+        """Return what was saved last in this run, by any job; None if nothing is committed.
+
+        That is not the highest step if a job has gone back to an earlier one and saved since. One
+        that is known to be corrupt is passed over; raises `DataLoss` if all are.
+        """
         return self._found("latest")
 
     def best(self) -> Checkpoint | None:
@@ -213,9 +218,11 @@ class Checkpointer:
         Args:
             state: As it was given to `save`, or some of its keys. Modules, optimizers and tensors
                 are filled where they are; other values are replaced in their dict or list.
-            which: "latest", "best" (as `retention` says), a step, or a uuid.
+            which: "latest" (what was saved last), "best" (as `retention` says), a step, or a uuid.
+                A checkpoint that is known to be corrupt is read only if its step or uuid is given.
             on_corrupt: What to do when no copy of it is good: "error", or load the "previous"
-                committed step that is, on every rank.
+                committed step that is, on every rank. Either way it is noted beside the steps, so
+                that no later load begins with it.
 
         Returns:
             The checkpoint that was loaded; its step says which one it was.

@@ -1,4 +1,4 @@
-"""What becomes of committed checkpoints: rules, pins, removal. The daemon does it."""
+"""What becomes of committed checkpoints: rules, pins, removal, what is corrupt. The daemon does it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from ckptd.link.connection import Connection
-from ckptd.saving.catalog import checkpoint_of
+from ckptd.saving.catalog import checkpoint_of, corruption_of
 from ckptd.saving.retention import Retention
-from ckptd.values import Checkpoint
+from ckptd.values import Checkpoint, Corruption
 from ckptd_proto import errors
 from ckptd_proto.v1 import checkpoints_pb2 as pb
 
@@ -33,6 +33,11 @@ class Address:
     experiment: str
     run: str
     step: int
+
+    @classmethod
+    def at(cls, found: Checkpoint) -> Self:
+        """Return where *found* is, as the daemon that listed it was asked."""
+        return cls(found.path.parents[2], found.experiment, found.run, found.step)
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -81,7 +86,7 @@ def remove(
 ) -> Checkpoint:
     """Remove the checkpoint, or only say whether it could be; returns what it was.
 
-    Raises `FailedPrecondition` if it is pinned, being read or, without *force*, the newest.
+    Raises `FailedPrecondition` if it is pinned, being read or, without *force*, the latest.
     """
     request = pb.RemoveCheckpointRequest(
         root=str(address.root),
@@ -92,6 +97,26 @@ def remove(
         force=force,
     )
     return checkpoint_of(connection.call(lambda stubs: stubs.checkpoints.Remove(request)).removed)
+
+
+def suspect(
+    connection: Connection, address: Address, uuid: str, file: str, chunk: int | None
+) -> Corruption | None:
+    """Have the daemon read back what was found corrupt of attempt *uuid*, and note it if it is.
+
+    Returns what it found, None if that is as it was saved. Raises why it cannot be noted.
+    """
+    request = pb.SuspectRequest(
+        root=str(address.root),
+        experiment=address.experiment,
+        run=address.run,
+        step=address.step,
+        uuid=uuid,
+        file=file,
+        chunk=chunk,
+    )
+    reply = connection.call(lambda stubs: stubs.checkpoints.Suspect(request))
+    return corruption_of(reply.corruption) if reply.HasField("corruption") else None
 
 
 def collect(

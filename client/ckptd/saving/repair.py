@@ -19,7 +19,15 @@ from crc32c import crc32c
 
 from ckptd.link.connection import Connection
 from ckptd.saving.memory import lent
-from ckptd.saving.verification import CHUNK_BYTES, SUMS, Fault, Findings, read_manifest, verify
+from ckptd.saving.verification import (
+    CHUNK_BYTES,
+    SUMS,
+    Fault,
+    Findings,
+    read_manifest,
+    sync_dir,
+    verify,
+)
 from ckptd.tensors.copies import Copy
 from ckptd_proto import errors
 
@@ -121,9 +129,7 @@ class _Mending:
         finally:
             os.close(fd)
             beside.unlink(missing_ok=True)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(directory)
-        os.close(directory)
+        sync_dir(self._directory)
         return True
 
     def _sums(self, name: str, image: dict[str, Any]) -> Iterator[bytes]:

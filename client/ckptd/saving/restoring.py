@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ckptd.link.connection import Connection
-from ckptd.saving import memory
+from ckptd.saving import memory, suspects
 from ckptd.saving.catalog import Catalog
 from ckptd.saving.exchange import Exchange, settle
+from ckptd.saving.keeping import Address
 from ckptd.tensors import index, load
 from ckptd.tensors.images import Images
 from ckptd.tensors.index import Index
@@ -52,6 +53,7 @@ class Restoring:
             try:
                 return self._load(state, step, uuid)
             except errors.DataLoss as failure:
+                failure.with_traceback(None)  # its frames would keep the step locked, as if read
                 first = first or failure
                 logger.error("step %d is not what was saved: %s", step, failure)
                 before = self._agreed_before(step) if on_corrupt == "previous" else None
@@ -67,6 +69,7 @@ class Restoring:
             def look() -> dict[str, Any]:
                 checkpoint = self._catalog.find(step)
                 images = stack.enter_context(self._images(checkpoint, uuid))
+                stack.enter_context(self._told(checkpoint, images))
                 restore = _asked(state, checkpoint, images)
                 pieces = load.pieces(restore.wishes)
                 found.append((checkpoint, images, restore, pieces))
@@ -94,6 +97,15 @@ class Restoring:
             images.prefer(copies, self._quarantine(uuid))
             yield images
 
+    @contextmanager
+    def _told(self, checkpoint: Checkpoint, images: Images) -> Iterator[None]:
+        """Have the daemon note what proves corrupt meanwhile."""
+        try:
+            yield
+        finally:
+            address = Address.at(checkpoint)
+            suspects.tell(lambda: self._connection, address, checkpoint.uuid, images.suspects)
+
     def _quarantine(self, uuid: str) -> Callable[[str, str], None]:
         return lambda image, why: memory.quarantine(self._connection, uuid, image, why)
 
@@ -120,12 +132,13 @@ class Restoring:
         return said
 
     def _agreed_before(self, step: int) -> tuple[int, str] | None:
-        """Return step and uuid of the last checkpoint before *step*, as rank 0 sees it."""
+        """Return step and uuid of the last good checkpoint before *step*, as rank 0 sees it."""
 
         def choose() -> dict[str, Any]:
             if self._exchange.rank != 0:
                 return {}
-            earlier = [one for one in self._catalog.committed() if one.step < step]
+            good = [one for one in self._catalog.committed() if one.corrupt is None]
+            earlier = [one for one in good if one.step < step]
             return {"step": earlier[-1].step, "uuid": earlier[-1].uuid} if earlier else {}
 
         chosen = settle(self._exchange, choose)[0]

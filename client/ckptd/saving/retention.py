@@ -16,12 +16,12 @@ _COUNT_MAX = 1 << 31
 class Retention:
     """What any rule keeps stays; the rest is removed after the next commit.
 
-    The newest committed checkpoint, pinned ones and those being read stay in any case. Without a
-    rule everything stays.
+    The latest committed checkpoint, pinned ones and those being read stay in any case. Those that
+    are known to be corrupt take no good one's place. Without a rule everything stays.
     """
 
     latest: int = 0
-    """Keep that many with the highest steps."""
+    """Keep that many of those saved last, whatever their steps: after a rollback, what came since."""
     best: int = 0
     """Keep that many with the best `monitor`; of equals the earlier one."""
     monitor: str = ""

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -107,6 +107,57 @@ def verify_below(path: Path) -> Iterator[Findings]:
         time.sleep(_PAUSE_S)
     if busy is not None:
         raise busy
+
+
+def suspects(findings: Findings, images: Mapping[str, Any]) -> dict[str, int | None]:
+    """Return the bad ones of *images*, and the first bad chunk of each; None if it is bad as a whole."""
+    found: dict[str, int | None] = {}
+    for fault in findings.faults:
+        name = fault.file.removesuffix(SUMS)
+        if name in images and found.get(name) is None:
+            found[name] = fault.chunks[0] if fault.chunks else None
+    return found
+
+
+def noted(directory: Path) -> dict[str, Any] | None:
+    """Return what a daemon has noted as corrupt of the checkpoint in *directory*, if it has."""
+    try:
+        attempt = json.loads((directory / MANIFEST).read_bytes())["attempt"]
+        record = dict(json.loads(_note(directory).read_bytes()))
+        return record if record["attempt"] == attempt else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def absolve(directory: Path) -> bool:
+    """Have the checkpoint in *directory*, which was found sound, be good again for everyone.
+
+    Says whether it was noted as corrupt. Raises `PermissionDenied` if this user may not say so.
+    """
+    note = _note(directory)
+    try:
+        note.unlink()
+        sync_dir(note.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        text = f"{directory} is sound and this user may not remove {note} ({error.strerror})"
+        raise errors.PermissionDenied(f"{text}; run it as the daemon's user") from error
+    return True
+
+
+def _note(directory: Path) -> Path:
+    real = directory.resolve()
+    return real.parent / ".corrupt" / f"{real.name}.json"
+
+
+def sync_dir(path: Path) -> None:
+    """Make the entries of the directory durable."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def verify(directory: Path) -> Findings:

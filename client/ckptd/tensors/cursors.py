@@ -64,6 +64,8 @@ class Cursor:
         self._memory = memory
         self._on_corrupt = on_corrupt
         self._shared = shared
+        self.bad_chunk: int | None = None
+        """Of the file, once it has proved not to be what was saved."""
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill *target* with the bytes at *offset*; as `fill`."""
@@ -93,6 +95,7 @@ class Cursor:
         if self._memory is not None and not self._fill_from_memory(chunk, pieces, self._memory):
             self._memory = None
         if self._memory is None and not self._fill_from_file(chunk, pieces):
+            self.bad_chunk = chunk
             start, stop = self._sums.bounds(chunk)
             text = (
                 f"{self._file.path} is corrupt in chunk {chunk} (bytes {start} to {stop}): its"

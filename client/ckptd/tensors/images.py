@@ -39,6 +39,8 @@ class Images:
         self._memory: dict[str, Copy] = {}
         self._on_corrupt: Callable[[str, str], None] | None = None
         self._shared: Mapping[str, int] = {}
+        self.suspects: dict[str, int | None] = {}
+        """Images no copy of which is what was saved, and the chunk that is not, if that is known."""
 
     @classmethod
     def open(cls, directory: Path, uuid: str | None = None) -> Self:
@@ -92,7 +94,13 @@ class Images:
         file = File(self._directory / name, lambda: self._held.open(name))
         with closing(file):
             memory, shared = self._memory.get(name), self._shared.get(name, 0)
-            yield Cursor(sums, file, memory, lambda why: self._discard(name, why), shared)
+            cursor = Cursor(sums, file, memory, lambda why: self._discard(name, why), shared)
+            try:
+                yield cursor
+            except errors.DataLoss:
+                if self.suspects.get(name) is None:
+                    self.suspects[name] = cursor.bad_chunk
+                raise
 
     def _discard(self, name: str, why: str) -> None:
         """Read *name* in memory no more; of several threads that find out one tells."""
@@ -102,7 +110,12 @@ class Images:
     def sums(self, name: str) -> Sums:
         """Return the checksums of an image; raises `DataLoss` if they are not the manifest's."""
         if name not in self._sums:
-            self._sums[name] = self._read_sums(name)
+            try:
+                self._sums[name] = self._read_sums(name)
+            except errors.DataLoss:
+                if name in self._images:
+                    self.suspects[name] = None
+                raise
         return self._sums[name]
 
     def _read_sums(self, name: str) -> Sums:

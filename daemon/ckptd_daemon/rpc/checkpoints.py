@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
-
-from anyio import to_thread
+from collections.abc import AsyncIterator
+from itertools import groupby
 
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.attempts import Checkpoint
-from ckptd_daemon.save.keeping import pins
+from ckptd_daemon.save.commit.damage import Damage
+from ckptd_daemon.save.keeping import pins, standing
 from ckptd_daemon.save.keeping.keeper import Keeper
 from ckptd_daemon.save.keeping.retention import Retention
-from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.places import Place, in_thread
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Session, Sessions
 from ckptd_proto.v1 import checkpoints_pb2 as pb
@@ -33,11 +33,17 @@ class CheckpointsService(checkpoints_pb2_grpc.CheckpointsServicer):
         found = await self._saver.checkpoints(
             request.root, request.experiment, request.run, self._session(context)
         )
-        pinned: dict[Place, Collection[int]] = {}
-        for one in found:
-            if one.place not in pinned:
-                pinned[one.place] = await to_thread.run_sync(pins.pinned, one.place)
-            yield checkpoint_message(one, pinned=one.step in pinned[one.place])
+        for place, steps in groupby(found, key=lambda one: one.place):
+            of_run = list(steps)
+            stand = await in_thread(standing.of, place, of_run)
+            pinned = await in_thread(pins.pinned, place)
+            for one in of_run:
+                yield checkpoint_message(
+                    one,
+                    pinned=one.step in pinned,
+                    latest=one is stand.latest,
+                    damage=stand.damaged.get(one.step),
+                )
 
     async def Retain(self, request: pb.RetainRequest, context: Context) -> pb.RetainReply:
         """Have rules apply to a run."""
@@ -68,6 +74,18 @@ class CheckpointsService(checkpoints_pb2_grpc.CheckpointsServicer):
         )
         return pb.RemoveCheckpointReply(removed=checkpoint_message(removed))
 
+    async def Suspect(self, request: pb.SuspectRequest, context: Context) -> pb.SuspectReply:
+        """Look at what a client found corrupt, and note it if it is."""
+        found = await self._keeper.suspect(
+            Place.named(request.root, request.experiment, request.run),
+            request.step,
+            request.uuid,
+            request.file,
+            request.chunk if request.HasField("chunk") else None,
+            self._session(context),
+        )
+        return pb.SuspectReply(corruption=_corruption(found))
+
     async def Collect(
         self, request: pb.CollectRequest, context: Context
     ) -> AsyncIterator[pb.Ruling]:
@@ -89,7 +107,13 @@ class CheckpointsService(checkpoints_pb2_grpc.CheckpointsServicer):
         return self._sessions.of(context.peer())
 
 
-def checkpoint_message(checkpoint: Checkpoint, *, pinned: bool = False) -> pb.Checkpoint:
+def checkpoint_message(
+    checkpoint: Checkpoint,
+    *,
+    pinned: bool = False,
+    latest: bool = False,
+    damage: Damage | None = None,
+) -> pb.Checkpoint:
     """Return the checkpoint as it travels."""
     place = checkpoint.place
     return pb.Checkpoint(
@@ -103,6 +127,16 @@ def checkpoint_message(checkpoint: Checkpoint, *, pinned: bool = False) -> pb.Ch
         metrics=checkpoint.metrics,
         committed_at=checkpoint.committed_at,
         pinned=pinned,
+        latest=latest,
+        corruption=_corruption(damage),
+    )
+
+
+def _corruption(found: Damage | None) -> pb.Corruption | None:
+    if found is None:
+        return None
+    return pb.Corruption(
+        file=found.file, chunk=found.chunk, what=found.what, found_at=found.found_at
     )
 
 

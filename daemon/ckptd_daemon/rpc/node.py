@@ -98,6 +98,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
             saves=map(_save, saves.attempts),
             # those of many runs would not fit a message
             newest=[checkpoint_message(replace(one, metrics={})) for one in saves.newest],
+            unsaved=[
+                pb.Run(root=str(place.root), experiment=place.experiment, run=place.run)
+                for place in saves.unsaved
+            ],
             misses=map(_miss, fetches.misses),
             preemption=_preemption(self._preemption()),
             arena=pb.ArenaStatus(
@@ -213,4 +217,6 @@ def _save(progress: AttemptProgress) -> pb.Save:
         root=str(place.root),
         experiment=place.experiment,
         run=place.run,
+        rate_bytes_per_s=progress.rate_bytes_per_s,
+        eta_s=progress.eta_s,
     )

@@ -49,6 +49,8 @@ class Job:
     by_sequence: dict[int, str | Checkpoint | Skipped] = field(default_factory=dict)
     """The attempt of each late save by its id, or why there is none: it is committed, or skipped."""
     fenced_by: str | None = None
+    saved_before: int = 0
+    """Saves of this life that were there when a rank joined: by processes that counted from 0, too."""
 
     @property
     def is_live(self) -> bool:

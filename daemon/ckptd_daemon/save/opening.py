@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -16,7 +16,7 @@ from ckptd_daemon.save.attempts import (
     WhenFull,
     taken,
 )
-from ckptd_daemon.save.commit import commit, fences, manifests, owner
+from ckptd_daemon.save.commit import commit, damage, fences, manifests, owner
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members
@@ -80,7 +80,7 @@ class Opening:
 
     async def _make(self, job: Job, member: Member, asked: Asked) -> Attempt | Checkpoint | Skipped:
         attempt = Attempt(
-            self._attempt_id(job.key, asked),
+            self._attempt_id(job, asked),
             job.key,
             asked.sequence,
             asked.step,
@@ -88,6 +88,8 @@ class Opening:
             asked.replaces,
             asked.members,
         )
+        if not attempt.replaces and await in_thread(_is_known_bad, attempt):
+            attempt = replace(attempt, replaces=True)
         found = await self._standing(attempt)
         self._jobs.member(job.key.id, asked.rank, member.session)  # it may have left meanwhile
         if found is not None:
@@ -104,10 +106,11 @@ class Opening:
         await self._finisher.begin(track)
         return attempt
 
-    def _attempt_id(self, key: JobKey, asked: Asked) -> str:
+    def _attempt_id(self, job: Job, asked: Asked) -> str:
         if asked.members is None:
-            return owner.new_attempt_id(self._name, asked.sequence)
-        return asked.members.attempt_id(key.incarnation, asked.sequence)
+            # a script that starts its ranks again and again is one life, each time counted from 0
+            return owner.new_attempt_id(self._name, job.saved_before + asked.sequence)
+        return asked.members.attempt_id(job.key.incarnation, asked.sequence)
 
     async def _standing(self, attempt: Attempt) -> Checkpoint | None:
         """Return what is committed as the step, if that may stay; raises if it is in the way."""
@@ -148,3 +151,12 @@ class Opening:
 def _look(attempt: Attempt) -> Checkpoint | None:
     fences.check(attempt.job)
     return manifests.read(attempt.job.place, attempt.step)
+
+
+def _is_known_bad(attempt: Attempt) -> bool:
+    """Whether the step is there, and is known not to be what was saved: then it may be replaced."""
+    try:
+        found = manifests.read(attempt.job.place, attempt.step)
+    except errors.CkptdError:
+        return False  # what is in the way is told by who looks next
+    return found is not None and damage.known(found) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,12 +18,21 @@ from ckptd_daemon.save.arena import headers
 from ckptd_daemon.save.arena.arena import Arena, SlotOffer
 from ckptd_daemon.save.arena.lending import Lending
 from ckptd_daemon.save.arena.uses import Slot
-from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, Skipped, State, WhenFull
+from ckptd_daemon.save.attempts import (
+    Attempt,
+    Checkpoint,
+    Image,
+    JobKey,
+    Skipped,
+    State,
+    WhenFull,
+)
 from ckptd_daemon.save.commit import manifests, owner
 from ckptd_daemon.save.commit.proof import check_complete
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.images.writers import Writers
 from ckptd_daemon.save.jobs import Job, Jobs, Member
+from ckptd_daemon.save.keeping import standing
 from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.nodes.ground import Ground
 from ckptd_daemon.save.nodes.protocol import Timing
@@ -41,6 +51,8 @@ from ckptd_daemon.save.tracks import (
 )
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
 
 
 class Saver:
@@ -101,9 +113,12 @@ class Saver:
 
     def statistics(self) -> SaveStatistics:
         """Return counts and attempts as they are now."""
-        attempts = tuple(track.progress() for track in self._tracks)
         return SaveStatistics(
-            len(self._jobs), attempts, self._tracks.newest, self._arena.statistics()
+            jobs=len(self._jobs),
+            attempts=tuple(track.reading() for track in self._tracks),
+            newest=self._tracks.newest,
+            unsaved=self._tracks.unsaved,
+            arena=self._arena.statistics(),
         )
 
     def preemption(self) -> PreemptionStatistics | None:
@@ -162,9 +177,13 @@ class Saver:
         enter = places.enter_to_read if read_only else places.enter_to_save
         root_at = await places.in_thread(enter, place, uid, roots, seen)
         key = replace(key, root_at=root_at)
+        saved_before = 0
         if not read_only:  # a run that is resumed finds every step that was committed
             await self._opening.put_back(place)
-        return self._jobs.join(key, rank, session, read_only=read_only).key.id, self._name
+            saved_before = await self._look_back(key)
+        job = self._jobs.join(key, rank, session, read_only=read_only)
+        job.saved_before = max(job.saved_before, saved_before)
+        return job.key.id, self._name
 
     def leave(self, job_id: str, rank: int, session: Session) -> None:
         """Let a rank go."""
@@ -355,6 +374,19 @@ class Saver:
     def _check_open(self) -> None:
         if self._is_refusing:
             raise errors.Unavailable("the daemon is stopping; try again when it has restarted")
+
+    async def _look_back(self, key: JobKey) -> int:
+        """Have the status tell of the run from now on; return how many saves this life had before."""
+        if self._jobs.is_live(key.id):
+            return 0  # another rank's joining has
+        try:
+            found = await places.in_thread(standing.of, key.place)
+        except errors.CkptdError as error:
+            logger.warning("what is saved in %s cannot be seen: %s", key.place, error)
+            self._tracks.note_run(key.place, None)
+            return 0
+        self._tracks.note_run(key.place, found.latest)
+        return found.saves_of(key.incarnation)
 
     def _abort_overtaken(self, job: Job, member: Member, sequence: int) -> None:
         """Abort what the rank has passed over: it will never seal it."""

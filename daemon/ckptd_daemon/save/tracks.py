@@ -18,7 +18,9 @@ from ckptd_daemon.save.arena.arena import Arena, ArenaStatistics
 from ckptd_daemon.save.arena.headers import Laid
 from ckptd_daemon.save.arena.uses import Content, Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, State
+from ckptd_daemon.save.commit import owner
 from ckptd_daemon.save.places import Place
+from ckptd_daemon.transfer.progress import Rate
 from ckptd_proto import errors
 
 _FINISHED_MAX: Final = 256  # outcomes remembered; older ones are read from the place
@@ -57,6 +59,15 @@ class Progress:
     """When COMMITTED, and this daemon has seen it all."""
     note: str = ""
     """What there is to say besides, in words."""
+    rate_bytes_per_s: float = 0.0
+    """Over the last few seconds, of a reading for people; 0 unless it is being written."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until its images are written here, at this rate; None if nobody can tell."""
+        if self.rate_bytes_per_s <= 0:
+            return None
+        return max(0, self.total_bytes - self.done_bytes) / self.rate_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,9 @@ class SaveStatistics:
     jobs: int
     attempts: tuple[Progress, ...]
     newest: tuple[Checkpoint, ...]
-    """The newest step of each run that was committed here lately."""
+    """The newest step of each run that is, or was lately, saved here."""
+    unsaved: tuple[Place, ...]
+    """Those runs that have none yet."""
     arena: ArenaStatistics
 
 
@@ -98,6 +111,8 @@ class Track:
     """Why this daemon gives up an attempt that spans several, until the place agrees."""
     changed: anyio.Event = field(default_factory=anyio.Event)
     """Replaced at each change of state."""
+    rate: Rate = field(default_factory=Rate)
+    """Of writing its images."""
     _writing: anyio.CancelScope | None = None
 
     def __str__(self) -> str:
@@ -126,6 +141,12 @@ class Track:
         """Return what is known now."""
         return Progress(self.attempt, self.done_bytes, self.total_bytes, self.phases(), self.note)
 
+    def reading(self) -> Progress:
+        """Return the same, and how fast it goes."""
+        is_moving = self.is_persisting and self.done_bytes < self.total_bytes
+        rate = self.rate.read(self.done_bytes, time.monotonic()) if is_moving else 0.0
+        return replace(self.progress(), rate_bytes_per_s=rate)
+
     def become(self, attempt: Attempt) -> None:
         """Publish the attempt's next value."""
         self.attempt = attempt
@@ -138,6 +159,7 @@ class Track:
     def begin_to_persist(self) -> None:
         """Note that its turn has come: nothing supersedes it any more."""
         self.began_at = time.monotonic()
+        self.rate.begin(self.done_bytes, self.began_at)
 
     @property
     def is_persisting(self) -> bool:
@@ -209,7 +231,7 @@ class Tracks:
         self._arena = arena
         self._going: dict[str, Track] = {}
         self._finished: OrderedDict[str, Track] = OrderedDict()
-        self._newest: OrderedDict[Place, Checkpoint] = OrderedDict()
+        self._newest: OrderedDict[Place, Checkpoint | None] = OrderedDict()
         self.give_up: Callable[[Track, errors.CkptdError], None] = self._aborted
         """Ends an attempt that spans several daemons: they are told first."""
         self.changed = anyio.Event()
@@ -223,8 +245,13 @@ class Tracks:
 
     @property
     def newest(self) -> tuple[Checkpoint, ...]:
-        """The newest step of each run that was committed here, the last committed run last."""
-        return tuple(self._newest.values())
+        """The newest step of each run that is saved here, the last committed, or joined, last."""
+        return tuple(found for found in self._newest.values() if found is not None)
+
+    @property
+    def unsaved(self) -> tuple[Place, ...]:
+        """The runs that were joined to save there, and have no step yet."""
+        return tuple(place for place, found in self._newest.items() if found is None)
 
     @property
     def ended(self) -> tuple[Track, ...]:
@@ -311,6 +338,16 @@ class Tracks:
             self._arena.release(reservation.slot)
         return track.reserved.get(rank)
 
+    def note_run(self, place: Place, found: Checkpoint | None) -> None:
+        """Note that the run is saved here, and its newest step; None if there is none.
+
+        What was committed meanwhile, by a later save of the same life, stays.
+        """
+        known = self._newest.pop(place, None)
+        self._newest[place] = known if found is None or _is_later(known, found) else found
+        while len(self._newest) > _FINISHED_MAX:
+            self._newest.popitem(last=False)
+
     async def wait_none(self) -> None:
         """Wait until no attempt is in hand."""
         while self._going:
@@ -366,18 +403,19 @@ class Tracks:
             self._finished.popitem(last=False)
         track.become(replace(attempt, plan=None, sealed={}))
         if attempt.checkpoint is not None:
-            self._note_newest(attempt.checkpoint)
+            self.note_run(attempt.checkpoint.place, attempt.checkpoint)
         self._tell()
-
-    def _note_newest(self, checkpoint: Checkpoint) -> None:
-        known = self._newest.pop(checkpoint.place, checkpoint)
-        self._newest[checkpoint.place] = max(known, checkpoint, key=lambda one: one.step)
-        while len(self._newest) > _FINISHED_MAX:
-            self._newest.popitem(last=False)
 
     def _tell(self) -> None:
         self.changed.set()
         self.changed = anyio.Event()
+
+
+def _is_later(known: Checkpoint | None, found: Checkpoint) -> bool:
+    """Whether *known* is of a later save of the same life of their run than *found*."""
+    if known is None or known.incarnation != found.incarnation:
+        return False
+    return owner.sequence_of(known.attempt) > owner.sequence_of(found.attempt)
 
 
 def is_staged(track: Track) -> bool:

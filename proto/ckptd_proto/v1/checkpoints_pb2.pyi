@@ -31,7 +31,7 @@ class Retention(google.protobuf.message.Message):
     EVERY_FIELD_NUMBER: builtins.int
     TTL_S_FIELD_NUMBER: builtins.int
     latest: builtins.int
-    """That many with the highest steps."""
+    """That many of those saved last, whatever their numbers."""
     best: builtins.int
     """That many with the best `monitor`."""
     monitor: builtins.str
@@ -185,6 +185,63 @@ class RemoveCheckpointReply(google.protobuf.message.Message):
 Global___RemoveCheckpointReply: typing_extensions.TypeAlias = RemoveCheckpointReply
 
 @typing.final
+class SuspectRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    UUID_FIELD_NUMBER: builtins.int
+    FILE_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    run: builtins.str
+    step: builtins.int
+    uuid: builtins.str
+    """The attempt that was read."""
+    file: builtins.str
+    """The image that is not what was saved."""
+    chunk: builtins.int
+    """The first chunk of it that is not; absent if it is missing, or its checksums are not good."""
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+        step: builtins.int = ...,
+        uuid: builtins.str = ...,
+        file: builtins.str = ...,
+        chunk: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_chunk", b"_chunk", "chunk", b"chunk"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_chunk", b"_chunk", "chunk", b"chunk", "experiment", b"experiment", "file", b"file", "root", b"root", "run", b"run", "step", b"step", "uuid", b"uuid"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_chunk", b"_chunk"]) -> typing.Literal["chunk"] | None: ...
+
+Global___SuspectRequest: typing_extensions.TypeAlias = SuspectRequest
+
+@typing.final
+class SuspectReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CORRUPTION_FIELD_NUMBER: builtins.int
+    @property
+    def corruption(self) -> Global___Corruption:
+        """Absent if the daemon found what was saved."""
+
+    def __init__(
+        self,
+        *,
+        corruption: Global___Corruption | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["corruption", b"corruption"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["corruption", b"corruption"]) -> None: ...
+
+Global___SuspectReply: typing_extensions.TypeAlias = SuspectReply
+
+@typing.final
 class CollectRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -297,6 +354,8 @@ class Checkpoint(google.protobuf.message.Message):
     METRICS_FIELD_NUMBER: builtins.int
     COMMITTED_AT_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
+    LATEST_FIELD_NUMBER: builtins.int
+    CORRUPTION_FIELD_NUMBER: builtins.int
     root: builtins.str
     experiment: builtins.str
     run: builtins.str
@@ -309,8 +368,14 @@ class Checkpoint(google.protobuf.message.Message):
     """Seconds since the epoch, by the committing node's clock."""
     pinned: builtins.bool
     """It stays whatever the rules of its run say."""
+    latest: builtins.bool
+    """Of a listing: what was saved last in its run, and is not known to be corrupt unless all are."""
     @property
     def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+    @property
+    def corruption(self) -> Global___Corruption:
+        """Of a listing: if it is known not to be what was saved."""
+
     def __init__(
         self,
         *,
@@ -324,7 +389,40 @@ class Checkpoint(google.protobuf.message.Message):
         metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         committed_at: builtins.float = ...,
         pinned: builtins.bool = ...,
+        latest: builtins.bool = ...,
+        corruption: Global___Corruption | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["committed_at", b"committed_at", "experiment", b"experiment", "metrics", b"metrics", "path", b"path", "pinned", b"pinned", "root", b"root", "run", b"run", "size_bytes", b"size_bytes", "step", b"step", "uuid", b"uuid"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["corruption", b"corruption"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["committed_at", b"committed_at", "corruption", b"corruption", "experiment", b"experiment", "latest", b"latest", "metrics", b"metrics", "path", b"path", "pinned", b"pinned", "root", b"root", "run", b"run", "size_bytes", b"size_bytes", "step", b"step", "uuid", b"uuid"]) -> None: ...
 
 Global___Checkpoint: typing_extensions.TypeAlias = Checkpoint
+
+@typing.final
+class Corruption(google.protobuf.message.Message):
+    """What is known to be bad of a committed checkpoint."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    WHAT_FIELD_NUMBER: builtins.int
+    FOUND_AT_FIELD_NUMBER: builtins.int
+    file: builtins.str
+    chunk: builtins.int
+    what: builtins.str
+    """In words."""
+    found_at: builtins.float
+    """Seconds since the epoch."""
+    def __init__(
+        self,
+        *,
+        file: builtins.str = ...,
+        chunk: builtins.int | None = ...,
+        what: builtins.str = ...,
+        found_at: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_chunk", b"_chunk", "chunk", b"chunk"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_chunk", b"_chunk", "chunk", b"chunk", "file", b"file", "found_at", b"found_at", "what", b"what"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_chunk", b"_chunk"]) -> typing.Literal["chunk"] | None: ...
+
+Global___Corruption: typing_extensions.TypeAlias = Corruption

@@ -54,6 +54,11 @@ class CheckpointsStub(object):
                 request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointRequest.SerializeToString,
                 response_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointReply.FromString,
                 _registered_method=True)
+        self.Suspect = channel.unary_unary(
+                '/ckptd.v1.Checkpoints/Suspect',
+                request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.SuspectRequest.SerializeToString,
+                response_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.SuspectReply.FromString,
+                _registered_method=True)
         self.Collect = channel.unary_stream(
                 '/ckptd.v1.Checkpoints/Collect',
                 request_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.CollectRequest.SerializeToString,
@@ -65,7 +70,8 @@ class CheckpointsServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def List(self, request, context):
-        """The committed checkpoints of a run, by rising step. An unknown run has none.
+        """The committed checkpoints of a run, by rising step, also those that are known to be corrupt. An
+        unknown run has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +93,16 @@ class CheckpointsServicer(object):
 
     def Remove(self, request, context):
         """Removes a committed step. FAILED_PRECONDITION if it is pinned, being read, or, without
-        `force`, the newest of its run.
+        `force`, the latest of its run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Suspect(self, request, context):
+        """Has the daemon read back what the caller found corrupt, and, if it is, note that beside the
+        steps: the checkpoint is nobody's latest or best any more, counts for no rule, and a save of
+        its step replaces it. NOT_FOUND if the step is another attempt's by now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +110,7 @@ class CheckpointsServicer(object):
 
     def Collect(self, request, context):
         """Applies the rules of each run below a root, or other rules, and tells what becomes of each
-        checkpoint. Never the newest, a pinned one, or one that is being read.
+        checkpoint. Never the latest, a pinned one, or one that is being read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +138,11 @@ def add_CheckpointsServicer_to_server(servicer, server):
                     servicer.Remove,
                     request_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointRequest.FromString,
                     response_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointReply.SerializeToString,
+            ),
+            'Suspect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Suspect,
+                    request_deserializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.SuspectRequest.FromString,
+                    response_serializer=ckptd__proto_dot_v1_dot_checkpoints__pb2.SuspectReply.SerializeToString,
             ),
             'Collect': grpc.unary_stream_rpc_method_handler(
                     servicer.Collect,
@@ -238,6 +258,33 @@ class Checkpoints(object):
             '/ckptd.v1.Checkpoints/Remove',
             ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointRequest.SerializeToString,
             ckptd__proto_dot_v1_dot_checkpoints__pb2.RemoveCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Suspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Checkpoints/Suspect',
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.SuspectRequest.SerializeToString,
+            ckptd__proto_dot_v1_dot_checkpoints__pb2.SuspectReply.FromString,
             options,
             channel_credentials,
             insecure,

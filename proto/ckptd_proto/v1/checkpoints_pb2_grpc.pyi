@@ -89,6 +89,22 @@ _CheckpointsRemoveType = typing_extensions.TypeVar(
     ],
 )
 
+_CheckpointsSuspectType = typing_extensions.TypeVar(
+    '_CheckpointsSuspectType',
+    grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.SuspectRequest,
+        ckptd_proto.v1.checkpoints_pb2.SuspectReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.SuspectRequest,
+        ckptd_proto.v1.checkpoints_pb2.SuspectReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.SuspectRequest,
+        ckptd_proto.v1.checkpoints_pb2.SuspectReply,
+    ],
+)
+
 _CheckpointsCollectType = typing_extensions.TypeVar(
     '_CheckpointsCollectType',
     grpc.UnaryStreamMultiCallable[
@@ -105,7 +121,7 @@ _CheckpointsCollectType = typing_extensions.TypeVar(
     ],
 )
 
-class CheckpointsStub(typing.Generic[_CheckpointsListType, _CheckpointsRetainType, _CheckpointsPinType, _CheckpointsRemoveType, _CheckpointsCollectType]):
+class CheckpointsStub(typing.Generic[_CheckpointsListType, _CheckpointsRetainType, _CheckpointsPinType, _CheckpointsRemoveType, _CheckpointsSuspectType, _CheckpointsCollectType]):
     @typing.overload
     def __init__(self: CheckpointsStub[
         grpc.UnaryStreamMultiCallable[
@@ -123,6 +139,10 @@ class CheckpointsStub(typing.Generic[_CheckpointsListType, _CheckpointsRetainTyp
         grpc.UnaryUnaryMultiCallable[
             ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
             ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.SuspectRequest,
+            ckptd_proto.v1.checkpoints_pb2.SuspectReply,
         ],
         grpc.UnaryStreamMultiCallable[
             ckptd_proto.v1.checkpoints_pb2.CollectRequest,
@@ -148,6 +168,10 @@ class CheckpointsStub(typing.Generic[_CheckpointsListType, _CheckpointsRetainTyp
             ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
             ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ckptd_proto.v1.checkpoints_pb2.SuspectRequest,
+            ckptd_proto.v1.checkpoints_pb2.SuspectReply,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             ckptd_proto.v1.checkpoints_pb2.CollectRequest,
             ckptd_proto.v1.checkpoints_pb2.Ruling,
@@ -155,7 +179,9 @@ class CheckpointsStub(typing.Generic[_CheckpointsListType, _CheckpointsRetainTyp
     ], channel: grpc.aio.Channel) -> None: ...
 
     List: _CheckpointsListType
-    """The committed checkpoints of a run, by rising step. An unknown run has none."""
+    """The committed checkpoints of a run, by rising step, also those that are known to be corrupt. An
+    unknown run has none.
+    """
 
     Retain: _CheckpointsRetainType
     """Has rules decide which checkpoints of a run stay, from its next commit on."""
@@ -165,12 +191,18 @@ class CheckpointsStub(typing.Generic[_CheckpointsListType, _CheckpointsRetainTyp
 
     Remove: _CheckpointsRemoveType
     """Removes a committed step. FAILED_PRECONDITION if it is pinned, being read, or, without
-    `force`, the newest of its run.
+    `force`, the latest of its run.
+    """
+
+    Suspect: _CheckpointsSuspectType
+    """Has the daemon read back what the caller found corrupt, and, if it is, note that beside the
+    steps: the checkpoint is nobody's latest or best any more, counts for no rule, and a save of
+    its step replaces it. NOT_FOUND if the step is another attempt's by now.
     """
 
     Collect: _CheckpointsCollectType
     """Applies the rules of each run below a root, or other rules, and tells what becomes of each
-    checkpoint. Never the newest, a pinned one, or one that is being read.
+    checkpoint. Never the latest, a pinned one, or one that is being read.
     """
 
 CheckpointsAsyncStub: typing_extensions.TypeAlias = CheckpointsStub[
@@ -190,6 +222,10 @@ CheckpointsAsyncStub: typing_extensions.TypeAlias = CheckpointsStub[
         ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointRequest,
         ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ckptd_proto.v1.checkpoints_pb2.SuspectRequest,
+        ckptd_proto.v1.checkpoints_pb2.SuspectReply,
+    ],
     grpc.aio.UnaryStreamMultiCallable[
         ckptd_proto.v1.checkpoints_pb2.CollectRequest,
         ckptd_proto.v1.checkpoints_pb2.Ruling,
@@ -203,7 +239,9 @@ class CheckpointsServicer(metaclass=abc.ABCMeta):
         request: ckptd_proto.v1.checkpoints_pb2.ListCheckpointsRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.checkpoints_pb2.Checkpoint], collections.abc.AsyncIterator[ckptd_proto.v1.checkpoints_pb2.Checkpoint]]:
-        """The committed checkpoints of a run, by rising step. An unknown run has none."""
+        """The committed checkpoints of a run, by rising step, also those that are known to be corrupt. An
+        unknown run has none.
+        """
 
     @abc.abstractmethod
     def Retain(
@@ -228,7 +266,18 @@ class CheckpointsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply, collections.abc.Awaitable[ckptd_proto.v1.checkpoints_pb2.RemoveCheckpointReply]]:
         """Removes a committed step. FAILED_PRECONDITION if it is pinned, being read, or, without
-        `force`, the newest of its run.
+        `force`, the latest of its run.
+        """
+
+    @abc.abstractmethod
+    def Suspect(
+        self,
+        request: ckptd_proto.v1.checkpoints_pb2.SuspectRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ckptd_proto.v1.checkpoints_pb2.SuspectReply, collections.abc.Awaitable[ckptd_proto.v1.checkpoints_pb2.SuspectReply]]:
+        """Has the daemon read back what the caller found corrupt, and, if it is, note that beside the
+        steps: the checkpoint is nobody's latest or best any more, counts for no rule, and a save of
+        its step replaces it. NOT_FOUND if the step is another attempt's by now.
         """
 
     @abc.abstractmethod
@@ -238,7 +287,7 @@ class CheckpointsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[ckptd_proto.v1.checkpoints_pb2.Ruling], collections.abc.AsyncIterator[ckptd_proto.v1.checkpoints_pb2.Ruling]]:
         """Applies the rules of each run below a root, or other rules, and tells what becomes of each
-        checkpoint. Never the newest, a pinned one, or one that is being read.
+        checkpoint. Never the latest, a pinned one, or one that is being read.
         """
 
 def add_CheckpointsServicer_to_server(servicer: CheckpointsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from ckptd_proto.v1 import checkpoints_pb2 as ckptd__proto_dot_v1_dot_checkpoint
 from ckptd_proto.v1 import saves_pb2 as ckptd__proto_dot_v1_dot_saves__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63kptd_proto/v1/node.proto\x12\x08\x63kptd.v1\x1a ckptd_proto/v1/checkpoints.proto\x1a\x1a\x63kptd_proto/v1/saves.proto\"&\n\x0cHelloRequest\x12\x16\n\x0e\x63lient_version\x18\x01 \x01(\t\"o\n\nHelloReply\x12\x16\n\x0e\x64\x61\x65mon_version\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x0b\n\x03uid\x18\x04 \x01(\r\x12\x0f\n\x07private\x18\x05 \x01(\x08\x12\x0c\n\x04idle\x18\x06 \x01(\x08\"\x0f\n\rStatusRequest\"\x90\x03\n\x0bStatusReply\x12$\n\x06\x64\x61\x65mon\x18\x01 \x01(\x0b\x32\x14.ckptd.v1.HelloReply\x12\x0e\n\x06socket\x18\x02 \x01(\t\x12\x11\n\tstate_dir\x18\x03 \x01(\t\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x10\n\x08sessions\x18\x05 \x01(\r\x12!\n\x07\x66lights\x18\x06 \x03(\x0b\x32\x10.ckptd.v1.Flight\x12$\n\x05\x63\x61\x63he\x18\x08 \x01(\x0b\x32\x15.ckptd.v1.CacheStatus\x12$\n\x05\x61rena\x18\t \x01(\x0b\x32\x15.ckptd.v1.ArenaStatus\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x1d\n\x05saves\x18\x0b \x03(\x0b\x32\x0e.ckptd.v1.Save\x12\x1e\n\x06misses\x18\x0c \x03(\x0b\x32\x0e.ckptd.v1.Miss\x12$\n\x06newest\x18\r \x03(\x0b\x32\x14.ckptd.v1.Checkpoint\x12(\n\npreemption\x18\x0e \x01(\x0b\x32\x14.ckptd.v1.PreemptionJ\x04\x08\x07\x10\x08\"b\n\nPreemption\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x0e\n\x06left_s\x18\x02 \x01(\x01\x12\x12\n\ntakes_node\x18\x03 \x01(\x08\x12!\n\x08\x61ttempts\x18\x04 \x03(\x0b\x32\x0f.ckptd.v1.Fated\"_\n\x05\x46\x61ted\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x0c\n\x04\x66\x61te\x18\x05 \x01(\t\x12\x0b\n\x03why\x18\x06 \x01(\t\"\x0f\n\rNoticeRequest\"<\n\x0bNoticeReply\x12\x13\n\x06left_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x63\x61use\x18\x02 \x01(\tB\t\n\x07_left_s\"O\n\x04Miss\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x10\n\x08sentence\x18\x04 \x01(\t\x12\n\n\x02\x61t\x18\x05 \x01(\x01\"Y\n\x04Save\x12\"\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x11.ckptd.v1.Attempt\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\"\xeb\x01\n\x06\x46light\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07waiters\x18\x04 \x01(\r\x12\x0f\n\x07streams\x18\x05 \x01(\r\x12\r\n\x05phase\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0b\n\x03key\x18\x08 \x01(\t\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x18\n\x10rate_bytes_per_s\x18\n \x01(\x01\x12\x12\n\x05\x65ta_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_total_bytesB\x08\n\x06_eta_s\"i\n\x0b\x43\x61\x63heStatus\x12\r\n\x05\x62lobs\x18\x01 \x01(\r\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bquota_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06leases\x18\x04 \x01(\r\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\"Z\n\x0b\x41renaStatus\x12\x12\n\nused_bytes\x18\x01 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x12\n\nidle_slots\x18\x04 \x01(\r\"\x1e\n\x0bStopRequest\x12\x0f\n\x07if_idle\x18\x01 \x01(\x08\"\x0b\n\tStopReply\"\x11\n\x0fSettingsRequest\"4\n\rSettingsReply\x12#\n\x08settings\x18\x01 \x03(\x0b\x32\x11.ckptd.v1.Setting\":\n\x07Setting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x12\n\nchangeable\x18\x03 \x01(\x08\"|\n\x10\x43onfigureRequest\x12\x38\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\'.ckptd.v1.ConfigureRequest.ChangesEntry\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xe7\x02\n\x04Node\x12\x35\n\x05Hello\x12\x16.ckptd.v1.HelloRequest\x1a\x14.ckptd.v1.HelloReply\x12\x38\n\x06Status\x12\x17.ckptd.v1.StatusRequest\x1a\x15.ckptd.v1.StatusReply\x12\x32\n\x04Stop\x12\x15.ckptd.v1.StopRequest\x1a\x13.ckptd.v1.StopReply\x12\x38\n\x06Notice\x12\x17.ckptd.v1.NoticeRequest\x1a\x15.ckptd.v1.NoticeReply\x12>\n\x08Settings\x12\x19.ckptd.v1.SettingsRequest\x1a\x17.ckptd.v1.SettingsReply\x12@\n\tConfigure\x12\x1a.ckptd.v1.ConfigureRequest\x1a\x17.ckptd.v1.SettingsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63kptd_proto/v1/node.proto\x12\x08\x63kptd.v1\x1a ckptd_proto/v1/checkpoints.proto\x1a\x1a\x63kptd_proto/v1/saves.proto\"&\n\x0cHelloRequest\x12\x16\n\x0e\x63lient_version\x18\x01 \x01(\t\"o\n\nHelloReply\x12\x16\n\x0e\x64\x61\x65mon_version\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x0b\n\x03uid\x18\x04 \x01(\r\x12\x0f\n\x07private\x18\x05 \x01(\x08\x12\x0c\n\x04idle\x18\x06 \x01(\x08\"\x0f\n\rStatusRequest\"\xb0\x03\n\x0bStatusReply\x12$\n\x06\x64\x61\x65mon\x18\x01 \x01(\x0b\x32\x14.ckptd.v1.HelloReply\x12\x0e\n\x06socket\x18\x02 \x01(\t\x12\x11\n\tstate_dir\x18\x03 \x01(\t\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x10\n\x08sessions\x18\x05 \x01(\r\x12!\n\x07\x66lights\x18\x06 \x03(\x0b\x32\x10.ckptd.v1.Flight\x12$\n\x05\x63\x61\x63he\x18\x08 \x01(\x0b\x32\x15.ckptd.v1.CacheStatus\x12$\n\x05\x61rena\x18\t \x01(\x0b\x32\x15.ckptd.v1.ArenaStatus\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x1d\n\x05saves\x18\x0b \x03(\x0b\x32\x0e.ckptd.v1.Save\x12\x1e\n\x06misses\x18\x0c \x03(\x0b\x32\x0e.ckptd.v1.Miss\x12$\n\x06newest\x18\r \x03(\x0b\x32\x14.ckptd.v1.Checkpoint\x12(\n\npreemption\x18\x0e \x01(\x0b\x32\x14.ckptd.v1.Preemption\x12\x1e\n\x07unsaved\x18\x0f \x03(\x0b\x32\r.ckptd.v1.RunJ\x04\x08\x07\x10\x08\"4\n\x03Run\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"b\n\nPreemption\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x0e\n\x06left_s\x18\x02 \x01(\x01\x12\x12\n\ntakes_node\x18\x03 \x01(\x08\x12!\n\x08\x61ttempts\x18\x04 \x03(\x0b\x32\x0f.ckptd.v1.Fated\"_\n\x05\x46\x61ted\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x0c\n\x04\x66\x61te\x18\x05 \x01(\t\x12\x0b\n\x03why\x18\x06 \x01(\t\"\x0f\n\rNoticeRequest\"<\n\x0bNoticeReply\x12\x13\n\x06left_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x63\x61use\x18\x02 \x01(\tB\t\n\x07_left_s\"O\n\x04Miss\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x10\n\x08sentence\x18\x04 \x01(\t\x12\n\n\x02\x61t\x18\x05 \x01(\x01\"\x91\x01\n\x04Save\x12\"\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x11.ckptd.v1.Attempt\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\x18\n\x10rate_bytes_per_s\x18\x05 \x01(\x01\x12\x12\n\x05\x65ta_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_eta_s\"\xeb\x01\n\x06\x46light\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07waiters\x18\x04 \x01(\r\x12\x0f\n\x07streams\x18\x05 \x01(\r\x12\r\n\x05phase\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0b\n\x03key\x18\x08 \x01(\t\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x18\n\x10rate_bytes_per_s\x18\n \x01(\x01\x12\x12\n\x05\x65ta_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_total_bytesB\x08\n\x06_eta_s\"i\n\x0b\x43\x61\x63heStatus\x12\r\n\x05\x62lobs\x18\x01 \x01(\r\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bquota_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06leases\x18\x04 \x01(\r\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\"Z\n\x0b\x41renaStatus\x12\x12\n\nused_bytes\x18\x01 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x12\n\nidle_slots\x18\x04 \x01(\r\"\x1e\n\x0bStopRequest\x12\x0f\n\x07if_idle\x18\x01 \x01(\x08\"\x0b\n\tStopReply\"\x11\n\x0fSettingsRequest\"4\n\rSettingsReply\x12#\n\x08settings\x18\x01 \x03(\x0b\x32\x11.ckptd.v1.Setting\":\n\x07Setting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x12\n\nchangeable\x18\x03 \x01(\x08\"|\n\x10\x43onfigureRequest\x12\x38\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\'.ckptd.v1.ConfigureRequest.ChangesEntry\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xe7\x02\n\x04Node\x12\x35\n\x05Hello\x12\x16.ckptd.v1.HelloRequest\x1a\x14.ckptd.v1.HelloReply\x12\x38\n\x06Status\x12\x17.ckptd.v1.StatusRequest\x1a\x15.ckptd.v1.StatusReply\x12\x32\n\x04Stop\x12\x15.ckptd.v1.StopRequest\x1a\x13.ckptd.v1.StopReply\x12\x38\n\x06Notice\x12\x17.ckptd.v1.NoticeRequest\x1a\x15.ckptd.v1.NoticeReply\x12>\n\x08Settings\x12\x19.ckptd.v1.SettingsRequest\x1a\x17.ckptd.v1.SettingsReply\x12@\n\tConfigure\x12\x1a.ckptd.v1.ConfigureRequest\x1a\x17.ckptd.v1.SettingsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,39 +42,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=254
   _globals['_STATUSREQUEST']._serialized_end=269
   _globals['_STATUSREPLY']._serialized_start=272
-  _globals['_STATUSREPLY']._serialized_end=672
-  _globals['_PREEMPTION']._serialized_start=674
-  _globals['_PREEMPTION']._serialized_end=772
-  _globals['_FATED']._serialized_start=774
-  _globals['_FATED']._serialized_end=869
-  _globals['_NOTICEREQUEST']._serialized_start=871
-  _globals['_NOTICEREQUEST']._serialized_end=886
-  _globals['_NOTICEREPLY']._serialized_start=888
-  _globals['_NOTICEREPLY']._serialized_end=948
-  _globals['_MISS']._serialized_start=950
-  _globals['_MISS']._serialized_end=1029
-  _globals['_SAVE']._serialized_start=1031
-  _globals['_SAVE']._serialized_end=1120
-  _globals['_FLIGHT']._serialized_start=1123
-  _globals['_FLIGHT']._serialized_end=1358
-  _globals['_CACHESTATUS']._serialized_start=1360
-  _globals['_CACHESTATUS']._serialized_end=1465
-  _globals['_ARENASTATUS']._serialized_start=1467
-  _globals['_ARENASTATUS']._serialized_end=1557
-  _globals['_STOPREQUEST']._serialized_start=1559
-  _globals['_STOPREQUEST']._serialized_end=1589
-  _globals['_STOPREPLY']._serialized_start=1591
-  _globals['_STOPREPLY']._serialized_end=1602
-  _globals['_SETTINGSREQUEST']._serialized_start=1604
-  _globals['_SETTINGSREQUEST']._serialized_end=1621
-  _globals['_SETTINGSREPLY']._serialized_start=1623
-  _globals['_SETTINGSREPLY']._serialized_end=1675
-  _globals['_SETTING']._serialized_start=1677
-  _globals['_SETTING']._serialized_end=1735
-  _globals['_CONFIGUREREQUEST']._serialized_start=1737
-  _globals['_CONFIGUREREQUEST']._serialized_end=1861
-  _globals['_CONFIGUREREQUEST_CHANGESENTRY']._serialized_start=1815
-  _globals['_CONFIGUREREQUEST_CHANGESENTRY']._serialized_end=1861
-  _globals['_NODE']._serialized_start=1864
-  _globals['_NODE']._serialized_end=2223
+  _globals['_STATUSREPLY']._serialized_end=704
+  _globals['_RUN']._serialized_start=706
+  _globals['_RUN']._serialized_end=758
+  _globals['_PREEMPTION']._serialized_start=760
+  _globals['_PREEMPTION']._serialized_end=858
+  _globals['_FATED']._serialized_start=860
+  _globals['_FATED']._serialized_end=955
+  _globals['_NOTICEREQUEST']._serialized_start=957
+  _globals['_NOTICEREQUEST']._serialized_end=972
+  _globals['_NOTICEREPLY']._serialized_start=974
+  _globals['_NOTICEREPLY']._serialized_end=1034
+  _globals['_MISS']._serialized_start=1036
+  _globals['_MISS']._serialized_end=1115
+  _globals['_SAVE']._serialized_start=1118
+  _globals['_SAVE']._serialized_end=1263
+  _globals['_FLIGHT']._serialized_start=1266
+  _globals['_FLIGHT']._serialized_end=1501
+  _globals['_CACHESTATUS']._serialized_start=1503
+  _globals['_CACHESTATUS']._serialized_end=1608
+  _globals['_ARENASTATUS']._serialized_start=1610
+  _globals['_ARENASTATUS']._serialized_end=1700
+  _globals['_STOPREQUEST']._serialized_start=1702
+  _globals['_STOPREQUEST']._serialized_end=1732
+  _globals['_STOPREPLY']._serialized_start=1734
+  _globals['_STOPREPLY']._serialized_end=1745
+  _globals['_SETTINGSREQUEST']._serialized_start=1747
+  _globals['_SETTINGSREQUEST']._serialized_end=1764
+  _globals['_SETTINGSREPLY']._serialized_start=1766
+  _globals['_SETTINGSREPLY']._serialized_end=1818
+  _globals['_SETTING']._serialized_start=1820
+  _globals['_SETTING']._serialized_end=1878
+  _globals['_CONFIGUREREQUEST']._serialized_start=1880
+  _globals['_CONFIGUREREQUEST']._serialized_end=2004
+  _globals['_CONFIGUREREQUEST_CHANGESENTRY']._serialized_start=1958
+  _globals['_CONFIGUREREQUEST_CHANGESENTRY']._serialized_end=2004
+  _globals['_NODE']._serialized_start=2007
+  _globals['_NODE']._serialized_end=2366
 # @@protoc_insertion_point(module_scope)

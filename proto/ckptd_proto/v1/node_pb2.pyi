@@ -95,6 +95,7 @@ class StatusReply(google.protobuf.message.Message):
     MISSES_FIELD_NUMBER: builtins.int
     NEWEST_FIELD_NUMBER: builtins.int
     PREEMPTION_FIELD_NUMBER: builtins.int
+    UNSAVED_FIELD_NUMBER: builtins.int
     socket: builtins.str
     state_dir: builtins.str
     uptime_s: builtins.float
@@ -114,11 +115,17 @@ class StatusReply(google.protobuf.message.Message):
     def misses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Miss]: ...
     @property
     def newest(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[ckptd_proto.v1.checkpoints_pb2.Checkpoint]:
-        """The newest committed step of each run that was saved through this daemon since its start."""
+        """The newest committed step of each run that was saved, or joined to be, through this daemon since
+        its start.
+        """
 
     @property
     def preemption(self) -> Global___Preemption:
         """If the daemon is stopping, or its node is about to go away."""
+
+    @property
+    def unsaved(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Run]:
+        """Those of these runs that have no step yet."""
 
     def __init__(
         self,
@@ -136,11 +143,33 @@ class StatusReply(google.protobuf.message.Message):
         misses: collections.abc.Iterable[Global___Miss] | None = ...,
         newest: collections.abc.Iterable[ckptd_proto.v1.checkpoints_pb2.Checkpoint] | None = ...,
         preemption: Global___Preemption | None = ...,
+        unsaved: collections.abc.Iterable[Global___Run] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "preemption", b"preemption"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "misses", b"misses", "newest", b"newest", "preemption", b"preemption", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "uptime_s", b"uptime_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arena", b"arena", "cache", b"cache", "daemon", b"daemon", "draining", b"draining", "flights", b"flights", "misses", b"misses", "newest", b"newest", "preemption", b"preemption", "saves", b"saves", "sessions", b"sessions", "socket", b"socket", "state_dir", b"state_dir", "unsaved", b"unsaved", "uptime_s", b"uptime_s"]) -> None: ...
 
 Global___StatusReply: typing_extensions.TypeAlias = StatusReply
+
+@typing.final
+class Run(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    EXPERIMENT_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    experiment: builtins.str
+    run: builtins.str
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        experiment: builtins.str = ...,
+        run: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "root", b"root", "run", b"run"]) -> None: ...
+
+Global___Run: typing_extensions.TypeAlias = Run
 
 @typing.final
 class Preemption(google.protobuf.message.Message):
@@ -281,9 +310,15 @@ class Save(google.protobuf.message.Message):
     ROOT_FIELD_NUMBER: builtins.int
     EXPERIMENT_FIELD_NUMBER: builtins.int
     RUN_FIELD_NUMBER: builtins.int
+    RATE_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    ETA_S_FIELD_NUMBER: builtins.int
     root: builtins.str
     experiment: builtins.str
     run: builtins.str
+    rate_bytes_per_s: builtins.float
+    """Of writing it, over the last few seconds; 0 unless it is being written."""
+    eta_s: builtins.float
+    """Seconds until it is written here at this rate; absent if nobody can tell."""
     @property
     def attempt(self) -> ckptd_proto.v1.saves_pb2.Attempt: ...
     def __init__(
@@ -293,9 +328,12 @@ class Save(google.protobuf.message.Message):
         root: builtins.str = ...,
         experiment: builtins.str = ...,
         run: builtins.str = ...,
+        rate_bytes_per_s: builtins.float = ...,
+        eta_s: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "experiment", b"experiment", "root", b"root", "run", b"run"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eta_s", b"_eta_s", "attempt", b"attempt", "eta_s", b"eta_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eta_s", b"_eta_s", "attempt", b"attempt", "eta_s", b"eta_s", "experiment", b"experiment", "rate_bytes_per_s", b"rate_bytes_per_s", "root", b"root", "run", b"run"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_eta_s", b"_eta_s"]) -> typing.Literal["eta_s"] | None: ...
 
 Global___Save: typing_extensions.TypeAlias = Save
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from ckptd_daemon.save.attempts import JobKey
+from ckptd_daemon.save.places import Place
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 
@@ -32,7 +34,7 @@ class _Record:
 def claim(key: JobKey) -> None:
     """Note on disk that *key* is the present life of its run; raises if it was fenced before."""
     file = key.place.fence
-    record = _decode(_read(key), key)
+    record = _decode(_read(key.place), file)
     if (failure := _refusal(record, key)) is not None:
         raise failure
     if record is not None and record.present == key.incarnation:
@@ -45,14 +47,24 @@ def claim(key: JobKey) -> None:
 
 def check(key: JobKey) -> None:
     """Raise `FailedPrecondition` if a newer life of the run has begun, on whatever node."""
-    if (failure := refusal(_read(key), key)) is not None:
+    if (failure := refusal(_read(key.place), key)) is not None:
         raise failure
+
+
+def lives(place: Place) -> tuple[str, ...]:
+    """Return the lives of the run, as far as they are remembered, the present one last."""
+    try:
+        record = _decode(_read(place), place.fence)
+    except errors.FailedPrecondition as newer:
+        logger.warning("in which order steps were saved only their clocks tell: %s", newer)
+        return ()
+    return () if record is None else (*record.fenced, record.present)
 
 
 def refusal(data: bytes | None, key: JobKey) -> errors.CkptdError | None:
     """Return why *key* may not save any more, by what the fence says; None if it may."""
     try:
-        return _refusal(_decode(data, key), key)
+        return _refusal(_decode(data, key.place.fence), key)
     except errors.FailedPrecondition as newer:
         return newer
 
@@ -66,19 +78,18 @@ def _refusal(record: _Record | None, key: JobKey) -> errors.CkptdError | None:
     )
 
 
-def _read(key: JobKey) -> bytes | None:
+def _read(place: Place) -> bytes | None:
     try:
-        return key.place.fence.read_bytes()
+        return place.fence.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _decode(data: bytes | None, key: JobKey) -> _Record | None:
+def _decode(data: bytes | None, file: Path) -> _Record | None:
     """Return what is known of the run; None, and a line in the log, if it cannot be read.
 
     Raises `FailedPrecondition` if a newer daemon has written it.
     """
-    file = key.place.fence
     try:
         if data is None:
             return None

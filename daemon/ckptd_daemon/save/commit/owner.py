@@ -32,6 +32,12 @@ def new_attempt_id(owner: str, sequence: int) -> str:
     return f"{sequence}-{owner}-{secrets.token_hex(8)}"
 
 
+def sequence_of(attempt_id: str) -> int:
+    """Return which save of its job's life the attempt is; 0 if nobody can tell."""
+    number = attempt_id.partition("-")[0]
+    return int(number) if number.isascii() and number.isdigit() else 0
+
+
 def is_of(owner: str, attempt_id: str) -> bool:
     """Say whether `new_attempt_id` made the id, for *owner*."""
     parts = attempt_id.split("-")

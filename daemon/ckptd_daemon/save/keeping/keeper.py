@@ -17,9 +17,11 @@ from anyio.abc import TaskGroup
 from ckptd_daemon.config import Config
 from ckptd_daemon.save import places
 from ckptd_daemon.save.attempts import Checkpoint
-from ckptd_daemon.save.commit import manifests, removal
-from ckptd_daemon.save.keeping import pins, pointers, retention
+from ckptd_daemon.save.commit import damage, manifests, removal
+from ckptd_daemon.save.commit.damage import Damage
+from ckptd_daemon.save.keeping import pins, pointers, retention, standing
 from ckptd_daemon.save.keeping.retention import Retention
+from ckptd_daemon.save.keeping.standing import Standing
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.sessions import Session
@@ -77,13 +79,29 @@ class Keeper:
     async def remove(
         self, place: Place, step: int, session: Session, *, dry_run: bool, force: bool
     ) -> Checkpoint:
-        """Remove the step, or only say that it could be; *force* also the newest.
+        """Remove the step, or only say that it could be; *force* also the latest.
 
-        Raises `NotFound`, and `FailedPrecondition` if it is pinned, read, or the newest.
+        Raises `NotFound`, and `FailedPrecondition` if it is pinned, read, or the latest.
         """
         await self._check_owner(place, session)
         async with self._turns.take(place):
             return await places.in_thread(_remove, place, step, dry_run, force)
+
+    async def suspect(
+        self, place: Place, step: int, attempt: str, file: str, chunk: int | None, session: Session
+    ) -> Damage | None:
+        """Look at what somebody found bad, and note it for all if it is; None if it is not.
+
+        Raises `NotFound` if the step is not *attempt*'s any more, and why it cannot be noted.
+        """
+        await self._check_owner(place, session)
+        async with self._turns.take(place):
+            found = await places.in_thread(_suspect, place, step, attempt, file, chunk)
+        if found is None:
+            logger.warning("%s of step %s of %s is as it was saved", file, step, place)
+        else:
+            logger.error("step %s of %s is corrupt: %s %s", step, place, found.file, found.what)
+        return found
 
     async def collect(
         self,
@@ -148,32 +166,58 @@ def _remove(place: Place, step: int, dry_run: bool, force: bool) -> Checkpoint:
     if pins.is_pinned(place, step):
         text = f"{directory} is pinned; run `ckptd unpin {directory}` first"
         raise errors.FailedPrecondition(text)
-    newest = max(one.step for one in manifests.of_run(place))
-    if step >= newest and not force:
-        text = f"{directory} is the newest of its run; pass --force to remove it all the same"
+    latest = standing.of(place).latest
+    if latest is not None and step == latest.step and not force:
+        text = f"{directory} is the latest of its run; pass --force to remove it all the same"
         raise errors.FailedPrecondition(text)
     if dry_run:
         removal.check_unread(directory)
         return checkpoint
     removal.remove(checkpoint)
-    pointers.move(place, manifests.of_run(place), pins.read_rules(place))
+    _follow(standing.of(place), place, pins.read_rules(place))
     return checkpoint
+
+
+def _suspect(place: Place, step: int, attempt: str, file: str, chunk: int | None) -> Damage | None:
+    checkpoint = _found(place, step)
+    if checkpoint.attempt != attempt:
+        raise errors.NotFound(f"{place.step(step)} is not attempt {attempt} any more; look again")
+    if (known := damage.known(checkpoint)) is not None:
+        return known
+    if (found := damage.inspect(checkpoint, file, chunk)) is not None:
+        damage.note(place, found)
+        _follow(standing.of(place), place, pins.read_rules(place))
+    return found
+
+
+def _follow(found: Standing, place: Place, rules: Retention | None) -> None:
+    """Have the links, and what is noted of steps, tell of what was *found*."""
+    pointers.move(place, found, rules)
+    try:
+        damage.sweep(place, found.steps)
+    except (OSError, errors.CkptdError) as error:
+        logger.warning("cannot forget what was corrupt in %s: %s", place, error)
 
 
 def _apply(place: Place, rules: Retention | None, dry_run: bool) -> list[Ruling]:
     """Return a ruling for each step of the run, carried out unless it is a *dry_run*."""
     own = pins.read_rules(place)
     rules = own if rules is None else rules
-    found = manifests.of_run(place)
+    found = standing.of(place)
     if not dry_run:
-        pointers.move(place, found, own)
+        _follow(found, place, own)
         _sweep(place)
     kept = retention.reasons(
-        found, rules or Retention(), pinned=pins.pinned(place), now=time.time()
+        found.steps,
+        rules or Retention(),
+        bad=found.damaged,
+        pinned=pins.pinned(place),
+        now=time.time(),
     )
-    rulings = [_ruling(one, kept.get(one.step), dry_run) for one in found]
+    by_step = sorted(found.steps, key=lambda one: one.step)
+    rulings = [_ruling(one, kept.get(one.step), dry_run) for one in by_step]
     if not dry_run and any(ruling.goes for ruling in rulings):
-        pointers.move(place, manifests.of_run(place), own)
+        _follow(standing.of(place), place, own)
     return rulings
 
 

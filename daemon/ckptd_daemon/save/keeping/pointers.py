@@ -8,12 +8,11 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ckptd_daemon.save.attempts import Checkpoint
 from ckptd_daemon.save.keeping.retention import Retention, best
+from ckptd_daemon.save.keeping.standing import Standing
 from ckptd_daemon.save.places import Place, step_number
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
@@ -23,17 +22,17 @@ logger = logging.getLogger(__name__)
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
-def move(place: Place, found: Sequence[Checkpoint], rules: Retention | None) -> None:
-    """Let the links of the run name what is committed; a failure is logged, for they are a comfort.
+def move(place: Place, standing: Standing, rules: Retention | None) -> None:
+    """Let the links of the run name what is good; a failure is logged, for they are a comfort.
 
-    A listing may be old: `latest` only goes back if what it names has gone.
+    A listing may be old: what `latest` names and it does not know was committed since.
     """
-    steps = {one.step for one in found}
-    newest = max(steps, default=None)
+    newest = None if standing.latest is None else standing.latest.step
     named = _step_of(place.directory / "latest")
-    if named is not None and newest is not None and named > newest and place.step(named).exists():
+    is_listed = any(one.step == named for one in standing.steps)
+    if named is not None and not is_listed and place.step(named).exists():
         newest = named
-    first = best(found, rules, 1) if rules is not None and rules.monitor else []
+    first = best(standing.good, rules, 1) if rules is not None and rules.monitor else []
     for name, step in (("latest", newest), ("best", first[0] if first else None)):
         try:
             _point(place, name, step)

@@ -1,14 +1,17 @@
 """Which checkpoints of a run stay, and why. Pure.
 
 A rule only ever keeps: what several rules keep, each of them keeps. What no rule keeps may go, but for the newest
-committed one and what is pinned, which no rule can touch; without any rule everything stays.
+saved one and what is pinned, which no rule can touch; without any rule everything stays.
+
+What is known to be bad takes nobody's place: the good ones are counted without it. It goes when it would go were it
+good, so that there is time to mend it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, Self
 
@@ -24,7 +27,7 @@ class Retention:
     """The rules of a run; a rule that is 0 or None keeps nothing."""
 
     latest: int = 0
-    """That many with the highest steps."""
+    """That many of those saved last, whatever their numbers."""
     best: int = 0
     """That many with the best `monitor`; of equals the earlier one."""
     monitor: str = ""
@@ -79,23 +82,32 @@ def reasons(
     found: Iterable[Checkpoint],
     rules: Retention,
     *,
+    bad: Collection[int] = (),
     pinned: Collection[int] = (),
     now: float = 0.0,
 ) -> dict[int, str]:
-    """Return why each step stays; a step of *found* that is not in it may go.
+    """Return why each step stays; a step of *found*, in the order they were saved, that is not in it may go.
 
-    *now* is in seconds since the epoch; what was committed after it is young.
+    *bad* are the steps that are known to be. *now* is in seconds since the epoch; what was
+    committed after it is young.
     """
-    by_step = sorted(found, key=lambda one: one.step)
+    in_order = list(found)
     if rules.keeps_all:
-        return dict.fromkeys((one.step for one in by_step), "no rule lets it go")
-    kept = dict.fromkeys((step for step in _young(by_step, rules, now)), "young")
-    kept |= dict.fromkeys(_divisible(by_step, rules), f"every {rules.every}")
-    kept |= dict.fromkeys(best(by_step, rules, rules.best), f"best {rules.monitor}")
-    newest = by_step[-rules.latest :] if rules.latest else []
+        return dict.fromkeys((one.step for one in in_order), "no rule lets it go")
+    kept = _kept([one for one in in_order if one.step not in bad], rules, now)
+    if bad:
+        were_they_good = _kept(in_order, rules, now)
+        kept |= {step: f"{why}, but corrupt" for step, why in were_they_good.items() if step in bad}
+    return kept | dict.fromkeys((one.step for one in in_order if one.step in pinned), "pinned")
+
+
+def _kept(in_order: Sequence[Checkpoint], rules: Retention, now: float) -> dict[int, str]:
+    kept = dict.fromkeys(_young(in_order, rules, now), "young")
+    kept |= dict.fromkeys(_divisible(in_order, rules), f"every {rules.every}")
+    kept |= dict.fromkeys(best(in_order, rules, rules.best), f"best {rules.monitor}")
+    newest = in_order[-rules.latest :] if rules.latest else []
     kept |= dict.fromkeys((one.step for one in newest), f"latest {rules.latest}")
-    kept |= dict.fromkeys((one.step for one in by_step if one.step in pinned), "pinned")
-    return kept | {one.step: "newest" for one in by_step[-1:]}
+    return kept | {one.step: "newest" for one in in_order[-1:]}
 
 
 def best(found: Iterable[Checkpoint], rules: Retention, count: int) -> list[int]:
