@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 
-from anyio import to_thread
-
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.attempts import Checkpoint
 from ckptd_daemon.save.keeping import pins
 from ckptd_daemon.save.keeping.keeper import Keeper
 from ckptd_daemon.save.keeping.retention import Retention
-from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.places import Place, in_thread
 from ckptd_daemon.save.saver import Saver
 from ckptd_daemon.sessions import Session, Sessions
 from ckptd_proto.v1 import checkpoints_pb2 as pb
@@ -36,7 +34,7 @@ class CheckpointsService(checkpoints_pb2_grpc.CheckpointsServicer):
         pinned: dict[Place, Collection[int]] = {}
         for one in found:
             if one.place not in pinned:
-                pinned[one.place] = await to_thread.run_sync(pins.pinned, one.place)
+                pinned[one.place] = await in_thread(pins.pinned, one.place, may_leave=True)
             yield checkpoint_message(one, pinned=one.step in pinned[one.place])
 
     async def Retain(self, request: pb.RetainRequest, context: Context) -> pb.RetainReply:

@@ -37,6 +37,12 @@ class Admission:
         """Return None if the step is to be saved, if need be once a slot has come free."""
         if when_full is WhenFull.WAIT or not self._is_full(job):
             return None
+        victim = self._tracks.dispensable_for(job.key.place, own_only=True)
+        if (
+            victim is not None
+        ):  # a failing place is no reason to skip, and its failure is to be told
+            self._tracks.displace(victim, f"as step {step} needs the memory")
+            return None
         if when_full is WhenFull.SKIP:
             held = ", ".join(str(track.attempt.step) for track in self._tracks_of(job))
             text = (

@@ -115,6 +115,17 @@ def _present(attempt: Attempt) -> Checkpoint:
     return found
 
 
+def settled(attempt: Attempt) -> Checkpoint | None:
+    """Return the checkpoint, durable, if an earlier try has made it though it could not tell."""
+    place = attempt.job.place
+    found = manifests.read(place, attempt.step)
+    if found is None or found.attempt != attempt.id:
+        return None
+    durable.sync_dir(place.directory)
+    discard(attempt)  # what it replaced
+    return found
+
+
 def discard(attempt: Attempt) -> None:
     """Delete what the attempt wrote; what cannot be deleted is logged, and left."""
     _remove(directory_of(attempt))
