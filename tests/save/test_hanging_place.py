@@ -73,6 +73,12 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as one:
+        yield one
+
+
+@pytest.fixture
 def site(short_path: Path, tmp_path: Path) -> Iterator[Site]:
     truth, at, well = tmp_path / "truth", tmp_path / "at", tmp_path / "well"
     well.mkdir()
@@ -122,7 +128,7 @@ def test_others_join_and_open_while_one_place_is_looked_at(site: Site, origin: O
 def test_however_many_look_at_a_place_that_hangs_others_go_on(site: Site, origin: Origin) -> None:
     request = checkpoints_pb2.ListCheckpointsRequest(root=str(site.hanging))
     connection = Connection.open(site.daemon.socket)
-    with site.seen.stalls("getattr") as rule, site.seen.stalls("opendir"):
+    with site.seen.stalls("getattr"), site.seen.stalls("opendir") as rule:
         asked = [
             connection.call(lambda stubs: stubs.checkpoints.List(request)) for _ in range(LOOKS)
         ]
@@ -158,7 +164,7 @@ def test_a_daemon_starts_while_a_place_it_has_something_staged_for_hangs(
         rule.wait_met()
         site.check_others_go_on(origin)
         (found,) = site.status()
-        assert (found.state, found.step) == ("STAGED", 1)
+        assert (found.state, found.step) == ("staged", 1)
         request = saves_pb2.JoinRequest(
             root=str(site.well), experiment="e", run="late", incarnation="i", world_size=1
         )
@@ -169,7 +175,9 @@ def test_a_daemon_starts_while_a_place_it_has_something_staged_for_hangs(
     assert site.its.is_whole(1, "1-")
 
 
-def test_who_wants_a_place_that_is_being_taken_up_waits_for_that_and_is_told(site: Site) -> None:
+def test_who_wants_a_place_that_is_being_taken_up_waits_for_that_and_is_told(
+    site: Site, stack: ExitStack
+) -> None:
     with site.seen.stalls("write", "*_0.distcp") as rule:
         site.stage(1)
         rule.wait_met()
@@ -179,7 +187,9 @@ def test_who_wants_a_place_that_is_being_taken_up_waits_for_that_and_is_told(sit
     with site.seen.stalls("opendir", f"/{looking}") as rule:
         site.daemon.start()
         rule.wait_met()
-        late = site.its.ranks[0]
+        late = stack.enter_context(
+            Rank(site.daemon.socket, site.hanging, 0, 1, within=site.daemon.within)
+        )
         with pytest.raises(errors.DeadlineExceeded, match="it is being taken up after the daemon"):
             late.ask("join", timeout_s=2)
         late.begin("join", timeout_s=60)
@@ -187,12 +197,22 @@ def test_who_wants_a_place_that_is_being_taken_up_waits_for_that_and_is_told(sit
     eventually(lambda: site.its.steps() == [0, 1])
 
 
-def test_a_daemon_ends_while_a_place_hangs(site: Site) -> None:
-    with site.seen.stalls("getattr") as rule:
-        request = checkpoints_pb2.ListCheckpointsRequest(root=str(site.hanging))
-        call = Connection.open(site.daemon.socket).call(
-            lambda stubs: stubs.checkpoints.List(request)
-        )
-        rule.wait_met()
-        assert site.daemon.stop() == 0
+def test_a_daemon_ends_while_a_place_hangs(short_path: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "e" / "r" / "step-1" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    os.mkfifo(manifest)  # who reads it hangs, unless it is written
+    request = checkpoints_pb2.ListCheckpointsRequest(root=str(tmp_path))
+    with Daemon(short_path, drain_s=0.1) as daemon:
+        call = Connection.open(daemon.socket).call(lambda stubs: stubs.checkpoints.List(request))
+        silent = eventually(lambda: _met(manifest))
+        assert daemon.stop() == 0
         call.cancel()
+    os.close(silent)
+
+
+def _met(pipe: Path) -> int | None:
+    """Return the other end of *pipe* as soon as somebody reads it."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
