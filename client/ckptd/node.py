@@ -138,4 +138,5 @@ def _attempt(message: node_pb2.Save) -> AttemptStatus:
         state,
         attempt.done_bytes,
         attempt.total_bytes,
+        attempt.note,
     )

@@ -44,6 +44,8 @@ class AttemptStatus:
     """`open`, `staged`, `local` or `durable`; what is `committed` or `aborted` is gone soon."""
     done_bytes: int
     total_bytes: int
+    note: str = ""
+    """What there is to say besides: why it waits, say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,5 +68,5 @@ def may_pass(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno in _PASSING:
             return True
-        error = error.__cause__
+        error = error.__cause__ if error.__cause__ is not error else None
     return False

@@ -73,7 +73,7 @@ def _settle_doubt(attempt: Attempt, error: Exception) -> Checkpoint:
     place = attempt.job.place
     found = manifests.read(place, attempt.step)
     if found is None:
-        raise _typed(error, attempt) from error
+        raise _typed(error, attempt)
     if found.attempt == attempt.id:
         durable.sync_dir(place.directory)
         return found
@@ -89,7 +89,9 @@ def _typed(error: Exception, attempt: Attempt) -> errors.CkptdError:
     if isinstance(error, errors.CkptdError):
         return error
     text = f"cannot commit {attempt.job.place.step(attempt.step)}: {error}; look at the filesystem"
-    return errors.FailedPrecondition(text)
+    typed = errors.FailedPrecondition(text)
+    typed.__cause__ = error
+    return typed
 
 
 def _replace(attempt: Attempt) -> Checkpoint:
