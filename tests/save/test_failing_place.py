@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from fakes.cluster import Cluster, cluster
+from fakes.daemon import Daemon
+from fakes.rank import Rank
 from fakes.require_real import need_root
 from fakes.tracing import tampered
 from fakes.waiting import eventually
@@ -55,15 +59,15 @@ def stage(its: Cluster, step: int) -> str:
     return its.stage(step, step, salt=f"{step}-")
 
 
-def notes(its: Cluster) -> str:
-    """What the daemons say of the saves that they have in hand."""
-    status = [daemon.client().status() for daemon in its.daemons if daemon.process is not None]
-    return "; ".join(each.note for one in status for each in one.attempts)
+def notes(daemon: Daemon) -> str:
+    """What the daemon says of the saves that it has in hand."""
+    return "; ".join(each.note for each in daemon.client().status().attempts)
 
 
-def wait_waiting(its: Cluster, step: int) -> str:
-    text = f"step {step} is staged and waits for its place"
-    return eventually(lambda: found if text in (found := notes(its)) else "")
+def wait_waiting(its: Cluster, step: int, daemon: Daemon | None = None) -> str:
+    """Wait until the last node, or another, says that the step waits; return what it says."""
+    text, told = f"step {step} is staged and waits for its place", daemon or its.daemons[-1]
+    return eventually(lambda: found if text in (found := notes(told)) else "")
 
 
 @pytest.mark.parametrize(("call", "where", "code", "size"), PASSING)
@@ -170,13 +174,18 @@ def test_a_failure_that_lasts_is_told_when_the_time_is_over(nodes: Nodes) -> Non
 def staged_and_dead(its: Cluster, step: int) -> Iterator[None]:
     """Inside, a step is staged and all are dead, and the place is not mounted."""
     elsewhere = its.root.with_name("elsewhere")
-    with tampered(its.daemons[0].pid, "mkdir:error=EIO"):
-        stage(its, step)
+    stage(its, step)
+    with ExitStack() as failing:
+        for daemon in its.daemons:
+            failing.enter_context(tampered(daemon.pid, "mkdir:error=EIO"))
         its.seal()
-        wait_waiting(its, step)
+        for daemon in its.daemons:
+            wait_waiting(its, step, daemon)
         its.end()
         for daemon in its.daemons:
-            daemon.kill()
+            os.kill(daemon.pid, signal.SIGKILL)  # to be waited for when strace has gone
+    for daemon in its.daemons:
+        daemon.wait_killed()
     its.root.rename(elsewhere)
     yield
     if its.root.exists():
@@ -195,7 +204,8 @@ def test_what_is_staged_waits_for_a_place_that_is_mounted_after_the_daemon_start
             its.root.mkdir()
         for daemon in its.daemons:
             daemon.start()
-        assert "mount it again" in wait_waiting(its, 1)
+        for daemon in its.daemons:
+            assert "mount it again" in wait_waiting(its, 1, daemon)
         assert all(not list(its.root.iterdir()) for _ in range(is_there))
     eventually(lambda: its.steps() == [0, 1])
     assert its.is_whole(1, "1-")
@@ -222,8 +232,6 @@ def test_what_waits_too_long_for_dead_trainers_is_lost_aloud_and_gives_its_memor
 def test_what_waits_for_its_place_gives_its_memory_to_a_job_that_needs_it(
     nodes: Nodes, tmp_path: Path
 ) -> None:
-    from fakes.rank import Rank
-
     its = nodes(arena_bytes=6 << 20)
     (daemon,) = its.daemons
     with staged_and_dead(its, 1):
