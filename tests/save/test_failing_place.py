@@ -15,7 +15,7 @@ from fakes.cluster import Cluster, cluster
 from fakes.daemon import Daemon
 from fakes.rank import Rank
 from fakes.require_real import need_root
-from fakes.tracing import tampered
+from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
@@ -168,6 +168,21 @@ def test_a_failure_that_lasts_is_told_when_the_time_is_over(nodes: Nodes) -> Non
     assert "as long as `persist_retry_s` (1) allows" in told["reason"]
     assert "tried 1 times" not in told["reason"]
     its.save(2, 2)
+
+
+def test_a_mount_that_is_lost_while_a_step_is_written_is_waited_for(nodes: Nodes) -> None:
+    its = nodes()
+    directory, elsewhere = its.run / ".attempts" / stage(its, 1), its.root.with_name("elsewhere")
+    image = directory / "__0_0.distcp"
+    with tampered(its.daemons[0].pid, f"fsync:{STALLS}", on=[image]):
+        its.seal()
+        its.watch()
+        eventually(image.exists)
+        its.root.rename(elsewhere)
+    assert "mount it again" in wait_waiting(its, 1)
+    elsewhere.rename(its.root)
+    assert [told["state"] for told in its.told()] == ["COMMITTED"]
+    assert its.is_whole(1, "1-")
 
 
 @contextmanager

@@ -242,6 +242,7 @@ class Finisher:
                 await self._discard(attempt)  # it may need the space
                 return False
             except Exception as error:  # noqa: BLE001  told to those who follow; a bug is logged
+                error = await self._cause(track, error)
                 failure = _explained(error, attempt)
                 if self._put_off(track, error, failure):
                     await self._discard(attempt)  # a disk that is full, too
@@ -273,7 +274,8 @@ class Finisher:
             try:
                 receipts = await self._persist(track, directory)
             except (OSError, errors.CkptdError) as error:
-                if not self._put_off(track, error, _explained(error, track.attempt)):
+                cause = await self._cause(track, error)
+                if not self._put_off(track, cause, _explained(cause, track.attempt)):
                     raise
             else:
                 track.place_is_well()
@@ -284,6 +286,12 @@ class Finisher:
                 raise ended(track)
             await threads.run(track.attempt.job.place.root, removal.delete, directory)
             track.begin_to_persist()
+
+    async def _cause(self, track: Track, error: Exception) -> Exception:
+        """Return why something is missing, if that is all *error* says: the mount was lost."""
+        if isinstance(error, FileNotFoundError | NotADirectoryError | errors.FailedPrecondition):
+            return await self._lost_root(track) or error
+        return error
 
     async def _lost_root(self, track: Track) -> errors.CkptdError | None:
         """Return what is wrong if the root is not what it was when the job joined."""
