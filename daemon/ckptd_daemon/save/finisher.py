@@ -319,9 +319,6 @@ class Finisher:
             for laid in reservation.laid
         ]
 
-        def written(size_bytes: int) -> None:
-            track.done_bytes += size_bytes
-
         root = attempt.job.place.root
         earlier = await threads.run(root, self._earlier, attempt)
         with track.writing():
@@ -331,7 +328,7 @@ class Finisher:
                 images,
                 attempt.plan_hash,
                 writers=self._writers,
-                on_written=written,
+                on_written=track.wrote,
                 earlier=earlier,
             )
             track.become(track.attempt.to(State.LOCAL))  # it may know more by now

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _FINISHED_MAX: Final = 256  # outcomes remembered; older ones are read from the place
 _PROGRESS_S: Final = 0.5
 _TIMEOUT_S: Final = 600.0  # until a rank says how long it waits
+_SILENT_S: Final = 60.0  # without a byte, while it is written, until its followers are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Track:
     reserving: int = 0
     """Ranks that wait for a slot, with a deadline of their own."""
     moved_at: float = field(default_factory=time.monotonic)
-    """When a rank last did what the others wait for."""
+    """When a rank last did what the others wait for, or something was written."""
     note: str = ""
     """What its followers are told besides, in words."""
     doomed: errors.CkptdError | None = None
@@ -140,7 +141,23 @@ class Track:
 
     def progress(self) -> Progress:
         """Return what is known now."""
-        return Progress(self.attempt, self.done_bytes, self.total_bytes, self.phases(), self.note)
+        note = self.note or self._silence()
+        return Progress(self.attempt, self.done_bytes, self.total_bytes, self.phases(), note)
+
+    def wrote(self, size_bytes: int) -> None:
+        """Note that so much more was written; called by a writer's thread."""
+        self.done_bytes += size_bytes
+        self.moved_at = time.monotonic()
+
+    def _silence(self) -> str:
+        """Return that its place seems to hang, if it does; several daemons may wait for each other."""
+        state, silent_s = self.attempt.state, time.monotonic() - self.moved_at
+        is_alone = self.attempt.members is None
+        if not self.is_persisting or state.is_final or silent_s < _SILENT_S:
+            return ""
+        if not is_alone and state is not State.STAGED:
+            return ""
+        return f"nothing was written for {silent_s // 10 * 10:.0f} s; look at its filesystem"
 
     def become(self, attempt: Attempt) -> None:
         """Publish the attempt's next value."""
@@ -153,7 +170,7 @@ class Track:
 
     def begin_to_persist(self) -> None:
         """Note that its turn has come: nothing supersedes it any more."""
-        self.began_at = time.monotonic()
+        self.began_at = self.moved_at = time.monotonic()
 
     @property
     def is_persisting(self) -> bool:
