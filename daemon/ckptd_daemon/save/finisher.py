@@ -132,11 +132,11 @@ class Finisher:
         act = self._finish_alone if attempt.members is None else self._finish_ours
         async with self._ending.take(attempt.job.place.step(attempt.step)):
             while not await act(track):
-                if track.trouble is not None:
+                if track.is_persisting:
+                    track.wait_again()
+                    logger.info("%s waits for a newer step of its run, which goes first", track)
+                elif track.trouble is not None:
                     await self._wait_for_place(track, track.trouble)
-                    continue
-                track.wait_again()
-                logger.info("%s waits for a newer step of its run, which goes first", track)
 
     async def _wait_for_place(self, track: Track, trouble: Trouble) -> None:
         """Wait until it is worth another try, or there is no need for one."""
@@ -282,9 +282,9 @@ class Finisher:
                 return receipts
             assert track.trouble is not None
             await self._wait_for_place(track, track.trouble)
-            if track.doomed is not None:
-                raise ended(track)
             await threads.run(track.attempt.job.place.root, removal.delete, directory)
+            if track.doomed is not None:
+                raise ended(track)  # its memory is another's by now
             track.begin_to_persist()
 
     async def _cause(self, track: Track, error: Exception) -> Exception:

@@ -192,7 +192,7 @@ class Track:
     def wait_again(self) -> None:
         """Note that its images are to be written anew, in another turn."""
         self.began_at, self.done_bytes = None, 0
-        if self.attempt.state is not State.STAGED:
+        if self.attempt.state in {State.LOCAL, State.DURABLE}:
             self.entered = {State.STAGED: self.staged_at}
             self.become(self.attempt.to(State.STAGED))
 
