@@ -147,4 +147,5 @@ def _attempt(message: node_pb2.Save) -> AttemptStatus:
         attempt.total_bytes,
         message.rate_bytes_per_s,
         message.eta_s if message.HasField("eta_s") else None,
+        attempt.note,
     )

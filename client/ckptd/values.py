@@ -48,6 +48,8 @@ class AttemptStatus:
     """Over the last few seconds; 0 unless it is being written."""
     eta_s: float | None = None
     """Seconds until it is written at this rate; None if nobody can tell."""
+    note: str = ""
+    """What there is to say besides: why it waits, say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,6 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
     )
     end = ending()
     async with AsyncExitStack() as stack:
-        stack.callback(end.cancel)  # after all else
         sessions = await stack.enter_async_context(Sessions.open())
         hall = stack.enter_context(Hall.open(config.state_dir / "door"))
         descriptors = Descriptors(listener.descriptors)

@@ -105,6 +105,8 @@ class Config(BaseSettings):
     """Parallel writers of staged images; a few saturate a disk, more take CPU from training."""
     persist_cpu_percent: float = Field(15.0, gt=0, le=100)
     """Share of all cores that writing may take while training wants them all; idle ones are free."""
+    persist_retry_s: float = Field(300.0, ge=0)
+    """How long what is staged waits for a place that fails, is full or not mounted, before it is lost."""
 
     takeover_s: float = Field(30.0, gt=0)
     """With ranks on several nodes: how long a save waits for the node of rank 0 to commit it."""

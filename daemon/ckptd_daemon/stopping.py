@@ -84,7 +84,8 @@ async def drain(halves: Sequence[Half], drain_s: float) -> None:
 def ending() -> threading.Timer:
     """Return what, once started, ends the process even if a disk keeps its threads for ever.
 
-    Everything they may be doing is resumed by the next start.
+    Everything they may be doing is resumed by the next start. It is not cancelled: Python waits for
+    threads that nobody waits for any more, and the process may not.
     """
     timer = threading.Timer(ENDING_S, os._exit, (0,))
     timer.daemon = True

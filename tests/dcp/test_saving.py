@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all tests here; each has a root of its own."""
-    with short_directory() as directory, Daemon(directory) as one:
+    with short_directory() as directory, Daemon(directory, persist_retry_s=0) as one:
         yield one
 
 

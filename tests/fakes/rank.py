@@ -134,7 +134,12 @@ class _Client:
         self.images: list[tuple[str, int]] = []
 
     def join(
-        self, *, device: int | None = None, inode: int | None = None, read_only: bool = False
+        self,
+        *,
+        device: int | None = None,
+        inode: int | None = None,
+        read_only: bool = False,
+        timeout_s: float | None = None,
     ) -> str:
         from ckptd_proto.v1 import saves_pb2 as pb
 
@@ -148,7 +153,7 @@ class _Client:
             read_only=read_only,
             **self.place,
         )
-        joined = self.connection.call(lambda stubs: stubs.saves.Join(request))
+        joined = self.connection.call(lambda stubs: stubs.saves.Join(request, timeout=timeout_s))
         self.connection.on_connect(lambda stubs: stubs.saves.Join(request))
         self.job = joined.job
         return joined.daemon

@@ -429,12 +429,15 @@ def test_a_checkpointer_outlives_its_daemon(short_path: Path, tmp_path: Path) ->
         assert torch.equal(target["w"], weights)
 
 
-def test_a_job_may_go_on_after_saves_that_fail(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_job_may_go_on_after_saves_that_fail(short_path: Path, tmp_path: Path) -> None:
     root, moved = tmp_path / "root", tmp_path / "moved"
     root.mkdir()
-    with ckptd.Checkpointer(
-        root, experiment="e", run="r", socket=daemon.socket, on_failure=2
-    ) as ckpt:
+    with (
+        Daemon(short_path, persist_retry_s=0) as daemon,
+        ckptd.Checkpointer(
+            root, experiment="e", run="r", socket=daemon.socket, on_failure=2
+        ) as ckpt,
+    ):
         ckpt.save({"x": 1}, step=1).result(timeout=60)
         root.rename(moved)  # the mount is lost
         root.mkdir()

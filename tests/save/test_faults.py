@@ -30,6 +30,13 @@ IMAGE = "__0_0.distcp"
 
 
 @pytest.fixture
+def daemon(short_path: Path) -> Iterator[Daemon]:
+    """One that tells at once of what a disk fails with."""
+    with Daemon(short_path, persist_retry_s=0) as running:
+        yield running
+
+
+@pytest.fixture
 def rank(daemon: Daemon, tmp_path: Path) -> Iterator[Rank]:
     with Rank(daemon.socket, tmp_path, 0, 1) as one:
         one.ask("join")

@@ -1,4 +1,7 @@
-"""The disk fails, or is full, at any call of a save: every rank is told where, and nothing stays."""
+"""The disk fails, or is full, at any call of a save: every rank is told where, and nothing stays.
+
+Nothing is tried again here; `test_failing_place` has what is.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
+
+AT_ONCE: Any = {"persist_retry_s": 0}
 
 # The call that fails, on what, and the path that the ranks are told.
 CALLS = [
@@ -89,7 +94,7 @@ class Saving:
 @pytest.fixture(scope="module")
 def saving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saving]:
     root = tmp_path_factory.mktemp("errors")
-    with short_directory() as short, cluster(short, root, 1, each=2) as its:
+    with short_directory() as short, cluster(short, root, 1, each=2, **AT_ONCE) as its:
         one = Saving(its)
         one.save()
         yield one
@@ -147,7 +152,7 @@ def small(short_path: Path, tmp_path: Path) -> Iterator[Saving]:
     need_root()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "none", tmp_path], check=True)
     try:
-        with cluster(short_path, tmp_path, 1, each=2) as its:
+        with cluster(short_path, tmp_path, 1, each=2, **AT_ONCE) as its:
             yield Saving(its)
     finally:
         subprocess.run(["umount", "-l", tmp_path], check=True)

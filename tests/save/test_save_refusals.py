@@ -19,6 +19,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture
+def daemon(short_path: Path) -> Iterator[Daemon]:
+    """One that tells at once of what a disk fails with."""
+    with Daemon(short_path, persist_retry_s=0) as running:
+        yield running
+
+
+@pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 16 MiB."""
     need_root()

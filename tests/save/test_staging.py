@@ -43,9 +43,12 @@ def stage(rank: Rank, sequence: int, step: int, size: int = MIB) -> None:
 
 
 def test_a_save_never_lands_below_a_mount_point_whose_mount_is_lost(
-    daemon: Daemon, mounted: Path
+    short_path: Path, mounted: Path
 ) -> None:
-    with Rank(daemon.socket, mounted, 0, 1) as rank:
+    with (
+        Daemon(short_path, persist_retry_s=1) as daemon,
+        Rank(daemon.socket, mounted, 0, 1) as rank,
+    ):
         rank.ask("join")
         stage(rank, 0, step=1)
         subprocess.run(["umount", "-l", mounted], check=True)

@@ -20,13 +20,12 @@ _LEFT = "<"
 
 def lines(status: DaemonStatus, now: float) -> list[str]:
     """Return the report; *now* is in seconds since the epoch."""
-    saves = [_save(attempt) for attempt in status.attempts]
     report = _aligned([*_daemon(status), *_room(status)], _LEFT + _RIGHT + _LEFT)
     if status.flights:
         report += ["", "fetching", *_flights(status.flights)]
-    if saves:
-        report += ["", "saving", *_aligned(saves, _LEFT + _RIGHT * 4 + _LEFT, indent=2)]
-    if not status.flights and not saves:
+    if status.attempts:
+        report += ["", "saving", *_saves(status.attempts)]
+    if not status.flights and not status.attempts:
         report += ["", "Nothing is being fetched or saved."]
     if status.preemption is not None:
         report += ["", *_preemption(status.preemption)]
@@ -121,6 +120,17 @@ def _misses(misses: Sequence[Miss], now: float) -> list[str]:
     for miss in misses:
         age = span(max(0.0, now - miss.at))
         found += [f"  {miss.object}, {age} ago", f"    {miss.error}: {miss.sentence}"]
+    return found
+
+
+def _saves(attempts: Sequence[AttemptStatus]) -> list[str]:
+    """Return how far each is, and below it what there is to say besides."""
+    rows = [_save(attempt) for attempt in attempts]
+    found: list[str] = []
+    for attempt, line in zip(
+        attempts, _aligned(rows, _LEFT + _RIGHT * 4 + _LEFT, indent=2), strict=True
+    ):
+        found += [line, f"    {attempt.note}"] if attempt.note else [line]
     return found
 
 

@@ -35,8 +35,8 @@ class CheckpointsService(checkpoints_pb2_grpc.CheckpointsServicer):
         )
         for place, steps in groupby(found, key=lambda one: one.place):
             of_run = list(steps)
-            stand = await in_thread(standing.of, place, of_run)
-            pinned = await in_thread(pins.pinned, place)
+            stand = await in_thread(standing.of, place, of_run, may_leave=True)
+            pinned = await in_thread(pins.pinned, place, may_leave=True)
             for one in of_run:
                 yield checkpoint_message(
                     one,

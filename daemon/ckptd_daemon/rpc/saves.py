@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 from ckptd_daemon.rpc.checkpoints import checkpoint_message
-from ckptd_daemon.rpc.status import Context
+from ckptd_daemon.rpc.status import Context, patience_s
 from ckptd_daemon.save.arena.arena import SlotOffer
 from ckptd_daemon.save.arena.lending import Lent
 from ckptd_daemon.save.attempts import Checkpoint, Image, Skipped, State, WhenFull
@@ -53,6 +53,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             root_device=request.root_device,
             root_inode=request.root_inode,
             read_only=request.read_only,
+            within_s=patience_s(context),
             session=self._session(context),
         )
         return pb.JoinReply(job=job, daemon=daemon)
@@ -95,6 +96,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             when_full=_WHEN_FULL[request.when_full],
             daemons=(request.daemons, request.daemon_of),
             supersedes=request.supersedes if request.HasField("supersedes") else None,
+            within_s=patience_s(context),
             session=self._session(context),
         )
         if isinstance(opened, Checkpoint):

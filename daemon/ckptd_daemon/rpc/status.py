@@ -34,6 +34,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 MESSAGE_MAX_BYTES = 4096  # times three when it is percent-encoded: must fit in 64 KiB of metadata
 INSTANCE = "ckptd-instance"
+_FOREVER_S = 1e6  # a call without a deadline has one in the far future
+_SHARE = 0.9
+
+
+def patience_s(context: Context) -> float | None:
+    """Return how long a call may take and still have time to say why; None: as long as it likes."""
+    left_s = context.time_remaining()
+    return None if left_s is None or left_s > _FOREVER_S else left_s * _SHARE
 
 
 class ErrorStatus(grpc.aio.ServerInterceptor):

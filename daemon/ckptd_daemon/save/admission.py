@@ -37,6 +37,9 @@ class Admission:
         """Return None if the step is to be saved, if need be once a slot has come free."""
         if when_full is WhenFull.WAIT or not self._is_full(job):
             return None
+        self._relieve(job, step)
+        if not self._is_full(job):
+            return None
         if when_full is WhenFull.SKIP:
             held = ", ".join(str(track.attempt.step) for track in self._tracks_of(job))
             text = (
@@ -69,6 +72,14 @@ class Admission:
                 track.become(replace(track.attempt, superseded_by=step))
             else:
                 self._supersede(track, step)
+
+    def _relieve(self, job: Job, step: int) -> None:
+        """Give up what waits for its place: that is a failure to be told, and no reason to skip."""
+        while self._is_full(job):
+            victim = self._tracks.dispensable_for(job.key.place, own_only=True)
+            if victim is None:
+                return
+            self._tracks.displace(victim, f"as step {step} needs the memory")
 
     def _supersede(self, victim: Track, step: int) -> None:
         text = f"step {victim.attempt.step} is superseded by step {step}: every slot was taken"

@@ -33,8 +33,9 @@ FOLLOWS: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
     {
         State.OPEN: frozenset({State.STAGED, State.ABORTED}),
         State.STAGED: frozenset({State.LOCAL, State.ABORTED}),
-        State.LOCAL: frozenset({State.DURABLE, State.ABORTED}),
-        State.DURABLE: frozenset({State.COMMITTED, State.ABORTED}),
+        # back to STAGED where the place has failed and may be well again
+        State.LOCAL: frozenset({State.DURABLE, State.STAGED, State.ABORTED}),
+        State.DURABLE: frozenset({State.COMMITTED, State.STAGED, State.ABORTED}),
         State.COMMITTED: frozenset(),
         State.ABORTED: frozenset(),
     }

@@ -9,11 +9,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from anyio import to_thread
+import anyio
 from anyio.abc import TaskGroup
 
+from ckptd_daemon.save import threads, troubles
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
-from ckptd_daemon.save.commit import commit
+from ckptd_daemon.save.commit import commit, removal
 from ckptd_daemon.save.commit.proof import Receipt
 from ckptd_daemon.save.images.persist import Staged, persist
 from ckptd_daemon.save.images.unchanged import earlier_step
@@ -24,6 +25,7 @@ from ckptd_daemon.save.nodes.protocol import Outcome
 from ckptd_daemon.save.places import Place, check_same_root
 from ckptd_daemon.save.preemption import Preemption, superseding
 from ckptd_daemon.save.tracks import Track, Tracks, ended
+from ckptd_daemon.save.troubles import Trouble
 from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
@@ -45,7 +47,10 @@ class Finisher:
         writers: Writers,
         ground: Ground,
         on_committed: Callable[[Place], None],
+        retry_s: float,
     ) -> None:
+        """What a place fails with and may recover from is waited out for *retry_s*."""
+        self._retry_s = retry_s
         self._on_committed = on_committed
         self._tracks = tracks
         self._tracks.give_up = self._give_up_everywhere
@@ -81,7 +86,9 @@ class Finisher:
         if attempt.members is None or not attempt.members.leads:
             return
         try:
-            outcome = await self._ground.walk(self._ground.course(attempt).create())
+            outcome = await self._ground.walk(
+                attempt.job.place, self._ground.course(attempt).create()
+            )
         except Failed as failed:
             self._tracks.abort(track, failed.failure)
             raise ended(track) from failed
@@ -92,7 +99,9 @@ class Finisher:
         """Return *found*, which is what the attempt would become, if all its daemons say so."""
         if attempt.members is None:
             return found
-        outcome = await self._ground.walk(self._ground.course(attempt).give_up(found))
+        outcome = await self._ground.walk(
+            attempt.job.place, self._ground.course(attempt).give_up(found)
+        )
         if isinstance(outcome, errors.CkptdError):
             raise outcome
         return outcome
@@ -101,7 +110,7 @@ class Finisher:
         """Tell the other daemons, if there are some, that this one will not take part."""
         if attempt.members is not None:
             steps = self._ground.course(attempt).give_up(failure)
-            self._tasks.start_soon(self._ground.walk, steps)
+            self._tasks.start_soon(self._ground.walk, attempt.job.place, steps)
 
     def _give_up_everywhere(self, track: Track, failure: errors.CkptdError) -> None:
         course = self._ground.course(track.attempt)
@@ -123,8 +132,31 @@ class Finisher:
         act = self._finish_alone if attempt.members is None else self._finish_ours
         async with self._ending.take(attempt.job.place.step(attempt.step)):
             while not await act(track):
-                track.wait_again()
-                logger.info("%s waits for a newer step of its run, which goes first", track)
+                if track.is_persisting:
+                    track.wait_again()
+                    logger.info("%s waits for a newer step of its run, which goes first", track)
+                elif track.trouble is not None:
+                    await self._wait_for_place(track, track.trouble)
+
+    async def _wait_for_place(self, track: Track, trouble: Trouble) -> None:
+        """Wait until it is worth another try, or there is no need for one."""
+        with anyio.move_on_after(trouble.pause_s(is_hurried=self._preemption is not None)):
+            while not track.attempt.state.is_final and track.doomed is None:
+                await track.changed.wait()
+
+    def _put_off(self, track: Track, error: Exception, failure: errors.CkptdError) -> bool:
+        """Have what is staged wait for its place, if that may be well again within the time."""
+        now, before = time.monotonic(), track.trouble
+        trouble = Trouble(failure, now) if before is None else before.again(failure)
+        left_s = trouble.limit_s(self._retry_s, is_followed=track.followers > 0)
+        left_s -= now - trouble.began_at
+        if not troubles.may_pass(error) or left_s <= 0 or track.doomed is not None:
+            return False
+        note = f"step {track.attempt.step} is staged and waits for its place: {failure}"
+        if before is None:
+            logger.warning("%s; it is tried again for %.0f s", note, left_s)
+        track.wait_for_place(trouble, note)
+        return True
 
     def _begin_to_write(self, track: Track) -> bool:
         """Say whether the attempt, whose turn has come, is to be written still."""
@@ -154,8 +186,14 @@ class Finisher:
             if not self._begin_to_write(track):
                 return True
             try:
-                deliver = course.deliver()
-                outcome = await self._ground.walk(deliver, partial(self._persist, track))
+                if (failure := await self._lost_root(track)) is not None:
+                    if self._put_off(track, failure, failure):
+                        return False
+                    self._end(track, self._in_the_end(track, failure))  # nobody could read why
+                    return True
+                track.place_is_well()
+                deliver, persist_ours = course.deliver(), partial(self._insist, track)
+                outcome = await self._ground.walk(place, deliver, persist_ours)
             except _LetPass:
                 return False
             except Exception as error:
@@ -176,7 +214,7 @@ class Finisher:
 
     async def _conclude(self, track: Track, steps: Steps[Outcome]) -> None:
         try:
-            outcome = await self._ground.walk(steps)
+            outcome = await self._ground.walk(track.attempt.job.place, steps)
         except Exception as error:
             logger.exception("bug while saving attempt %s", track.attempt.id)
             outcome = _bug(error)
@@ -184,8 +222,10 @@ class Finisher:
 
     def _end(self, track: Track, outcome: Outcome) -> None:
         attempt, place = track.attempt, track.attempt.job.place
+        if attempt.state.is_final:
+            return  # it was given up for another while it waited for its place
         if isinstance(outcome, errors.CkptdError):
-            logger.warning("step %s in %s is aborted: %s", attempt.step, place, outcome)
+            _log_lost(track, outcome)
         else:
             logger.info("committed step %s in %s, with others", attempt.step, place)
         self._tracks.end(track, outcome)
@@ -199,29 +239,73 @@ class Finisher:
             try:
                 checkpoint = await self._make_durable(track)
             except _LetPass:
-                await to_thread.run_sync(commit.discard, attempt)  # it may need the space
+                await self._discard(attempt)  # it may need the space
                 return False
-            except errors.CkptdError as failure:
+            except Exception as error:  # noqa: BLE001  told to those who follow; a bug is logged
+                error = await self._cause(track, error)
+                failure = _explained(error, attempt)
+                if self._put_off(track, error, failure):
+                    await self._discard(attempt)  # a disk that is full, too
+                    return False
                 await self._give_up(track, failure)
-            except OSError as error:
-                text = f"cannot save step {attempt.step} in {attempt.job.place}: {error}"
-                await self._give_up(track, errors.FailedPrecondition(f"{text}; look at that place"))
-            except Exception as error:
-                logger.exception("bug while saving attempt %s", attempt.id)
-                await self._give_up(track, _bug(error))
             else:
+                track.place_is_well()
                 self._tracks.commit(track, checkpoint)
                 logger.info("committed %s", _told(track))
                 self._on_committed(attempt.job.place)
         return True
 
     async def _make_durable(self, track: Track) -> Checkpoint:
-        attempt = track.attempt
-        await to_thread.run_sync(_make_way, attempt)
+        attempt, root = track.attempt, track.attempt.job.place.root
+        if (found := await threads.run(root, _make_way, attempt)) is not None:
+            track.become(track.attempt.to(State.LOCAL).to(State.DURABLE))
+            return found
         receipts = await self._persist(track, commit.directory_of(attempt))
         # a directory is its own place: what is on this disk is where checkpoints live
         track.become(track.attempt.to(State.DURABLE))
-        return await to_thread.run_sync(commit.commit, attempt, receipts)
+        return await threads.run(root, commit.commit, attempt, receipts)
+
+    async def _insist(self, track: Track, directory: Path) -> list[Receipt]:
+        """Do as `_persist`, again and again while the place may be well again.
+
+        The others wait as long as they like: who gives up moves *directory* away.
+        """
+        while True:
+            try:
+                receipts = await self._persist(track, directory)
+            except (OSError, errors.CkptdError) as error:
+                cause = await self._cause(track, error)
+                if not self._put_off(track, cause, _explained(cause, track.attempt)):
+                    raise
+            else:
+                track.place_is_well()
+                return receipts
+            assert track.trouble is not None
+            await self._wait_for_place(track, track.trouble)
+            await threads.run(track.attempt.job.place.root, removal.delete, directory)
+            if track.doomed is not None:
+                raise ended(track)  # its memory is another's by now
+            track.begin_to_persist()
+
+    async def _cause(self, track: Track, error: Exception) -> Exception:
+        """Return why something is missing, if that is all *error* says: the mount was lost."""
+        if isinstance(error, FileNotFoundError | NotADirectoryError | errors.FailedPrecondition):
+            return await self._lost_root(track) or error
+        return error
+
+    async def _lost_root(self, track: Track) -> errors.CkptdError | None:
+        """Return what is wrong if the root is not what it was when the job joined."""
+        job = track.attempt.job
+        try:
+            await threads.run(job.place.root, check_same_root, job.place.root, job.root_at)
+        except errors.FailedPrecondition as failure:
+            return failure
+        except OSError:
+            return None  # then going on will say what is wrong
+        return None
+
+    async def _discard(self, attempt: Attempt) -> None:
+        await threads.run(attempt.job.place.root, commit.discard, attempt)
 
     async def _persist(self, track: Track, directory: Path) -> list[Receipt]:
         """Write what is staged here into *directory*, made anew: the attempt is LOCAL.
@@ -235,17 +319,16 @@ class Finisher:
             for laid in reservation.laid
         ]
 
-        def written(size_bytes: int) -> None:
-            track.done_bytes += size_bytes
-
-        earlier = await to_thread.run_sync(self._earlier, attempt)
+        root = attempt.job.place.root
+        earlier = await threads.run(root, self._earlier, attempt)
         with track.writing():
             receipts = await persist(
+                root,
                 directory,
                 images,
                 attempt.plan_hash,
                 writers=self._writers,
-                on_written=written,
+                on_written=track.wrote,
                 earlier=earlier,
             )
             track.become(track.attempt.to(State.LOCAL))  # it may know more by now
@@ -263,10 +346,35 @@ class Finisher:
         return directories
 
     async def _give_up(self, track: Track, failure: errors.CkptdError) -> None:
-        attempt = track.attempt
-        logger.warning("step %s in %s is aborted: %s", attempt.step, attempt.job.place, failure)
-        await to_thread.run_sync(commit.discard, attempt)
-        self._tracks.abort(track, failure)
+        failure = self._in_the_end(track, failure)
+        await self._discard(track.attempt)
+        if not track.attempt.state.is_final:  # it was given up for another meanwhile
+            _log_lost(track, failure)
+            self._tracks.abort(track, failure)
+
+    def _in_the_end(self, track: Track, failure: errors.CkptdError) -> errors.CkptdError:
+        """Return what those who follow are told when nothing more is tried."""
+        if track.trouble is None:
+            return failure
+        limit = f"as long as `persist_retry_s` ({self._retry_s:g}) allows"
+        return track.trouble.again(failure).ended(time.monotonic(), limit)
+
+
+def _log_lost(track: Track, failure: errors.CkptdError) -> None:
+    """Say that what was staged is lost: loudly if it is told to nobody else."""
+    level = logging.WARNING if track.followers else logging.ERROR
+    logger.log(level, "%s is aborted, and was whole in memory: %s", track, failure)
+
+
+def _explained(error: Exception, attempt: Attempt) -> errors.CkptdError:
+    """Return what went wrong to those who follow the attempt."""
+    if isinstance(error, errors.CkptdError):
+        return error
+    if isinstance(error, OSError):
+        text = f"cannot save step {attempt.step} in {attempt.job.place}: {error}"
+        return errors.FailedPrecondition(f"{text}; look at that place")
+    logger.error("bug while saving attempt %s", attempt.id, exc_info=error)
+    return _bug(error)
 
 
 def _bug(error: Exception) -> errors.Internal:
@@ -285,8 +393,14 @@ def _told(track: Track) -> str:
     return f"{text} in {phases.persist_s:.2f} s ({rate:.2f} GB/s){waited}"
 
 
-def _make_way(attempt: Attempt) -> None:
-    """Remove what an earlier daemon wrote of the attempt; raises if the root is not what it was."""
+def _make_way(attempt: Attempt) -> Checkpoint | None:
+    """Remove what an earlier try, or daemon, wrote of the attempt; return the step if it made that.
+
+    Raises if the root is not what it was.
+    """
     check_same_root(attempt.job.place.root, attempt.job.root_at)
+    if (found := commit.settled(attempt)) is not None:
+        return found
     commit.clear(attempt)
     durable.make_dirs(attempt.job.place.attempts)
+    return None

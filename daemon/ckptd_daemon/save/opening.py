@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-import anyio
+from functools import partial
 
 from ckptd_daemon.save.admission import Admission
 from ckptd_daemon.save.attempts import (
@@ -17,6 +16,7 @@ from ckptd_daemon.save.attempts import (
     taken,
 )
 from ckptd_daemon.save.commit import commit, damage, fences, manifests, owner
+from ckptd_daemon.save.errands import Errands
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members
@@ -42,41 +42,57 @@ class Asked:
 
 
 class Opening:
-    """Opens attempts, one call at a time: two ranks must not both be the first."""
+    """Opens attempts, one call at a time in each run: two ranks must not both be the first."""
 
     def __init__(
-        self, jobs: Jobs, tracks: Tracks, finisher: Finisher, admission: Admission, name: str
+        self,
+        jobs: Jobs,
+        tracks: Tracks,
+        finisher: Finisher,
+        admission: Admission,
+        errands: Errands,
+        name: str,
     ) -> None:
         self._admission = admission
         self._jobs = jobs
         self._tracks = tracks
         self._finisher = finisher
         self._name = name
-        self._lock = anyio.Lock()
+        self._errands = errands
 
     async def open(self, job: Job, member: Member, asked: Asked) -> Attempt | Checkpoint | Skipped:
-        """Return the attempt, made by the first rank to come; or the checkpoint that is there."""
-        async with self._lock:
-            await self._claim(job)
-            known = job.by_sequence.get(asked.sequence)
-            if isinstance(known, Checkpoint | Skipped):
-                return known
-            track = self._tracks.find(known) if known is not None else None
-            if track is None:
-                return await self._make(job, member, asked)
-            self._check_joined(track, asked)
-            self._tracks.note_open(track, asked.images_bytes)
-            return track.attempt
+        """Return the attempt, made by the first rank to come; or the checkpoint that is there.
+
+        Whoever leaves before that, and asks again, finds what was made.
+        """
+        work = partial(self._open, job, member, asked)
+        return await self._errands.run(job.key.place, f"opening step {asked.step}", work)
 
     async def claim(self, job: Job) -> None:
         """Make *job* the present life of its run; raises if a later one has begun."""
-        async with self._lock:
-            await self._claim(job)
+        work = partial(self._claim, job)
+        await self._errands.run(job.key.place, "looking for its fence", work)
 
     async def put_back(self, place: Place) -> None:
         """Put back steps that a crash caught between old and new; none that is in hand here."""
-        async with self._lock:  # what is begun meanwhile would not be known to be in hand
-            await in_thread(commit.put_back, place, self._tracks.ids())
+        # with its turn: what is begun meanwhile would not be known to be in hand
+        work = partial(self._put_back, place)
+        await self._errands.run(place, "looking for steps to put back", work)
+
+    async def _open(self, job: Job, member: Member, asked: Asked) -> Attempt | Checkpoint | Skipped:
+        await self._claim(job)
+        known = job.by_sequence.get(asked.sequence)
+        if isinstance(known, Checkpoint | Skipped):
+            return known
+        track = self._tracks.find(known) if known is not None else None
+        if track is None:
+            return await self._make(job, member, asked)
+        self._check_joined(track, asked)
+        self._tracks.note_open(track, asked.images_bytes)
+        return track.attempt
+
+    async def _put_back(self, place: Place) -> None:
+        await in_thread(commit.put_back, place, self._tracks.ids())
 
     async def _make(self, job: Job, member: Member, asked: Asked) -> Attempt | Checkpoint | Skipped:
         attempt = Attempt(
@@ -88,7 +104,7 @@ class Opening:
             asked.replaces,
             asked.members,
         )
-        if not attempt.replaces and await in_thread(_is_known_bad, attempt):
+        if not attempt.replaces and await in_thread(_is_known_bad, job.key.place, attempt):
             attempt = replace(attempt, replaces=True)
         found = await self._standing(attempt)
         self._jobs.member(job.key.id, asked.rank, member.session)  # it may have left meanwhile
@@ -115,7 +131,7 @@ class Opening:
     async def _standing(self, attempt: Attempt) -> Checkpoint | None:
         """Return what is committed as the step, if that may stay; raises if it is in the way."""
         try:
-            found = await in_thread(_look, attempt)
+            found = await in_thread(_look, attempt.job.place, attempt)
             if found is None or attempt.replaces:
                 return None
             if not attempt.is_same(found):
@@ -129,13 +145,9 @@ class Opening:
         """Make *job* the present life of its run, at its first save: a mere reader fences nobody."""
         if self._jobs.present(job.key.place) is job:
             return
-        await in_thread(self._note_incarnation, job.key, self._tracks.ids())
+        await in_thread(_note_incarnation, job.key.place, job.key, self._name, self._tracks.ids())
         check_not_fenced(job)
         self._jobs.claim(job)
-
-    def _note_incarnation(self, key: JobKey, in_hand: frozenset[str]) -> None:
-        fences.claim(key)
-        commit.repair(key, self._name, in_hand)
 
     def _check_joined(self, track: Track, asked: Asked) -> None:
         if track.attempt.state is State.ABORTED or track.doomed:
@@ -148,15 +160,20 @@ class Opening:
             raise
 
 
-def _look(attempt: Attempt) -> Checkpoint | None:
+def _note_incarnation(_: Place, key: JobKey, name: str, in_hand: frozenset[str]) -> None:
+    fences.claim(key)
+    commit.repair(key, name, in_hand)
+
+
+def _look(place: Place, attempt: Attempt) -> Checkpoint | None:
     fences.check(attempt.job)
-    return manifests.read(attempt.job.place, attempt.step)
+    return manifests.read(place, attempt.step)
 
 
-def _is_known_bad(attempt: Attempt) -> bool:
+def _is_known_bad(place: Place, attempt: Attempt) -> bool:
     """Whether the step is there, and is known not to be what was saved: then it may be replaced."""
     try:
-        found = manifests.read(attempt.job.place, attempt.step)
+        found = manifests.read(place, attempt.step)
     except errors.CkptdError:
         return False  # what is in the way is told by who looks next
     return found is not None and damage.known(found) is not None

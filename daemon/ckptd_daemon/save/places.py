@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Final, Self, TypeVar, TypeVarTuple
 
-from anyio import to_thread
-
+from ckptd_daemon.save import threads
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
 
@@ -27,6 +27,7 @@ _STEP_PREFIX: Final = "step-"
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+Where = TypeVar("Where", "Place", Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,17 @@ def step_number(name: str) -> int | None:
     return int(digits) if f"{int(digits)}" == digits else None
 
 
-async def in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Do in a thread what looks at a place, or changes it; raises `Unavailable` if that fails."""
+async def in_thread(
+    function: Callable[[Where, *Ts], T], where: Where, *arguments: *Ts, may_leave: bool = False
+) -> T:
+    """Do in a thread what looks at a place, or at a root, or changes it; that is the first argument.
+
+    Cancelled, this waits for the thread, or leaves it behind if it *may_leave*, as who only looks.
+    Raises `Unavailable` if the filesystem fails.
+    """
+    root = where.root if isinstance(where, Place) else where
     try:
-        return await to_thread.run_sync(function, *arguments)
+        return await threads.run(root, function, where, *arguments, may_leave=may_leave)
     except errors.CkptdError:
         raise  # some are `OSError` as well
     except OSError as error:
@@ -218,7 +226,10 @@ def check_root(root: Path, device: int, inode: int) -> tuple[int, int]:
 
 
 def check_same_root(root: Path, joined_at: tuple[int, int]) -> None:
-    """Raise `FailedPrecondition` if *root* is another directory now: its mount was lost, say."""
+    """Raise `FailedPrecondition` if *root* is another directory now: its mount was lost, say.
+
+    It is caused by what the kernel says of a handle that leads nowhere any more.
+    """
     try:
         stat = root.stat()
         now = (stat.st_dev, stat.st_ino)
@@ -229,7 +240,8 @@ def check_same_root(root: Path, joined_at: tuple[int, int]) -> None:
     device, inode = joined_at
     seen = "gone" if now is None else f"device {now[0]} inode {now[1]}"
     text = f"{root} was device {device} inode {inode} when the job joined and is {seen} now"
-    raise errors.FailedPrecondition(f"{text}; mount it again, or restart the job if that is meant")
+    text = f"{text}; mount it again, or restart the job if that is meant"
+    raise errors.FailedPrecondition(text) from OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 def check_user_below(root: Path, uid: int, allowed: tuple[Path, ...]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anyio import to_thread
-
+from ckptd_daemon.save import threads
 from ckptd_daemon.save.arena.headers import Header
 from ckptd_daemon.save.arena.uses import Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
@@ -22,42 +21,56 @@ from ckptd_proto import errors
 logger = logging.getLogger(__name__)
 
 
+def by_place(left: Iterable[tuple[Slot, Header]]) -> dict[Place, list[Track]]:
+    """Return the attempts that *left* belongs to, by their runs. Pure."""
+    found: dict[Place, list[Track]] = {}
+    for track in tracks(left):
+        found.setdefault(track.attempt.job.place, []).append(track)
+    return found
+
+
 async def take_up(
-    left: Iterable[tuple[Slot, Header]],
+    place: Place,
+    found: Sequence[Track],
     in_hand: Tracks,
     finisher: Finisher,
     allowed: tuple[Path, ...],
 ) -> None:
-    """Finish what was staged, abort what was not.
+    """Finish what was staged in the run, abort what was not.
 
     Nothing is done where the user who saves may not have this daemon work, at least not now: other
     users may below the roots that are *allowed*.
     """
     refused: dict[JobKey, errors.CkptdError | None] = {}
-    for track in (found := tracks(left)):
-        if (job := track.attempt.job) not in refused:
-            refused[job] = await to_thread.run_sync(_refusal, job, allowed)
-    for place in {job.place for job, refusal in refused.items() if refusal is None}:
-        await to_thread.run_sync(_put_back, place)
-    for track in found:
-        in_hand.add(track)
-        attempt = track.attempt
-        if (refusal := refused[attempt.job]) is not None:
-            logger.error("step %s in %s is given up: %s", attempt.step, attempt.job.place, refusal)
-            in_hand.end(track, refusal)
-            continue
-        if attempt.state is State.OPEN and attempt.members is not None:
-            in_hand.abort(track, lost(attempt))
-        elif attempt.members is not None:
-            finisher.finish(track)
-        elif checkpoint := await to_thread.run_sync(outcome, attempt):
-            track.become(replace(attempt, state=State.DURABLE))  # of all ranks, or of those left
-            in_hand.commit(track, checkpoint)
-        elif attempt.state is State.OPEN:
-            await to_thread.run_sync(commit.discard, attempt)
-            in_hand.abort(track, lost(attempt))
-        else:
-            finisher.finish(track)
+    try:
+        for job in dict.fromkeys(track.attempt.job for track in found):
+            refused[job] = await threads.run(place.root, _refusal, job, allowed)
+        if None in refused.values():
+            await threads.run(place.root, _put_back, place)
+        for track in found:
+            if (refusal := refused[track.attempt.job]) is None:
+                await _take_up(track, in_hand, finisher)
+            else:
+                logger.error("step %s in %s is given up: %s", track.attempt.step, place, refusal)
+                in_hand.end(track, refusal)
+    except Exception:
+        logger.exception("bug while what was staged in %s was taken up", place)
+
+
+async def _take_up(track: Track, in_hand: Tracks, finisher: Finisher) -> None:
+    attempt, root = track.attempt, track.attempt.job.place.root
+    if attempt.state is State.OPEN and attempt.members is not None:
+        in_hand.abort(track, lost(attempt))
+    elif attempt.members is not None:
+        finisher.finish(track)
+    elif checkpoint := await threads.run(root, outcome, attempt):
+        track.become(replace(attempt, state=State.DURABLE))  # of all ranks, or of those left
+        in_hand.commit(track, checkpoint)
+    elif attempt.state is State.OPEN:
+        await threads.run(root, commit.discard, attempt)
+        in_hand.abort(track, lost(attempt))
+    else:
+        finisher.finish(track)
 
 
 def _refusal(job: JobKey, allowed: tuple[Path, ...]) -> errors.CkptdError | None:
@@ -87,7 +100,7 @@ def tracks(left: Iterable[tuple[Slot, Header]]) -> list[Track]:
     """
     found: dict[str, Track] = {}
     for slot, header in left:
-        track = found.setdefault(header.attempt.id, Track(_unsealed(header.attempt)))
+        track = found.setdefault(header.attempt.id, Track(_unsealed(header.attempt), is_left=True))
         if header.rank in track.reserved:
             continue  # never made by us
         track.reserved[header.rank] = Reservation(slot, header.laid)
@@ -125,7 +138,7 @@ def _sealed(attempt: Attempt, header: Header, images: tuple[Image, ...]) -> Atte
     return attempt.with_seal(header.rank, images, plan=of_rank.plan, metrics=of_rank.metrics)
 
 
-def past(attempt_id: str, place: Place, step: int) -> Progress:
+def past(place: Place, attempt_id: str, step: int) -> Progress:
     """Return the outcome of an attempt that this daemon has never met, or has forgotten."""
     nobody = JobKey("", place, "", 1, 0)
     attempt = Attempt(attempt_id, nobody, 0, step, "", replaces=False)

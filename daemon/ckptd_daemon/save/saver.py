@@ -6,6 +6,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Self
 
 import anyio
@@ -29,6 +31,7 @@ from ckptd_daemon.save.attempts import (
 )
 from ckptd_daemon.save.commit import manifests, owner
 from ckptd_daemon.save.commit.proof import check_complete
+from ckptd_daemon.save.errands import Errand, Errands
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.images.writers import Writers
 from ckptd_daemon.save.jobs import Job, Jobs, Member
@@ -65,6 +68,7 @@ class Saver:
         tracks: Tracks,
         finisher: Finisher,
         preempting: Preempting,
+        errands: Errands,
         offer: Callable[[int, int], str],
         name: str,
     ) -> None:
@@ -79,7 +83,9 @@ class Saver:
         self.lending = Lending(arena, offer)
         self._jobs = Jobs(self._lose)
         self._admission = Admission(arena, tracks)
-        self._opening = Opening(self._jobs, tracks, finisher, self._admission, name)
+        self._errands = errands
+        self._opening = Opening(self._jobs, tracks, finisher, self._admission, errands, name)
+        self._left: dict[Place, Errand[None]] = {}  # runs with attempts of an earlier daemon
         self._is_refusing = False
 
     @classmethod
@@ -90,7 +96,7 @@ class Saver:
         offer: Callable[[int, int], str],
         on_committed: Callable[[Place], None],
     ) -> AsyncIterator[Self]:
-        """Serve saves; begin with finishing what an earlier daemon left staged.
+        """Serve saves; begin with finishing what an earlier daemon left staged, each run by itself.
 
         *offer* gives a token by which a process of a uid collects a descriptor; *on_committed*
         hears of each run that has a new step.
@@ -98,11 +104,15 @@ class Saver:
         async with Arena.open(config) as (arena, left), anyio.create_task_group() as tasks:
             tracks = Tracks(arena)
             timing = Timing(takeover_s=config.takeover_s, patience_s=config.peers_wait_s)
-            finisher = Finisher(tracks, tasks, Writers(config), Ground(timing), on_committed)
+            writers, ground = Writers(config), Ground(timing)
+            retry_s = config.persist_retry_s
+            finisher = Finisher(tracks, tasks, writers, ground, on_committed, retry_s)
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             preempting = Preempting(config, tracks, finisher, tasks)
-            saver = cls(config, arena, tracks, finisher, preempting, offer, name)
-            await recovery.take_up(left, tracks, finisher, config.save_roots)
+            errands = Errands(tasks)
+            saver = cls(config, arena, tracks, finisher, preempting, errands, offer, name)
+            for place, found in recovery.by_place(left).items():
+                await saver._take_up(place, found)
             tasks.start_soon(saver._staging.end_stalled)
             tasks.start_soon(preempting.heed)
             yield saver
@@ -156,6 +166,14 @@ class Saver:
             if is_staged(track)
         ]
 
+    async def _take_up(self, place: Place, found: Sequence[Track]) -> None:
+        for track in found:
+            self._tracks.add(track)
+        allowed = self._config.save_roots
+        work = partial(recovery.take_up, place, found, self._tracks, self._finisher, allowed)
+        what = "being taken up after the daemon's start"
+        self._left[place] = await self._errands.begin(place, what, work)
+
     async def join(
         self,
         place: Place,
@@ -166,21 +184,26 @@ class Saver:
         root_device: int,
         root_inode: int,
         read_only: bool,
+        within_s: float | None,
         session: Session,
     ) -> tuple[str, str]:
-        """Make the caller one rank of a job; return the job's id and this daemon's name."""
+        """Make the caller one rank of a job; return the job's id and this daemon's name.
+
+        Raises `DeadlineExceeded` if the place does not answer within *within_s*.
+        """
         self._check_open()
         uid = session.process.uid
         key = jobs.key_of(place, incarnation, rank=rank, world_size=world_size, uid=uid)
         roots = (*self._config.save_roots, *(self._config.read_roots if read_only else ()))
         seen = (root_device, root_inode)
         enter = places.enter_to_read if read_only else places.enter_to_save
-        root_at = await places.in_thread(enter, place, uid, roots, seen)
-        key = replace(key, root_at=root_at)
         saved_before = 0
-        if not read_only:  # a run that is resumed finds every step that was committed
-            await self._opening.put_back(place)
-            saved_before = await self._look_back(key)
+        with self._errands.answering(place, within_s):
+            root_at = await places.in_thread(enter, place, uid, roots, seen, may_leave=True)
+            key = replace(key, root_at=root_at)
+            if not read_only:  # a run that is resumed finds every step that was committed
+                await self._opening.put_back(place)
+                saved_before = await self._look_back(key)
         job = self._jobs.join(key, rank, session, read_only=read_only)
         job.saved_before = max(job.saved_before, saved_before)
         return job.key.id, self._name
@@ -230,6 +253,7 @@ class Saver:
         when_full: WhenFull,
         daemons: tuple[Sequence[str], Sequence[int]],
         supersedes: int | None,
+        within_s: float | None,
         session: Session,
     ) -> Attempt | Checkpoint | Skipped:
         """Return the attempt of the job's n-th save, or the checkpoint if it exists already.
@@ -237,7 +261,7 @@ class Saver:
         *images_bytes* is what the images of all ranks here take; None if the rank does not know.
         *daemons* are those of all ranks, and which is each rank's; empty if this is the only one.
         Of several daemons none decides what *when_full* means: *supersedes* is what the ranks have
-        agreed to give up.
+        agreed to give up. Raises `DeadlineExceeded` if the place does not answer *within_s*.
         """
         self._check_open()
         job, member = self._jobs.writer(job_id, rank, session)
@@ -255,7 +279,8 @@ class Saver:
             *(rank, sequence, step, plan_hash, replaces, images_bytes),
             *(when_full, members, supersedes),
         )
-        return await self._opening.open(job, member, asked)
+        with self._errands.answering(job.key.place, within_s):
+            return await self._opening.open(job, member, asked)
 
     def room(self, job_id: str, rank: int, *, session: Session) -> Room:
         """Return what the job's saves take of the memory here."""
@@ -351,8 +376,9 @@ class Saver:
             async for progress in track.follow():
                 yield progress
             return
-        places.check_user_below(place.root, session.process.uid, self._config.save_roots)
-        yield await places.in_thread(recovery.past, attempt_id, place, step)
+        await self._check_user_below(place.root, session, self._config.save_roots)
+        await self._wait_taken_up(place.root, place.experiment, place.run)
+        yield await places.in_thread(recovery.past, place, attempt_id, step, may_leave=True)
 
     async def checkpoints(
         self, root: str, experiment: str, run: str, session: Session
@@ -363,13 +389,27 @@ class Saver:
         """
         readable = (*self._config.save_roots, *self._config.read_roots)
         path = places.checked_root(root)
-        places.check_user_below(path, session.process.uid, readable)
+        await self._check_user_below(path, session, readable)
+        await self._wait_taken_up(path, experiment, run)
         await self._tracks.wait_orphans(
             *(path, experiment, run),
             is_past=lambda key: self._jobs.is_past(key, session),
             spanning_s=2 * self._config.takeover_s,
         )
-        return await places.in_thread(manifests.committed, path, experiment, run)
+        committed = manifests.committed
+        return await places.in_thread(committed, path, experiment, run, may_leave=True)
+
+    async def _check_user_below(
+        self, root: Path, session: Session, allowed: tuple[Path, ...]
+    ) -> None:
+        uid = session.process.uid
+        await places.in_thread(places.check_user_below, root, uid, allowed, may_leave=True)
+
+    async def _wait_taken_up(self, root: Path, experiment: str, run: str) -> None:
+        """Wait until it is known what became of what an earlier daemon left below *root*."""
+        for place, errand in self._left.items():
+            if place == Place(root, experiment or place.experiment, run or place.run):
+                await errand.done.wait()
 
     def _check_open(self) -> None:
         if self._is_refusing:
@@ -380,7 +420,7 @@ class Saver:
         if self._jobs.is_live(key.id):
             return 0  # another rank's joining has
         try:
-            found = await places.in_thread(standing.of, key.place)
+            found = await places.in_thread(standing.of, key.place, may_leave=True)
         except errors.CkptdError as error:
             logger.warning("what is saved in %s cannot be seen: %s", key.place, error)
             self._tracks.note_run(key.place, None)

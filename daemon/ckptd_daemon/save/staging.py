@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import anyio
 
@@ -15,6 +16,8 @@ from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.places import IMAGES_MAX
 from ckptd_daemon.save.tracks import Reservation, Track, Tracks, ended
 from ckptd_proto import errors
+
+_RELIEF_S: Final = 1.0  # that a rank waits for memory before something is given up for it
 
 
 class Staging:
@@ -65,6 +68,7 @@ class Staging:
                 if (ahead := self._ahead(track)) is not None:
                     raise _behind(track, ahead, timeout_s)
                 left_s = max(0.0, until - time.monotonic())
+                tasks.start_soon(self._relieve, track, holder)
                 slot = await self._arena.reserve(
                     holder,
                     size_bytes,
@@ -79,6 +83,15 @@ class Staging:
         if failure is not None:
             raise failure
         return reservation
+
+    async def _relieve(self, track: Track, holder: Holder) -> None:
+        """Give up, for a rank that waits for memory, what waits for its place: one after another."""
+        while True:
+            await anyio.sleep(_RELIEF_S)
+            own_only = self._arena.has_its_share(holder)
+            victim = self._tracks.dispensable_for(track.attempt.job.place, own_only=own_only)
+            if victim is not None:
+                self._tracks.displace(victim, f"as {track} needs the memory")
 
     async def end_stalled(self) -> None:
         """Abort attempts of which some rank keeps the others waiting for longer than they want."""

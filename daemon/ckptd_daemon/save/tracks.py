@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import OrderedDict
@@ -20,12 +21,16 @@ from ckptd_daemon.save.arena.uses import Content, Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, State
 from ckptd_daemon.save.commit import owner
 from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.troubles import Trouble
 from ckptd_daemon.transfer.progress import Rate
 from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
 
 _FINISHED_MAX: Final = 256  # outcomes remembered; older ones are read from the place
 _PROGRESS_S: Final = 0.5
 _TIMEOUT_S: Final = 600.0  # until a rank says how long it waits
+_SILENT_S: Final = 60.0  # without a byte, while it is written, until its followers are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,8 @@ class Track:
     attempt: Attempt
     opened_by: int = 0
     """The rank that came first."""
+    is_left: bool = False
+    """An earlier daemon left it: it is taken up, and nobody stages it any more."""
     reserved: dict[int, Reservation] = field(default_factory=dict)
     entered: dict[State, float] = field(default_factory=dict)
     """When it came to be in each state, by the monotonic clock."""
@@ -104,11 +111,15 @@ class Track:
     reserving: int = 0
     """Ranks that wait for a slot, with a deadline of their own."""
     moved_at: float = field(default_factory=time.monotonic)
-    """When a rank last did what the others wait for."""
+    """When a rank last did what the others wait for, or something was written."""
     note: str = ""
     """What its followers are told besides, in words."""
     doomed: errors.CkptdError | None = None
     """Why this daemon gives up an attempt that spans several, until the place agrees."""
+    trouble: Trouble | None = None
+    """Why what is staged waits for its place, if it does."""
+    followers: int = 0
+    """How many calls wait for its outcome."""
     changed: anyio.Event = field(default_factory=anyio.Event)
     """Replaced at each change of state."""
     rate: Rate = field(default_factory=Rate)
@@ -121,7 +132,13 @@ class Track:
     @property
     def is_open(self) -> bool:
         """Its ranks may still stage it."""
-        return self.attempt.state is State.OPEN and self.doomed is None
+        return self.attempt.state is State.OPEN and self.doomed is None and not self.is_left
+
+    @property
+    def is_waiting_for_place(self) -> bool:
+        """It is staged, and nobody writes it, as its place fails."""
+        is_waiting = self.trouble is not None and not self.is_persisting
+        return is_waiting and self.doomed is None and not self.attempt.state.is_final
 
     @property
     def stalled_at(self) -> float:
@@ -139,7 +156,23 @@ class Track:
 
     def progress(self) -> Progress:
         """Return what is known now."""
-        return Progress(self.attempt, self.done_bytes, self.total_bytes, self.phases(), self.note)
+        note = self.note or self._silence()
+        return Progress(self.attempt, self.done_bytes, self.total_bytes, self.phases(), note)
+
+    def wrote(self, size_bytes: int) -> None:
+        """Note that so much more was written; called by a writer's thread."""
+        self.done_bytes += size_bytes
+        self.moved_at = time.monotonic()
+
+    def _silence(self) -> str:
+        """Return that its place seems to hang, if it does; several daemons may wait for each other."""
+        state, silent_s = self.attempt.state, time.monotonic() - self.moved_at
+        is_alone = self.attempt.members is None
+        if not self.is_persisting or state.is_final or silent_s < _SILENT_S:
+            return ""
+        if not is_alone and state is not State.STAGED:
+            return ""
+        return f"nothing was written for {silent_s // 10 * 10:.0f} s; look at its filesystem"
 
     def reading(self) -> Progress:
         """Return the same, and how fast it goes."""
@@ -158,7 +191,7 @@ class Track:
 
     def begin_to_persist(self) -> None:
         """Note that its turn has come: nothing supersedes it any more."""
-        self.began_at = time.monotonic()
+        self.began_at = self.moved_at = time.monotonic()
         self.rate.begin(self.done_bytes, self.began_at)
 
     @property
@@ -181,6 +214,21 @@ class Track:
     def wait_again(self) -> None:
         """Note that its images are to be written anew, in another turn."""
         self.began_at, self.done_bytes = None, 0
+        if self.attempt.state in {State.LOCAL, State.DURABLE}:
+            self.entered = {State.STAGED: self.staged_at}
+            self.become(self.attempt.to(State.STAGED))
+
+    def wait_for_place(self, trouble: Trouble, note: str) -> None:
+        """Note that it stays staged until its place is well, or it is given up."""
+        self.trouble = trouble
+        self.wait_again()
+        self.remark(note)
+
+    def place_is_well(self) -> None:
+        """Note that its place did what it was asked."""
+        if self.trouble is not None:
+            self.trouble = None
+            self.remark("")
 
     def remark(self, note: str) -> None:
         """Tell its followers *note*."""
@@ -214,14 +262,18 @@ class Track:
     async def follow(self) -> AsyncIterator[Progress]:
         """Yield each state as it comes, and progress between, until the last."""
         last = None
-        while last is None or not last.attempt.state.is_final:
-            changed = self.changed
-            if (now := self.progress()) != last:
-                yield now
-                last = now
-            elif not now.attempt.state.is_final:
-                with anyio.move_on_after(_PROGRESS_S):
-                    await changed.wait()
+        self.followers += 1
+        try:
+            while last is None or not last.attempt.state.is_final:
+                changed = self.changed
+                if (now := self.progress()) != last:
+                    yield now
+                    last = now
+                elif not now.attempt.state.is_final:
+                    with anyio.move_on_after(_PROGRESS_S):
+                        await changed.wait()
+        finally:
+            self.followers -= 1
 
 
 class Tracks:
@@ -289,6 +341,26 @@ class Tracks:
             self._abandon_unsealed(track)
             self.give_up(track, failure)
             self._tell()
+
+    def dispensable_for(self, place: Place, *, own_only: bool = False) -> Track | None:
+        """Return what gives way first to a save into *place*: it waits for a place that fails.
+
+        The oldest of the same run; else, unless *own_only*, of those that nobody follows, then of all.
+        """
+        waiting = [track for track in self if track.is_waiting_for_place]
+        own = [track for track in waiting if track.attempt.job.place == place]
+        alone = [track for track in waiting if not track.followers]
+        first = next((some for some in (own, alone, waiting) if some), [])
+        eligible = own if own_only else first
+        return min(eligible, key=lambda track: track.staged_at, default=None)
+
+    def displace(self, victim: Track, why: str) -> None:
+        """Give up what waits for its place, for what needs its memory."""
+        assert victim.trouble is not None
+        failure = victim.trouble.ended(time.monotonic(), why)
+        level = logging.WARNING if victim.followers else logging.ERROR
+        logger.log(level, "%s is aborted, and was whole in memory: %s", victim, failure)
+        self.abort(victim, failure)
 
     def end(self, track: Track, outcome: Checkpoint | errors.CkptdError) -> None:
         """End an attempt that spans several daemons as they all do."""
@@ -369,7 +441,8 @@ class Tracks:
     ) -> None:
         """Wait until what is staged now below *root*, by jobs that are past, has ended.
 
-        Not for ever for what spans several daemons: the node of another may be lost.
+        Not for ever for what spans several daemons, as the node of another may be lost, nor for
+        what waits for its place.
         """
 
         def is_orphan(track: Track) -> bool:
@@ -378,8 +451,12 @@ class Tracks:
             return job.place == below and is_staged(track) and is_past(job)
 
         for track in filter(is_orphan, self):
-            with anyio.move_on_after(math.inf if track.attempt.members is None else spanning_s):
-                while not track.attempt.state.is_final:
+            ends_at = time.monotonic() + spanning_s
+            while not track.attempt.state.is_final:
+                is_sure = track.attempt.members is None and track.trouble is None
+                if not is_sure and time.monotonic() >= ends_at:
+                    break
+                with anyio.move_on_after(math.inf if is_sure else ends_at - time.monotonic()):
                     await track.changed.wait()
 
     def _aborted(self, track: Track, failure: errors.CkptdError) -> None:

@@ -172,6 +172,11 @@ class Arena:
         need_bytes = self._used_bytes - idle_bytes + mine[-1].size_bytes
         return need_bytes > self._budget_bytes
 
+    def has_its_share(self, holder: Holder) -> bool:
+        """Say whether the holder has as many slots as it may have."""
+        staying = [slot for slot in self._slots if slot.use is not Use.GOING]
+        return sum(slot.holder is holder for slot in staying) >= self._slots_per_rank
+
     def release(self, slot: Slot, content: Content | None = None) -> None:
         """Take a slot back; what was sealed in it is void, or *content*, which may be read yet.
 

@@ -73,7 +73,7 @@ def _settle_doubt(attempt: Attempt, error: Exception) -> Checkpoint:
     place = attempt.job.place
     found = manifests.read(place, attempt.step)
     if found is None:
-        raise _typed(error, attempt) from error
+        raise _typed(error, attempt)
     if found.attempt == attempt.id:
         durable.sync_dir(place.directory)
         return found
@@ -89,7 +89,9 @@ def _typed(error: Exception, attempt: Attempt) -> errors.CkptdError:
     if isinstance(error, errors.CkptdError):
         return error
     text = f"cannot commit {attempt.job.place.step(attempt.step)}: {error}; look at the filesystem"
-    return errors.FailedPrecondition(text)
+    typed = errors.FailedPrecondition(text)
+    typed.__cause__ = error
+    return typed
 
 
 def _replace(attempt: Attempt) -> Checkpoint:
@@ -112,6 +114,17 @@ def _present(attempt: Attempt) -> Checkpoint:
     if found is None or found.attempt != attempt.id:
         text = f"{attempt.job.place.step(attempt.step)} was changed by somebody else; save again"
         raise errors.Aborted(text)
+    return found
+
+
+def settled(attempt: Attempt) -> Checkpoint | None:
+    """Return the checkpoint, durable, if an earlier try has made it though it could not tell."""
+    place = attempt.job.place
+    found = manifests.read(place, attempt.step)
+    if found is None or found.attempt != attempt.id:
+        return None
+    durable.sync_dir(place.directory)
+    discard(attempt)  # what it replaced
     return found
 
 

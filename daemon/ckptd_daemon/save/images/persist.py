@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 import crc32c
-from anyio import to_thread
 
+from ckptd_daemon.save import threads
 from ckptd_daemon.save.arena.headers import padded
 from ckptd_daemon.save.arena.slots import SlotFile
 from ckptd_daemon.save.attempts import Image
@@ -48,6 +48,7 @@ class _File:
 
 
 async def persist(
+    root: Path,
     directory: Path,
     images: Sequence[Staged],
     plan_hash: str,
@@ -56,13 +57,13 @@ async def persist(
     on_written: Callable[[int], None],
     earlier: Sequence[Path] = (),
 ) -> list[Receipt]:
-    """Write *images* into *directory*, made anew, each synced and with its checksums beside it.
+    """Write *images* into *directory* below *root*, made anew, each synced and with its checksums beside it.
 
     What one of the directories *earlier* has, byte for byte, is linked instead.
     *on_written* hears, in a writer's thread, of each block's bytes. Cancelled, it ends after the
     blocks in hand. Raises what the disk said, typed.
     """
-    await to_thread.run_sync(_make, directory)
+    await threads.run(root, _make, directory)
     linked: dict[Image, Receipt] = {}
 
     def link(staged: Staged) -> None:
@@ -78,12 +79,13 @@ async def persist(
         on_written(_write_block(file, start))
 
     if earlier:
-        await writers.write(partial(link, staged) for staged in images)
+        await writers.write(root, (partial(link, staged) for staged in images))
     rest = [staged for staged in images if staged.image not in linked]
-    files = await to_thread.run_sync(_begin, directory, rest)
+    files = await threads.run(root, _begin, directory, rest)
     try:
-        await writers.write(partial(write, file, at) for file in files for at in _starts(file))
-        receipts = await to_thread.run_sync(_finish, directory, files, plan_hash)
+        blocks = (partial(write, file, at) for file in files for at in _starts(file))
+        await writers.write(root, blocks)
+        receipts = await threads.run(root, _finish, directory, files, plan_hash)
         return [*linked.values(), *receipts]
     finally:
         for file in files:
@@ -95,7 +97,7 @@ def _starts(file: _File) -> range:
 
 
 def _make(directory: Path) -> None:
-    durable.make_dirs(directory.parent)
+    """Not its parent: if that is gone, somebody has given the attempt up."""
     with durable.explained(directory):
         directory.mkdir()
 

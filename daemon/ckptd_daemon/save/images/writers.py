@@ -1,4 +1,7 @@
-"""The threads that write what is staged, and let the training go first."""
+"""The threads that write what is staged, and let the training go first.
+
+Those of one root write one attempt at a time; a root that hangs keeps none of another.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio import to_thread
 
 from ckptd_daemon.config import Config
+from ckptd_daemon.save import threads
 from ckptd_daemon.save.images.allowance import Allowance, idle_s
+from ckptd_daemon.save.turns import Turns
 
 NICE: Final = 10
 """Of a writer; its I/O comes after that of others, too (ioprio_set(2): derived from this)."""
@@ -23,12 +27,24 @@ Block = Callable[[], None]
 """Writes a piece."""
 
 
+class _Purse:
+    """The allowance, which all writers of the daemon share."""
+
+    def __init__(self, allowance: Allowance) -> None:
+        self._allowance = allowance
+        self._lock = threading.Lock()
+
+    def pause_s(self, used_s: float) -> float:
+        with self._lock:
+            return self._allowance.pause_s(used_s)
+
+
 @dataclass(slots=True, eq=False)
 class _Work:
     """The blocks still to be written, shared by the writers of one attempt."""
 
     blocks: Iterator[Block]
-    allowance: Allowance
+    purse: _Purse
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
@@ -42,40 +58,41 @@ class _Work:
     def rest(self, used_s: float) -> None:
         if self.is_hurried:
             return
-        with self.lock:
-            pause_s = self.allowance.pause_s(used_s)
-        self.stopped.wait(pause_s)
+        self.stopped.wait(self.purse.pause_s(used_s))
 
 
 class Writers:
-    """Writes the blocks of one attempt at a time."""
+    """Writes the blocks of one attempt at a time, for each root."""
 
     def __init__(self, config: Config) -> None:
         self._count = config.persist_threads
         self._is_hurried = False
-        self._work: _Work | None = None  # what is being written
-        cores, share = _cores(), config.persist_cpu_percent / 100
-        self._new_allowance = partial(Allowance, share, cores, idle_s=idle_s)
-        self._turn = anyio.Lock()
+        self._works: set[_Work] = set()  # what is being written
+        share = config.persist_cpu_percent / 100
+        self._purse = _Purse(Allowance(share, _cores(), idle_s=idle_s))
+        self._turns = Turns[Path]()
 
     def hurry(self, *, is_hurried: bool) -> None:
         """Take the whole machine, what is being written included; or go back to yielding."""
         self._is_hurried = is_hurried
-        if self._work is not None:
-            self._work.is_hurried = is_hurried
+        for work in self._works:
+            work.is_hurried = is_hurried
 
-    async def write(self, blocks: Iterable[Block]) -> None:
-        """Write all *blocks*; raises what the first that failed raised.
+    async def write(self, root: Path, blocks: Iterable[Block]) -> None:
+        """Write all *blocks* below *root*; raises what the first that failed raised.
 
         Ends at the next block when one fails or the caller is cancelled.
         """
-        async with self._turn:
-            work = _Work(iter(blocks), self._new_allowance(), is_hurried=self._is_hurried)
-            self._work = work
-            async with anyio.create_task_group() as watch:
-                watch.start_soon(_stop_when_cancelled, work)
-                await to_thread.run_sync(self._write, work)
-                watch.cancel_scope.cancel()
+        async with self._turns.take(root):
+            work = _Work(iter(blocks), self._purse, is_hurried=self._is_hurried)
+            self._works.add(work)
+            try:
+                async with anyio.create_task_group() as watch:
+                    watch.start_soon(_stop_when_cancelled, work)
+                    await threads.run(root, self._write, work)
+                    watch.cancel_scope.cancel()
+            finally:
+                self._works.discard(work)
             if work.failures:
                 raise work.failures[0]
 

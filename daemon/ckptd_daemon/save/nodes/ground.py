@@ -8,12 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anyio
-from anyio import to_thread
 
-from ckptd_daemon.save import places
+from ckptd_daemon.save import places, threads
 from ckptd_daemon.save.attempts import Attempt, Checkpoint
 from ckptd_daemon.save.commit import removal
 from ckptd_daemon.save.commit.proof import Receipt
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 Persisting = Callable[[Path], Awaitable[list[Receipt]]]
 """Makes this daemon's images durable in a directory that it makes anew."""
-_THREADS: Final = 8  # a place that hangs must not take those of others
 
 
 class Ground:
@@ -36,7 +34,6 @@ class Ground:
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
-        self._threads = anyio.CapacityLimiter(_THREADS)
 
     def course(self, attempt: Attempt) -> Course:
         """Return this daemon's way through *attempt*, which spans several."""
@@ -44,8 +41,8 @@ class Ground:
         token = partial(secrets.token_hex, 4)
         return Course(attempt, attempt.members, self._timing, time.monotonic, token)
 
-    async def walk(self, steps: Steps[T], persisting: Persisting | None = None) -> T:
-        """Do what *steps* want, and return where they lead."""
+    async def walk(self, place: Place, steps: Steps[T], persisting: Persisting | None = None) -> T:
+        """Do what *steps* want with *place*, and return where they lead."""
         answer: Any = None
         failed: Failed | None = None
         while True:
@@ -56,37 +53,37 @@ class Ground:
                 return led_to
             answer = failed = None
             try:
-                answer = await self._do(op, persisting)
+                answer = await self._do(place.root, op, persisting)
             except Failed as error:
                 failed = error
 
-    async def _do(self, op: Op, persisting: Persisting | None) -> Any:
+    async def _do(self, root: Path, op: Op, persisting: Persisting | None) -> Any:
         try:
             match op:
                 case operations.Wait(seconds):
                     return await anyio.sleep(seconds)
                 case operations.Persist(path, aside):
                     assert persisting is not None, "only who finishes an attempt has its images"
-                    return await self._persist(path, path / aside, persisting)
+                    return await self._persist(root, path, path / aside, persisting)
                 case _:
-                    return await to_thread.run_sync(perform, op, limiter=self._threads)
+                    return await threads.run(root, perform, op)
         except OSError as error:
             raise Failed(places.failed(error)) from error
         except errors.CkptdError as error:
             raise Failed(error) from error
 
     async def _persist(
-        self, directory: Path, aside: Path, persisting: Persisting
+        self, root: Path, directory: Path, aside: Path, persisting: Persisting
     ) -> tuple[Receipt, ...] | None:
         """Write the images aside, and give them their names when all are durable."""
-        await to_thread.run_sync(removal.delete, aside, limiter=self._threads)
+        await threads.run(root, removal.delete, aside)
         try:
             images = await persisting(aside)
-            await to_thread.run_sync(_move_in, aside, directory, images, limiter=self._threads)
+            await threads.run(root, _move_in, aside, directory, images)
         except (FileNotFoundError, NotADirectoryError):
             return None  # somebody gave the attempt up meanwhile
         except Exception:
-            await to_thread.run_sync(removal.delete, aside, limiter=self._threads)
+            await threads.run(root, removal.delete, aside)
             raise
         return tuple(images)
 
