@@ -1,7 +1,8 @@
 """Nodes, their daemons and one shared directory, in virtual time: the protocol is the real one.
 
 Everything follows from the seed: how long each call takes, which fails before or after it was
-done, comes twice, or overtakes another; who is killed, paused, lost or restarted, and when.
+done, comes twice, or overtakes another; how long a node believes what it has seen; who is killed,
+paused, lost or restarted, and when.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from ckptd_daemon.save.nodes import operations as ops
 from ckptd_daemon.save.nodes.protocol import Course, Outcome, Timing
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
-from simulation.directory import Dir, Directory
+from simulation.directory import Dir, Directory, View
 
 PLACE = Place(Path("/root"), "e", "r")
 TIMING = Timing(poll_s=0.5, poll_max_s=15.0, takeover_s=30.0, appear_s=60.0, patience_s=300.0)
+LAGS_S = (0.0, 5.0, 60.0)  # how long a node believes a name; NFS, left alone, a minute
 FAULTS_S = 900.0
 QUIET_S = 20_000.0  # after the last fault every attempt has ended
 
@@ -54,6 +56,7 @@ class Part:
 @dataclass(eq=False)
 class Node:
     name: str
+    view: View
     parts: list[Part] = field(default_factory=list)
     life: int = 0
     is_up: bool = True
@@ -76,6 +79,7 @@ class World:
         course: type[Course] = Course,
         nodes: int | None = None,
         has_faults: bool = True,
+        lag_s: float | None = None,
     ) -> None:
         self.rng = Random(seed)
         self.now = 0.0
@@ -88,15 +92,21 @@ class World:
         self.twice_rate = self.rng.choice([0.0, 0.05]) if has_faults else 0.0
         self.has_exchange = self.rng.random() < 0.5
         size = nodes or self.rng.choice([2, 2, 2, 3, 3, 4, 4, 5, 6, 8, 16])
-        self.nodes = [
-            Node(f"{number:012x}", newest_first=self.rng.random() < 0.2) for number in range(size)
-        ]
         self.directory = Directory(self._named)
         self.directory.perform(ops.Make(PLACE.attempts))
+        lag_of_seed_s = self.rng.choice(LAGS_S)
+        self.lag_s = lag_of_seed_s if lag_s is None else lag_s
+        self.nodes = [
+            Node(f"{number:012x}", self._view(), newest_first=self.rng.random() < 0.2)
+            for number in range(size)
+        ]
         self.attempts: dict[str, Attempt] = {}
         self.told: dict[str, list[tuple[str, Outcome]]] = {}
         self.committed: dict[int, list[str]] = {}
-        self.whole: dict[str, dict[str, Any]] = {}
+        self.ended_at = 0.0
+
+    def _view(self) -> View:
+        return View(self.directory, lambda: self.now, self.lag_s)
 
     def run(self, attempts: int = 4) -> None:
         """Let some saves happen, with faults; raises `Broken`."""
@@ -154,7 +164,7 @@ class World:
         if not self._runs(node):
             return  # its ranks are told by the process group, or by nobody
         node.parts.append(part)
-        if (found := self._standing(part.attempt)) is not None and not part.attempt.replaces:
+        if (found := self._standing(node, part.attempt)) is not None and not part.attempt.replaces:
             same = part.attempt.is_same(found)
             self._give_up(node, part, found if same else taken(found))
             return
@@ -232,8 +242,8 @@ class World:
             for each in earlier
         )
 
-    def _standing(self, attempt: Attempt) -> Checkpoint | None:
-        manifest = self.directory.find(PLACE.step(attempt.step) / "manifest.json")
+    def _standing(self, node: Node, attempt: Attempt) -> Checkpoint | None:
+        manifest = node.view.find(PLACE.step(attempt.step) / "manifest.json")
         return manifests.decode(manifest, PLACE) if isinstance(manifest, bytes) else None
 
     def _give_up(self, node: Node, part: Part, why: Outcome) -> None:
@@ -246,7 +256,7 @@ class World:
         self._drive(node, part, self._walk(part).give_up(why), given_up)
 
     def _end(self, node: Node, part: Part, outcome: Outcome) -> None:
-        part.outcome = outcome
+        part.outcome, self.ended_at = outcome, self.now
         self.told.setdefault(part.attempt.id, []).append((node.name, outcome))
         self._check_told(part.attempt)
         self._finish_next(node)
@@ -304,7 +314,7 @@ class World:
             elif isinstance(op, ops.Exchange) and not self.has_exchange:
                 answer = ops.Renamed.UNSUPPORTED
             else:
-                answer = self.directory.perform(op)
+                answer = node.view.perform(op)
             failed = ops.Failed(errors.Unavailable("EIO")) if fails else None
             self._at(self.now + self._delay(), lambda: then(answer, failed))
 
@@ -328,7 +338,7 @@ class World:
         content = f"{part.attempt.id} {members.own}".encode()
 
         def begin() -> None:
-            if self.directory.put(aside, Dir()):
+            if node.view.put(aside, Dir()):
                 self._at(self.now + self.rng.uniform(0.1, 30), end)
             else:
                 then(None, None)
@@ -338,11 +348,11 @@ class World:
                 return
             if self.now < FAULTS_S and self.rng.random() < self.errors_rate:
                 then(None, ops.Failed(errors.Unavailable("EIO while persisting")))
-            elif self.directory.find(aside) is None:
+            elif node.view.find(aside) is None:
                 then(None, None)
             else:
-                self.directory.perform(ops.Sweep(aside))
-                self.directory.put(path / image.name, content)
+                node.view.perform(ops.Sweep(aside))
+                node.view.put(path / image.name, content)
                 then((Receipt(image, "p", "sums", 1),), None)
 
         self._at(self.now + self._delay(), begin)
