@@ -1,0 +1,83 @@
+"""What nodes have staged for an earlier life of a run, when the next begins, perhaps on others.
+
+Its daemons may be known to nobody here, and cannot be asked: it is theirs to finish as long as
+something of it moves in the directory that all share.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from ckptd_daemon.save.members import is_attempt_of
+from ckptd_daemon.save.nodes.ground import is_going
+from ckptd_daemon.save.places import Place, in_thread
+
+_POLL_S: Final = 0.1
+_POLL_MAX_S: Final = 2.0
+_LOST_MAX: Final = 1024
+
+Traces = frozenset[tuple[str, int, int]]
+"""Name, length and time of change of each file."""
+
+
+class Elsewhere:
+    """Waits for what others have in hand; not again for what had stood still."""
+
+    def __init__(self, still_s: float) -> None:
+        """What has not moved for *still_s*, by this clock, has lost its nodes."""
+        self._still_s = still_s
+        self._lost: deque[str] = deque(maxlen=_LOST_MAX)
+
+    async def wait_ended(self, place: Place, incarnation: str) -> None:
+        """Return when what other lives than *incarnation* have there now has ended, or is lost.
+
+        What begins meanwhile is not waited for.
+        """
+        going = await in_thread(_of_others, place, incarnation) - set(self._lost)
+        traces, moved_at, pause = None, time.monotonic(), _POLL_S
+        while going:
+            if (seen := await in_thread(_traces, place)) != traces:
+                traces, moved_at = seen, time.monotonic()
+            elif time.monotonic() - moved_at >= self._still_s:
+                self._lost.extend(going)
+                return
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _POLL_MAX_S)
+            going = await in_thread(_still_going, place, going)
+
+
+def _of_others(place: Place, incarnation: str) -> set[str]:
+    try:
+        names = {path.name for path in place.attempts.iterdir() if "." not in path.name}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return _still_going(place, {name for name in names if not is_attempt_of(incarnation, name)})
+
+
+def _still_going(place: Place, attempts: Collection[str]) -> set[str]:
+    return {attempt for attempt in attempts if is_going(place, attempt)}
+
+
+def _traces(place: Place) -> Traces:
+    """Return what changes while somebody works on an attempt, or on one before it."""
+    found: set[tuple[str, int, int]] = set()
+    for directory, _, names in os.walk(place.attempts):
+        for name in names:
+            if (trace := _trace(Path(directory, name))) is not None:
+                found.add(trace)
+    return frozenset(found)
+
+
+def _trace(file: Path) -> tuple[str, int, int] | None:
+    try:
+        stat = file.stat(follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # it was renamed meanwhile
+    return str(file), stat.st_size, stat.st_mtime_ns
