@@ -46,7 +46,10 @@ class Directory:
                 self._make(path.parent)
                 return self.find(path) is None and self.put(path, data)
             case ops.Rename(src, dst):
-                return self._rename(src, dst)
+                old, new = self.find(src.parent), self.find(dst.parent)
+                if not isinstance(old, Dir) or not isinstance(new, Dir):
+                    return Renamed.MISSING
+                return self.rename(old, src.name, new, dst)
             case ops.Exchange(one, other):
                 return self._exchange(one, other)
             case ops.Sweep(path):
@@ -77,15 +80,14 @@ class Directory:
             assert isinstance(inner, Dir)
             here = inner
 
-    def _rename(self, src: Path, dst: Path) -> Renamed:
-        found, parent = self.find(src), self.find(dst.parent)
-        if found is None or not isinstance(parent, Dir):
+    def rename(self, old: Dir, name: str, new: Dir, dst: Path) -> Renamed:
+        """Give what is *name* in *old* its new name, which is *dst*'s, in *new*."""
+        if not isinstance(found := old.entries.get(name), Dir):
             return Renamed.MISSING
-        if isinstance(there := parent.entries.get(dst.name), Dir) and there.entries:
+        if isinstance(there := new.entries.get(dst.name), Dir) and there.entries:
             return Renamed.TAKEN
-        self.perform(ops.Sweep(src))
-        parent.entries[dst.name] = found
-        assert isinstance(found, Dir)
+        del old.entries[name]
+        new.entries[dst.name] = found
         self._on_named(dst, found)
         return Renamed.DONE
 
@@ -118,8 +120,8 @@ class View:
                 return found if isinstance(found := self.find(path), bytes) else None
             case ops.Write(path, data):
                 return self.put(path, data)
-            case ops.Rename(src, _) if self.find(src) is None:
-                return Renamed.MISSING  # nobody asks the server
+            case ops.Rename(src, dst):
+                return self._rename(src, dst)
             case ops.Exchange(one, other) if self.find(one) is None or self.find(other) is None:
                 return Renamed.MISSING
             case ops.Refresh(path):
@@ -146,6 +148,16 @@ class View:
         parent.entries[path.name] = what
         self._forget(parent, path.name)
         return True
+
+    def _rename(self, src: Path, dst: Path) -> Renamed:
+        """By name, but in the directories that have their parents' names here."""
+        old, new = self.find(src.parent), self.find(dst.parent)
+        if self.find(src) is None or not isinstance(old, Dir) or not isinstance(new, Dir):
+            return Renamed.MISSING  # nobody asks the server
+        done = self._directory.rename(old, src.name, new, dst)
+        self._forget(old, src.name)
+        self._forget(new, dst.name)
+        return done
 
     def _entry(self, parent: Dir, name: str) -> Dir | bytes | None:
         believed, until = self._believed.get(parent, {}).get(name, (None, 0.0))
@@ -174,7 +186,7 @@ def _touched(op: ops.Op) -> list[Path]:
             return [path, *path.parents]
         case ops.Note(path, _) | ops.Sweep(path):
             return [path]
-        case ops.Rename(one, other) | ops.Exchange(one, other):
+        case ops.Exchange(one, other):
             return [one, other]
         case _:
             return []
