@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ckptd_daemon.save.attempts import Attempt, JobKey
-from ckptd_daemon.save.commit import commit
+from ckptd_daemon.save.commit import commit, manifests
 from ckptd_daemon.save.members import Members
-from ckptd_daemon.save.nodes.protocol import RECEIPTS
-from ckptd_daemon.save.places import Place
+from ckptd_daemon.save.nodes.protocol import RECEIPTS, REPLACED
+from ckptd_daemon.save.places import MANIFEST, Place
 
 
 def attempt_below(root: Path) -> Attempt:
@@ -32,3 +34,20 @@ def test_what_another_node_is_about_to_begin_is_left_to_it(tmp_path: Path) -> No
         (key.place.attempts / name / RECEIPTS).mkdir(parents=True)
     commit.repair(key, "b" * 12, ())
     assert {path.name for path in key.place.attempts.iterdir()} == {ours, f"{ours}.1234.new"}
+
+
+@pytest.mark.parametrize("name", ["{}", "{}.1234.gone"])
+def test_a_step_that_another_node_had_just_moved_aside_is_not_deleted_with_its_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    old = attempt_below(tmp_path)
+    key = JobKey("j", old.job.place, "now", 2, 0)
+    earlier = Members(("a" * 12, "b" * 12), (0, 1), 1).attempt_id("before", 0)
+    there = key.place.attempts / name.format(earlier)
+    (there / RECEIPTS).mkdir(parents=True)
+    (there / REPLACED).mkdir()
+    (there / REPLACED / MANIFEST).write_bytes(manifests.encode(old, {}))
+    monkeypatch.setattr(commit, "put_back", lambda *_: None)  # it looked a moment before
+    commit.repair(key, "b" * 12, ())
+    assert manifests.read(key.place, old.step) is not None
+    assert list(key.place.attempts.iterdir()) == []

@@ -117,22 +117,22 @@ def _present(attempt: Attempt) -> Checkpoint:
 
 def discard(attempt: Attempt) -> None:
     """Delete what the attempt wrote; what cannot be deleted is logged, and left."""
-    _remove(directory_of(attempt))
+    _remove(directory_of(attempt), attempt.job.place)
 
 
 def clear(attempt: Attempt) -> None:
     """Delete what the attempt wrote; raises if its directory is still there."""
-    _move_away(directory_of(attempt))
+    _move_away(directory_of(attempt), attempt.job.place)
 
 
-def _remove(directory: Path) -> None:
+def _remove(directory: Path, place: Place) -> None:
     try:
-        _move_away(directory)
+        _move_away(directory, place)
     except (OSError, errors.CkptdError) as error:
         logger.warning("cannot move %s away: %s", directory, error)
 
 
-def _move_away(directory: Path) -> None:
+def _move_away(directory: Path, place: Place) -> None:
     """Delete the directory; first by name, so that no late commit finds it."""
     if not directory.exists():
         return
@@ -141,6 +141,14 @@ def _move_away(directory: Path) -> None:
     try:
         durable.publish(directory, gone)
     except (FileNotFoundError, NotADirectoryError):
+        return
+    _delete(gone, place)
+
+
+def _delete(gone: Path, place: Place) -> None:
+    """Delete what has lost its name, but for a step that another daemon had just moved in there."""
+    replaced = gone / _REPLACED
+    if (replaced / MANIFEST).exists() and not _put_back_if_missing(replaced, place):
         return
     removal.delete(gone)
 
@@ -168,13 +176,13 @@ def repair(key: JobKey, owner_name: str, in_hand: Collection[str]) -> None:
     for path in _left(place):
         attempt_id = path.name.partition(".")[0]  # also of what another daemon is about to name so
         if path.name.endswith(removal.GONE):
-            removal.delete(path)
+            _delete(path, place)
         elif attempt_id in in_hand or members.is_attempt_of(key.incarnation, attempt_id):
             continue
         elif path.name.endswith(_NOTE):
             path.unlink(missing_ok=True)
         elif owner.is_of(owner_name, path.name) or (path / _RECEIPTS).is_dir():
-            _remove(path)
+            _remove(path, place)
 
 
 def _left(place: Place) -> list[Path]:
@@ -184,8 +192,11 @@ def _left(place: Place) -> list[Path]:
         return []
 
 
-def _put_back_if_missing(path: Path, place: Place) -> None:
-    """Put the old content back if there is neither old nor new; several nodes may be at it."""
+def _put_back_if_missing(path: Path, place: Place) -> bool:
+    """Put the old content back if there is neither old nor new; several nodes may be at it.
+
+    False if it could not be.
+    """
     try:
         old = manifests.decode((path / MANIFEST).read_bytes(), place)
         if not place.step(old.step).exists():
@@ -193,13 +204,15 @@ def _put_back_if_missing(path: Path, place: Place) -> None:
             logger.warning("step %s of %s was put back", old.step, place)
     except (OSError, ValueError, errors.CkptdError) as error:
         logger.warning("cannot put %s back: %s", path, error)
+        return False
+    return True
 
 
 def _put_back(path: Path, place: Place) -> None:
     try:
         old = manifests.decode((path / MANIFEST).read_bytes(), place)
         if place.step(old.step).exists():
-            _remove(path)
+            _remove(path, place)
         else:
             durable.publish(path, place.step(old.step))
             logger.warning("step %s of %s was put back", old.step, place)
