@@ -19,9 +19,10 @@ from typing import Any
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, taken
 from ckptd_daemon.save.commit import manifests
 from ckptd_daemon.save.commit.proof import Receipt
-from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.members import Members, is_attempt_of_any
 from ckptd_daemon.save.nodes import operations as ops
-from ckptd_daemon.save.nodes.protocol import Course, Outcome, Timing
+from ckptd_daemon.save.nodes.protocol import REPLACED, Course, Outcome, Timing
+from ckptd_daemon.save.nodes.receipts import encode_note
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 from simulation.directory import Dir, Directory, View
@@ -103,6 +104,7 @@ class World:
         self.attempts: dict[str, Attempt] = {}
         self.told: dict[str, list[tuple[str, Outcome]]] = {}
         self.committed: dict[int, list[str]] = {}
+        self.present = 0
         self.ended_at = 0.0
 
     def _view(self) -> View:
@@ -138,6 +140,7 @@ class World:
     def _save(
         self, life: int, sequence: int, step: int, replaces: bool, names: tuple[str, ...]
     ) -> None:
+        self.present = life
         if sequence == 0 and life:  # the first save of a later life fences the earlier ones
             fence = {
                 "format": 1,
@@ -158,7 +161,53 @@ class World:
             node = next(node for node in self.nodes if node.name == name)
             part = Part(attempt)
             soon = self.now + self.rng.uniform(0.001, 0.9)
-            self._at(soon, lambda n=node, p=part: self._open(n, p))
+            begin = self._claim if sequence == 0 and life else self._open
+            self._at(soon, lambda n=node, p=part, b=begin: b(n, p))
+
+    def _claim(self, node: Node, part: Part) -> None:
+        """End what earlier lives have left, as `commit.repair` and `elsewhere` do; then open."""
+        if self._runs(node):
+            self._drive(node, part, self._repair(node, part), lambda *_: self._open(node, part))
+
+    def _repair(self, node: Node, part: Part) -> ops.Steps[None]:
+        in_hand = {each.attempt.id for each in node.parts if each.outcome is None}
+        earlier = [f"life {life}" for life in range(_life(part.attempt))]
+        for path in self._left():
+            if path.name not in in_hand:
+                yield from self._put_back(path / REPLACED)
+        for path in self._left():
+            attempt_id, _, kind = path.name.partition(".")
+            if kind.endswith("gone"):
+                yield from self._delete(path)
+            elif attempt_id in in_hand:
+                continue
+            elif kind == "abort":
+                if is_attempt_of_any(earlier[:-1], attempt_id):
+                    yield ops.Sweep(path)
+            elif is_attempt_of_any(earlier, attempt_id):
+                if not kind:
+                    note = encode_note(attempt_id, "", errors.FailedPrecondition("a newer life"))
+                    yield ops.Note(path.with_name(f"{attempt_id}.abort"), note)
+                gone = path.with_name(f"{path.name}.{next(self._tokens)}.gone")
+                if (yield ops.Rename(path, gone)) is ops.Renamed.DONE:
+                    yield from self._delete(gone)
+
+    def _left(self) -> list[Path]:
+        attempts = self.directory.find(PLACE.attempts)
+        assert isinstance(attempts, Dir)
+        return [PLACE.attempts / name for name in attempts.entries]
+
+    def _put_back(self, replaced: Path) -> ops.Steps[None]:
+        data: bytes | None = yield ops.Read(replaced / "manifest.json")
+        if data is None:
+            return
+        step = PLACE.step(manifests.decode(data, PLACE).step)
+        if not (yield ops.Exists(step)):
+            yield ops.Rename(replaced, step)
+
+    def _delete(self, gone: Path) -> ops.Steps[None]:
+        yield from self._put_back(gone / REPLACED)
+        yield ops.Sweep(gone)
 
     def _open(self, node: Node, part: Part) -> None:
         if not self._runs(node):
@@ -429,11 +478,15 @@ class World:
         after = history[history.index(attempt.id) :] if attempt.id in history else []
         return any(self.attempts[one].job.incarnation != attempt.job.incarnation for one in after)
 
+    def _is_long_past(self, attempt: Attempt) -> bool:
+        """A life after the next has begun, and taken away the note that said why."""
+        return _life(attempt) < self.present - 1
+
     def _was_told(self, attempt_id: str) -> bool:
         return any(isinstance(told, Checkpoint) for _, told in self.told.get(attempt_id, []))
 
     def _check_told(self, attempt: Attempt) -> None:
-        if self._is_past(attempt):
+        if self._is_past(attempt) or self._is_long_past(attempt):
             return  # who slept until a later life had replaced it cannot know any more
         name, outcome = self._outcomes(attempt)[-1]
         for other, before in self._outcomes(attempt):
@@ -460,9 +513,15 @@ class World:
                 raise Broken(f"step {step} is an older one than {told[-1]}, which was told of")
         if self.errors_rate == 0:
             for attempt_id, told in self.told.items():
+                if self._is_long_past(self.attempts[attempt_id]):
+                    continue
                 said = {str(one) for _, one in told if isinstance(one, errors.CkptdError)}
                 if len(said) > 1:
                     raise Broken(f"{attempt_id} ended with {len(said)} different sentences: {said}")
+
+
+def _life(attempt: Attempt) -> int:
+    return int(attempt.job.incarnation.removeprefix("life "))
 
 
 def act_again(world: World, op: ops.Op) -> Callable[[], None]:

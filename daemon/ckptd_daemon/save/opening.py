@@ -20,6 +20,7 @@ from ckptd_daemon.save.commit import commit, fences, manifests, owner
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.nodes import elsewhere
 from ckptd_daemon.save.places import Place, in_thread
 from ckptd_daemon.save.tracks import Track, Tracks, check_joinable, ended
 from ckptd_proto import errors
@@ -131,8 +132,9 @@ class Opening:
         self._jobs.claim(job)
 
     def _note_incarnation(self, key: JobKey, in_hand: frozenset[str]) -> None:
-        fences.claim(key)
-        commit.repair(key, self._name, in_hand)
+        earlier = fences.claim(key)
+        commit.repair(key.place, self._name, in_hand, earlier)
+        elsewhere.end_earlier(key, in_hand, earlier)
 
     def _check_joined(self, track: Track, asked: Asked) -> None:
         if track.attempt.state is State.ABORTED or track.doomed:

@@ -9,15 +9,21 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 import anyio
 
+from ckptd_daemon.save.attempts import JobKey
+from ckptd_daemon.save.commit import commit, fences
+from ckptd_daemon.save.commit.removal import GONE
 from ckptd_daemon.save.members import is_attempt_of
 from ckptd_daemon.save.nodes.ground import is_going
+from ckptd_daemon.save.nodes.protocol import NOTE
+from ckptd_daemon.save.nodes.receipts import encode_note
 from ckptd_daemon.save.places import Place, in_thread
+from ckptd_daemon.store import durable
 
 _POLL_S: Final = 0.1
 _POLL_MAX_S: Final = 2.0
@@ -53,11 +59,33 @@ class Elsewhere:
             going = await in_thread(_still_going, place, going)
 
 
-def _of_others(place: Place, incarnation: str) -> set[str]:
+def end_earlier(key: JobKey, in_hand: Collection[str], earlier: Sequence[str]) -> None:
+    """End what *earlier* lives of the run have in hand, and tell their daemons why.
+
+    Not all that is not of *key*: a later life may have begun.
+    """
+    place = key.place
+    for path in _left(place):
+        attempt_id = path.name.partition(".")[0]  # also of what another daemon is about to name so
+        life = next((one for one in earlier if is_attempt_of(one, attempt_id)), None)
+        if life is None or attempt_id in in_hand or path.suffix in {NOTE, GONE}:
+            continue
+        if path.name == attempt_id:
+            why = fences.fenced(place, life, key.incarnation)
+            note = path.with_name(f"{attempt_id}{NOTE}")
+            durable.write_first(note, encode_note(attempt_id, life, why))
+        commit.remove(path, place)
+
+
+def _left(place: Place) -> list[Path]:
     try:
-        names = {path.name for path in place.attempts.iterdir() if "." not in path.name}
+        return list(place.attempts.iterdir())
     except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return []
+
+
+def _of_others(place: Place, incarnation: str) -> set[str]:
+    names = {path.name for path in _left(place) if "." not in path.name}
     return _still_going(place, {name for name in names if not is_attempt_of(incarnation, name)})
 
 

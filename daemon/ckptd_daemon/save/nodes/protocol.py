@@ -148,7 +148,9 @@ class Course:
         That may be a checkpoint which has all that the attempt would. Whoever gives an attempt up
         first says why, to all.
         """
-        yield from self._try(Note(self._note, receipts.encode_note(self._attempt, why)))
+        attempt = self._attempt
+        note = receipts.encode_note(attempt.id, attempt.job.incarnation, why)
+        yield from self._try(Note(self._note, note))
         while True:
             gone = self._beside(f".{self._token()}{GONE}")
             yield from self._look_again(self._place.attempts)  # it may have been made by now
