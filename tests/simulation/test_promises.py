@@ -200,4 +200,4 @@ def test_a_thousand_nodes_cost_each_about_what_two_do() -> None:
 
     few, many = calls(2), calls(1000)
     assert many[-1] < 1000 + 200, "who commits reads each receipt once"
-    assert many[-4] < few[-1] + 20, "the others, but for who takes over, look at one name"
+    assert many[-4] < few[-1] + 70, "the others, but for who takes over, look at a name or two"
