@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 
+from ckptd_daemon.config import Config
 from ckptd_daemon.save.attempts import Attempt, JobKey
 from ckptd_daemon.save.commit import commit, fences, manifests
+from ckptd_daemon.save.images.persist import persist
+from ckptd_daemon.save.images.writers import Writers
 from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.nodes import elsewhere
 from ckptd_daemon.save.nodes.protocol import NOTE, RECEIPTS, REPLACED
@@ -88,3 +92,19 @@ def test_a_step_that_another_node_had_just_moved_aside_is_not_deleted_with_its_a
     repair(key, ["before"])
     assert manifests.read(key.place, old.step) is not None
     assert not [path for path in key.place.attempts.iterdir() if path.suffix != NOTE]
+
+
+def test_images_that_come_late_do_not_bring_back_the_directory_of_an_attempt_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    async def write() -> None:
+        await persist(
+            *(tmp_path / "attempt" / ".node", (), "h"),
+            writers=Writers(Config()),
+            on_written=lambda _: None,
+            earlier=(),
+        )
+
+    with pytest.raises(FileNotFoundError):
+        anyio.run(write)
+    assert list(tmp_path.iterdir()) == []

@@ -95,7 +95,7 @@ def _starts(file: _File) -> range:
 
 
 def _make(directory: Path) -> None:
-    durable.make_dirs(directory.parent)
+    """Never its parent: that of an attempt which was given up must not come back."""
     with durable.explained(directory):
         directory.mkdir()
 
