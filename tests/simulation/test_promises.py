@@ -1,6 +1,7 @@
 """The protocol of several nodes keeps its promises, whatever happens when; and it is cheap.
 
-`CKPTD_SIM_S=60` tries for a minute; `CKPTD_SIM_SEED=4711` tries that one again.
+`CKPTD_SIM_SEEDS=10000` tries so many, `CKPTD_SIM_S=60` for a minute; `CKPTD_SIM_SEED=4711` tries
+that one again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -22,20 +25,22 @@ from ckptd_proto import errors
 from simulation.world import Broken, World
 
 SEEDS = 300
-MUTANT_SEEDS = 800
+MUTANT_SEEDS = 3000
+FOUND_SOMETHING = [102, 435, 528, 1351, 1356, 1426, 1539, 1779, 1875, 2017, 2641]
+"""Nodes that decided by names they only remembered: a note unseen, a step committed and denied."""
 
 
 def seeds() -> Iterator[int]:
-    """Some, or a minute's worth, each time others."""
+    """Some, as many as wanted, or a minute's worth; each time others."""
     if seed := os.environ.get("CKPTD_SIM_SEED"):
         yield int(seed)
         return
     until = time.monotonic() + float(os.environ.get("CKPTD_SIM_S", "0"))
-    first = random.randrange(1 << 40)
-    yield from range(first, first + SEEDS)
-    while time.monotonic() < until:
-        first += SEEDS
-        yield first
+    least = int(os.environ.get("CKPTD_SIM_SEEDS", SEEDS))
+    for number, seed in enumerate(count(random.randrange(1 << 40))):
+        if number >= least and time.monotonic() >= until:
+            return
+        yield seed
 
 
 def broken_by(seed: int, course: type[Course] = Course) -> str:
@@ -46,11 +51,16 @@ def broken_by(seed: int, course: type[Course] = Course) -> str:
     return ""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(3600)
 def test_no_seed_breaks_a_promise() -> None:
     for seed in seeds():
         broken = broken_by(seed)
         assert not broken, f"{broken}\nagain: CKPTD_SIM_SEED={seed} pytest tests/simulation"
+
+
+@pytest.mark.parametrize("seed", FOUND_SOMETHING)
+def test_what_broke_a_promise_once_does_not_any_more(seed: int) -> None:
+    assert not broken_by(seed)
 
 
 def test_saves_come_to_both_ends_under_faults() -> None:
@@ -119,7 +129,7 @@ class AnybodyReplaces(Course):
     """Two may replace the same step, each by the same exchange."""
 
     def _turn_s(self) -> float:
-        return self._timing.takeover_s * self._members.own / 100
+        return 0.0
 
 
 class TakesTheStepForItsOwn(Course):
@@ -128,6 +138,29 @@ class TakesTheStepForItsOwn(Course):
     def _committed(self) -> ops.Steps[Checkpoint | None]:
         data = yield from self._insist(ops.Read(self._step / "manifest.json"))
         return None if data is None else manifests.decode(data, self._place)
+
+
+class DoesNotLookAgain(Course):
+    """What this node remembers of names is good enough."""
+
+    def _look_again(self, directory: Path) -> ops.Steps[None]:
+        yield from ()
+
+
+class LooksAgainAtStepsAlone(Course):
+    """What this node remembers of attempts and notes is good enough."""
+
+    def _look_again(self, directory: Path) -> ops.Steps[None]:
+        if directory == self._place.directory:
+            yield from super()._look_again(directory)
+
+
+class LooksAgainAtAttemptsAlone(Course):
+    """What this node remembers of steps is good enough."""
+
+    def _look_again(self, directory: Path) -> ops.Steps[None]:
+        if directory != self._place.directory:
+            yield from super()._look_again(directory)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +172,23 @@ class TakesTheStepForItsOwn(Course):
         BelievesItsOwnWord,
         AnybodyReplaces,
         TakesTheStepForItsOwn,
+        DoesNotLookAgain,
+        LooksAgainAtStepsAlone,
+        LooksAgainAtAttemptsAlone,
     ],
 )
 def test_a_protocol_without_one_of_its_guards_is_found_out(mutant: type[Course]) -> None:
     assert any(broken_by(seed, mutant) for seed in range(MUTANT_SEEDS)), mutant.__doc__
+
+
+def test_a_node_that_remembers_names_for_a_minute_hears_as_soon_as_others() -> None:
+    def ended_at(lag_s: float) -> float:
+        world = World(1, nodes=4, has_faults=False, lag_s=lag_s)
+        world.run(attempts=1)
+        assert world.committed
+        return world.ended_at
+
+    assert ended_at(60.0) < ended_at(0.0) + 5
 
 
 def test_a_thousand_nodes_cost_each_about_what_two_do() -> None:
@@ -153,5 +199,5 @@ def test_a_thousand_nodes_cost_each_about_what_two_do() -> None:
         return sorted(node.calls for node in world.nodes)
 
     few, many = calls(2), calls(1000)
-    assert many[-1] < 1000 + 100, "who commits reads each receipt once"
-    assert many[-4] < few[-1] + 20, "the others, but for who takes over, look at one name"
+    assert many[-1] < 1000 + 200, "who commits reads each receipt once"
+    assert many[-4] < few[-1] + 70, "the others, but for who takes over, look at a name or two"

@@ -1,7 +1,8 @@
 """Nodes, their daemons and one shared directory, in virtual time: the protocol is the real one.
 
 Everything follows from the seed: how long each call takes, which fails before or after it was
-done, comes twice, or overtakes another; who is killed, paused, lost or restarted, and when.
+done, comes twice, or overtakes another; how long a node believes what it has seen; who is killed,
+paused, lost or restarted, and when.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import Any
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, taken
 from ckptd_daemon.save.commit import manifests
 from ckptd_daemon.save.commit.proof import Receipt
-from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.members import Members, is_attempt_of_any
 from ckptd_daemon.save.nodes import operations as ops
-from ckptd_daemon.save.nodes.protocol import Course, Outcome, Timing
+from ckptd_daemon.save.nodes.protocol import REPLACED, Course, Outcome, Timing
+from ckptd_daemon.save.nodes.receipts import encode_note
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
-from simulation.directory import Dir, Directory
+from simulation.directory import Dir, Directory, View
 
 PLACE = Place(Path("/root"), "e", "r")
 TIMING = Timing(poll_s=0.5, poll_max_s=15.0, takeover_s=30.0, appear_s=60.0, patience_s=300.0)
+LAGS_S = (0.0, 5.0, 60.0)  # how long a node believes a name; NFS, left alone, a minute
 FAULTS_S = 900.0
 QUIET_S = 20_000.0  # after the last fault every attempt has ended
 
@@ -54,6 +57,7 @@ class Part:
 @dataclass(eq=False)
 class Node:
     name: str
+    view: View
     parts: list[Part] = field(default_factory=list)
     life: int = 0
     is_up: bool = True
@@ -76,6 +80,7 @@ class World:
         course: type[Course] = Course,
         nodes: int | None = None,
         has_faults: bool = True,
+        lag_s: float | None = None,
     ) -> None:
         self.rng = Random(seed)
         self.now = 0.0
@@ -88,15 +93,22 @@ class World:
         self.twice_rate = self.rng.choice([0.0, 0.05]) if has_faults else 0.0
         self.has_exchange = self.rng.random() < 0.5
         size = nodes or self.rng.choice([2, 2, 2, 3, 3, 4, 4, 5, 6, 8, 16])
-        self.nodes = [
-            Node(f"{number:012x}", newest_first=self.rng.random() < 0.2) for number in range(size)
-        ]
         self.directory = Directory(self._named)
         self.directory.perform(ops.Make(PLACE.attempts))
+        lag_of_seed_s = self.rng.choice(LAGS_S)
+        self.lag_s = lag_of_seed_s if lag_s is None else lag_s
+        self.nodes = [
+            Node(f"{number:012x}", self._view(), newest_first=self.rng.random() < 0.2)
+            for number in range(size)
+        ]
         self.attempts: dict[str, Attempt] = {}
         self.told: dict[str, list[tuple[str, Outcome]]] = {}
         self.committed: dict[int, list[str]] = {}
-        self.whole: dict[str, dict[str, Any]] = {}
+        self.present = 0
+        self.ended_at = 0.0
+
+    def _view(self) -> View:
+        return View(self.directory, lambda: self.now, self.lag_s)
 
     def run(self, attempts: int = 4) -> None:
         """Let some saves happen, with faults; raises `Broken`."""
@@ -128,6 +140,7 @@ class World:
     def _save(
         self, life: int, sequence: int, step: int, replaces: bool, names: tuple[str, ...]
     ) -> None:
+        self.present = life
         if sequence == 0 and life:  # the first save of a later life fences the earlier ones
             fence = {
                 "format": 1,
@@ -148,13 +161,59 @@ class World:
             node = next(node for node in self.nodes if node.name == name)
             part = Part(attempt)
             soon = self.now + self.rng.uniform(0.001, 0.9)
-            self._at(soon, lambda n=node, p=part: self._open(n, p))
+            begin = self._claim if sequence == 0 and life else self._open
+            self._at(soon, lambda n=node, p=part, b=begin: b(n, p))
+
+    def _claim(self, node: Node, part: Part) -> None:
+        """End what earlier lives have left, as `commit.repair` and `elsewhere` do; then open."""
+        if self._runs(node):
+            self._drive(node, part, self._repair(node, part), lambda *_: self._open(node, part))
+
+    def _repair(self, node: Node, part: Part) -> ops.Steps[None]:
+        in_hand = {each.attempt.id for each in node.parts if each.outcome is None}
+        earlier = [f"life {life}" for life in range(_life(part.attempt))]
+        for path in self._left():
+            if path.name not in in_hand:
+                yield from self._put_back(path / REPLACED)
+        for path in self._left():
+            attempt_id, _, kind = path.name.partition(".")
+            if kind.endswith("gone"):
+                yield from self._delete(path)
+            elif attempt_id in in_hand:
+                continue
+            elif kind == "abort":
+                if is_attempt_of_any(earlier[:-1], attempt_id):
+                    yield ops.Sweep(path)
+            elif is_attempt_of_any(earlier, attempt_id):
+                if not kind:
+                    note = encode_note(attempt_id, "", errors.FailedPrecondition("a newer life"))
+                    yield ops.Note(path.with_name(f"{attempt_id}.abort"), note)
+                gone = path.with_name(f"{path.name}.{next(self._tokens)}.gone")
+                if (yield ops.Rename(path, gone)) is ops.Renamed.DONE:
+                    yield from self._delete(gone)
+
+    def _left(self) -> list[Path]:
+        attempts = self.directory.find(PLACE.attempts)
+        assert isinstance(attempts, Dir)
+        return [PLACE.attempts / name for name in attempts.entries]
+
+    def _put_back(self, replaced: Path) -> ops.Steps[None]:
+        data: bytes | None = yield ops.Read(replaced / "manifest.json")
+        if data is None:
+            return
+        step = PLACE.step(manifests.decode(data, PLACE).step)
+        if not (yield ops.Exists(step)):
+            yield ops.Rename(replaced, step)
+
+    def _delete(self, gone: Path) -> ops.Steps[None]:
+        yield from self._put_back(gone / REPLACED)
+        yield ops.Sweep(gone)
 
     def _open(self, node: Node, part: Part) -> None:
         if not self._runs(node):
             return  # its ranks are told by the process group, or by nobody
         node.parts.append(part)
-        if (found := self._standing(part.attempt)) is not None and not part.attempt.replaces:
+        if (found := self._standing(node, part.attempt)) is not None and not part.attempt.replaces:
             same = part.attempt.is_same(found)
             self._give_up(node, part, found if same else taken(found))
             return
@@ -232,8 +291,8 @@ class World:
             for each in earlier
         )
 
-    def _standing(self, attempt: Attempt) -> Checkpoint | None:
-        manifest = self.directory.find(PLACE.step(attempt.step) / "manifest.json")
+    def _standing(self, node: Node, attempt: Attempt) -> Checkpoint | None:
+        manifest = node.view.find(PLACE.step(attempt.step) / "manifest.json")
         return manifests.decode(manifest, PLACE) if isinstance(manifest, bytes) else None
 
     def _give_up(self, node: Node, part: Part, why: Outcome) -> None:
@@ -246,7 +305,7 @@ class World:
         self._drive(node, part, self._walk(part).give_up(why), given_up)
 
     def _end(self, node: Node, part: Part, outcome: Outcome) -> None:
-        part.outcome = outcome
+        part.outcome, self.ended_at = outcome, self.now
         self.told.setdefault(part.attempt.id, []).append((node.name, outcome))
         self._check_told(part.attempt)
         self._finish_next(node)
@@ -304,7 +363,7 @@ class World:
             elif isinstance(op, ops.Exchange) and not self.has_exchange:
                 answer = ops.Renamed.UNSUPPORTED
             else:
-                answer = self.directory.perform(op)
+                answer = node.view.perform(op)
             failed = ops.Failed(errors.Unavailable("EIO")) if fails else None
             self._at(self.now + self._delay(), lambda: then(answer, failed))
 
@@ -328,7 +387,7 @@ class World:
         content = f"{part.attempt.id} {members.own}".encode()
 
         def begin() -> None:
-            if self.directory.put(aside, Dir()):
+            if node.view.put(aside, Dir()):
                 self._at(self.now + self.rng.uniform(0.1, 30), end)
             else:
                 then(None, None)
@@ -338,11 +397,11 @@ class World:
                 return
             if self.now < FAULTS_S and self.rng.random() < self.errors_rate:
                 then(None, ops.Failed(errors.Unavailable("EIO while persisting")))
-            elif self.directory.find(aside) is None:
+            elif node.view.find(aside) is None:
                 then(None, None)
             else:
-                self.directory.perform(ops.Sweep(aside))
-                self.directory.put(path / image.name, content)
+                node.view.perform(ops.Sweep(aside))
+                node.view.put(path / image.name, content)
                 then((Receipt(image, "p", "sums", 1),), None)
 
         self._at(self.now + self._delay(), begin)
@@ -419,11 +478,15 @@ class World:
         after = history[history.index(attempt.id) :] if attempt.id in history else []
         return any(self.attempts[one].job.incarnation != attempt.job.incarnation for one in after)
 
+    def _is_long_past(self, attempt: Attempt) -> bool:
+        """A life after the next has begun, and taken away the note that said why."""
+        return _life(attempt) < self.present - 1
+
     def _was_told(self, attempt_id: str) -> bool:
         return any(isinstance(told, Checkpoint) for _, told in self.told.get(attempt_id, []))
 
     def _check_told(self, attempt: Attempt) -> None:
-        if self._is_past(attempt):
+        if self._is_past(attempt) or self._is_long_past(attempt):
             return  # who slept until a later life had replaced it cannot know any more
         name, outcome = self._outcomes(attempt)[-1]
         for other, before in self._outcomes(attempt):
@@ -450,9 +513,15 @@ class World:
                 raise Broken(f"step {step} is an older one than {told[-1]}, which was told of")
         if self.errors_rate == 0:
             for attempt_id, told in self.told.items():
+                if self._is_long_past(self.attempts[attempt_id]):
+                    continue
                 said = {str(one) for _, one in told if isinstance(one, errors.CkptdError)}
                 if len(said) > 1:
                     raise Broken(f"{attempt_id} ended with {len(said)} different sentences: {said}")
+
+
+def _life(attempt: Attempt) -> int:
+    return int(attempt.job.incarnation.removeprefix("life "))
 
 
 def act_again(world: World, op: ops.Op) -> Callable[[], None]:

@@ -121,6 +121,11 @@ class Jobs:
         succeeds = any(one.place == key.place for one in own)
         return not self.is_live(key.id) or (succeeds and key not in own)
 
+    def has_yet_to_save(self, place: Place, session: Session) -> JobKey | None:
+        """Return the caller's life of the run, if that may save there and never has."""
+        here = (job for job in self if job.key.place == place and job.has_writer(session))
+        return next((job.key for job in here if job is not self.present(place)), None)
+
     def present(self, place: Place) -> Job | None:
         """Return the job that may save into *place*."""
         return self._jobs.get(self._present.get(place, ""))

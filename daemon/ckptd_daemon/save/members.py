@@ -64,5 +64,10 @@ def is_attempt_of(incarnation: str, attempt_id: str) -> bool:
     return rest.partition("-")[2] == _unique(incarnation, sequence)
 
 
+def is_attempt_of_any(incarnations: Sequence[str], attempt_id: str) -> bool:
+    """Say whether `Members.attempt_id` made the id, for one of those lives of a run."""
+    return any(is_attempt_of(incarnation, attempt_id) for incarnation in incarnations)
+
+
 def _unique(incarnation: str, sequence: str) -> str:
     return hashlib.sha256(f"{incarnation}\0{sequence}".encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ from ckptd_daemon.save.errands import Errands
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.nodes import elsewhere
 from ckptd_daemon.save.places import Place, in_thread
 from ckptd_daemon.save.tracks import Track, Tracks, check_joinable, ended
 from ckptd_proto import errors
@@ -161,8 +162,9 @@ class Opening:
 
 
 def _note_incarnation(_: Place, key: JobKey, name: str, in_hand: frozenset[str]) -> None:
-    fences.claim(key)
-    commit.repair(key, name, in_hand)
+    earlier = fences.claim(key)
+    commit.repair(key.place, name, in_hand, earlier)
+    elsewhere.end_earlier(key, in_hand, earlier)
 
 
 def _look(place: Place, attempt: Attempt) -> Checkpoint | None:

@@ -13,7 +13,7 @@ from ckptd_daemon.save.arena.uses import Slot
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey, State
 from ckptd_daemon.save.commit import commit, manifests
 from ckptd_daemon.save.finisher import Finisher
-from ckptd_daemon.save.nodes.ground import is_going, note_of
+from ckptd_daemon.save.nodes.ground import is_going, note_of, refresh
 from ckptd_daemon.save.places import Place, check_no_links, check_user_below
 from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks
 from ckptd_proto import errors
@@ -138,22 +138,31 @@ def _sealed(attempt: Attempt, header: Header, images: tuple[Image, ...]) -> Atte
     return attempt.with_seal(header.rank, images, plan=of_rank.plan, metrics=of_rank.metrics)
 
 
+def _step_of(attempt: Attempt) -> Checkpoint | None:
+    """Return the step if it is the attempt's work, and not by what this node remembers of names."""
+    place = attempt.job.place
+    refresh(place.attempts)
+    refresh(place.directory)
+    try:
+        found = manifests.read(place, attempt.step)
+    except errors.AlreadyExists:
+        return None
+    return found if found is not None and found.attempt == attempt.id else None
+
+
 def past(place: Place, attempt_id: str, step: int) -> Progress:
     """Return the outcome of an attempt that this daemon has never met, or has forgotten."""
     nobody = JobKey("", place, "", 1, 0)
     attempt = Attempt(attempt_id, nobody, 0, step, "", replaces=False)
-    try:
-        found = manifests.read(place, step)
-    except errors.AlreadyExists:
-        found = None
-    if found is None or found.attempt != attempt_id:
-        found = None
+    found = _step_of(attempt)
+    if found is None:
         if is_going(place, attempt_id):
             return Progress(attempt, 0, 0)
-        if (noted := note_of(place, attempt_id)) is not None:
-            if isinstance(noted, errors.CkptdError):
-                return Progress(replace(attempt, state=State.ABORTED, failure=noted), 0, 0)
-            found = noted
+        found = _step_of(attempt)  # it may have become that just now
+    if found is None and (noted := note_of(place, attempt_id)) is not None:
+        if isinstance(noted, errors.CkptdError):
+            return Progress(replace(attempt, state=State.ABORTED, failure=noted), 0, 0)
+        found = noted
     if found is not None:
         size = found.size_bytes
         return Progress(replace(attempt, state=State.COMMITTED, checkpoint=found), size, size)

@@ -37,6 +37,7 @@ from ckptd_daemon.save.images.writers import Writers
 from ckptd_daemon.save.jobs import Job, Jobs, Member
 from ckptd_daemon.save.keeping import standing
 from ckptd_daemon.save.members import Members
+from ckptd_daemon.save.nodes.elsewhere import Elsewhere
 from ckptd_daemon.save.nodes.ground import Ground
 from ckptd_daemon.save.nodes.protocol import Timing
 from ckptd_daemon.save.opening import Asked, Opening
@@ -86,6 +87,7 @@ class Saver:
         self._errands = errands
         self._opening = Opening(self._jobs, tracks, finisher, self._admission, errands, name)
         self._left: dict[Place, Errand[None]] = {}  # runs with attempts of an earlier daemon
+        self._elsewhere = Elsewhere(still_s=2 * config.takeover_s)
         self._is_refusing = False
 
     @classmethod
@@ -293,6 +295,7 @@ class Saver:
         """Allocate the rank's slots for images of *size_bytes* in all."""
         self._check_open()
         job, member = self._jobs.writer(job_id, rank, session)
+        await self._wait_elsewhere(job.key.place, session)  # to claim ends what others have in hand
         await self._opening.claim(job)
         need = headers.PAGE_BYTES + headers.padded(size_bytes)
         slots = await self._arena.prepare(member.holder, need)
@@ -386,6 +389,7 @@ class Saver:
         """Return what is committed below *root*; empty names mean every name.
 
         A save that an earlier life of the job has staged is waited for: to the next, it is made.
+        On other nodes, too, until this life has saved: then the earlier one may not any more.
         """
         readable = (*self._config.save_roots, *self._config.read_roots)
         path = places.checked_root(root)
@@ -396,6 +400,7 @@ class Saver:
             is_past=lambda key: self._jobs.is_past(key, session),
             spanning_s=2 * self._config.takeover_s,
         )
+        await self._wait_elsewhere(Place(path, experiment, run), session)
         committed = manifests.committed
         return await places.in_thread(committed, path, experiment, run, may_leave=True)
 
@@ -410,6 +415,11 @@ class Saver:
         for place, errand in self._left.items():
             if place == Place(root, experiment or place.experiment, run or place.run):
                 await errand.done.wait()
+
+    async def _wait_elsewhere(self, place: Place, session: Session) -> None:
+        """Wait for what nodes have in hand of an earlier life, until the caller's has saved."""
+        if (own := self._jobs.has_yet_to_save(place, session)) is not None:
+            await self._elsewhere.wait_ended(place, own.incarnation)
 
     def _check_open(self) -> None:
         if self._is_refusing:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 from ckptd_daemon.save import members
-from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, taken
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, taken
 from ckptd_daemon.save.commit import manifests, owner, removal
 from ckptd_daemon.save.commit.proof import Receipt, prove
 from ckptd_daemon.save.places import MANIFEST, Place
@@ -19,7 +19,6 @@ from ckptd_proto import errors
 logger = logging.getLogger(__name__)
 
 _NOTE: Final = ".abort"  # of attempts of several daemons, see `protocol`
-_RECEIPTS: Final = ".receipts"
 _REPLACED: Final = ".replaced"  # an old step on its way out, until the new one is in place
 
 
@@ -130,22 +129,23 @@ def settled(attempt: Attempt) -> Checkpoint | None:
 
 def discard(attempt: Attempt) -> None:
     """Delete what the attempt wrote; what cannot be deleted is logged, and left."""
-    _remove(directory_of(attempt))
+    remove(directory_of(attempt), attempt.job.place)
 
 
 def clear(attempt: Attempt) -> None:
     """Delete what the attempt wrote; raises if its directory is still there."""
-    _move_away(directory_of(attempt))
+    _move_away(directory_of(attempt), attempt.job.place)
 
 
-def _remove(directory: Path) -> None:
+def remove(directory: Path, place: Place) -> None:
+    """Delete what is left of an attempt; what cannot be deleted is logged, and left."""
     try:
-        _move_away(directory)
+        _move_away(directory, place)
     except (OSError, errors.CkptdError) as error:
         logger.warning("cannot move %s away: %s", directory, error)
 
 
-def _move_away(directory: Path) -> None:
+def _move_away(directory: Path, place: Place) -> None:
     """Delete the directory; first by name, so that no late commit finds it."""
     if not directory.exists():
         return
@@ -154,6 +154,14 @@ def _move_away(directory: Path) -> None:
     try:
         durable.publish(directory, gone)
     except (FileNotFoundError, NotADirectoryError):
+        return
+    _delete(gone, place)
+
+
+def _delete(gone: Path, place: Place) -> None:
+    """Delete what has lost its name, but for a step that another daemon had just moved in there."""
+    replaced = gone / _REPLACED
+    if (replaced / MANIFEST).exists() and not _put_back_if_missing(replaced, place):
         return
     removal.delete(gone)
 
@@ -170,24 +178,25 @@ def put_back(place: Place, in_hand: Collection[str]) -> None:
             _put_back_if_missing(path / _REPLACED, place)
 
 
-def repair(key: JobKey, owner_name: str, in_hand: Collection[str]) -> None:
-    """Do as `put_back`, delete what is gone, and end what earlier lives of the run have left.
+def repair(place: Place, owner_name: str, in_hand: Collection[str], earlier: Sequence[str]) -> None:
+    """Do as `put_back`, and delete what is gone, and what *earlier* lives of the run have left.
 
-    Of attempts of a single daemon only those of *owner_name* are: the memory that they were to be
-    made from was lost, by a power cut say. Those of other daemons may live.
+    Why attempts were given up, of the last of them, some daemon may still want to know. Of attempts
+    of a single daemon only those of *owner_name* go: the memory that they were to be made from was
+    lost, by a power cut say. Those of other daemons may live; see also `elsewhere`.
     """
-    place = key.place
     put_back(place, in_hand)
     for path in _left(place):
         attempt_id = path.name.partition(".")[0]  # also of what another daemon is about to name so
         if path.name.endswith(removal.GONE):
-            removal.delete(path)
-        elif attempt_id in in_hand or members.is_attempt_of(key.incarnation, attempt_id):
+            _delete(path, place)
+        elif attempt_id in in_hand:
             continue
         elif path.name.endswith(_NOTE):
-            path.unlink(missing_ok=True)
-        elif owner.is_of(owner_name, path.name) or (path / _RECEIPTS).is_dir():
-            _remove(path)
+            if members.is_attempt_of_any(earlier[:-1], attempt_id):
+                path.unlink(missing_ok=True)
+        elif owner.is_of(owner_name, path.name):
+            remove(path, place)
 
 
 def _left(place: Place) -> list[Path]:
@@ -197,8 +206,11 @@ def _left(place: Place) -> list[Path]:
         return []
 
 
-def _put_back_if_missing(path: Path, place: Place) -> None:
-    """Put the old content back if there is neither old nor new; several nodes may be at it."""
+def _put_back_if_missing(path: Path, place: Place) -> bool:
+    """Put the old content back if there is neither old nor new; several nodes may be at it.
+
+    False if it could not be.
+    """
     try:
         old = manifests.decode((path / MANIFEST).read_bytes(), place)
         if not place.step(old.step).exists():
@@ -206,13 +218,15 @@ def _put_back_if_missing(path: Path, place: Place) -> None:
             logger.warning("step %s of %s was put back", old.step, place)
     except (OSError, ValueError, errors.CkptdError) as error:
         logger.warning("cannot put %s back: %s", path, error)
+        return False
+    return True
 
 
 def _put_back(path: Path, place: Place) -> None:
     try:
         old = manifests.decode((path / MANIFEST).read_bytes(), place)
         if place.step(old.step).exists():
-            _remove(path)
+            remove(path, place)
         else:
             durable.publish(path, place.step(old.step))
             logger.warning("step %s of %s was put back", old.step, place)

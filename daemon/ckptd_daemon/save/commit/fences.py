@@ -31,18 +31,22 @@ class _Record:
     fenced: tuple[str, ...]
 
 
-def claim(key: JobKey) -> None:
-    """Note on disk that *key* is the present life of its run; raises if it was fenced before."""
+def claim(key: JobKey) -> tuple[str, ...]:
+    """Note on disk that *key* is the present life of its run; return the earlier, the last one last.
+
+    Raises if it was fenced before.
+    """
     file = key.place.fence
     record = _decode(_read(key.place), file)
     if (failure := _refusal(record, key)) is not None:
         raise failure
     if record is not None and record.present == key.incarnation:
-        return
+        return record.fenced
     fenced = () if record is None else (*record.fenced, record.present)[-_FENCED_MAX:]
     fields = {"format": _FORMAT, "present": key.incarnation, "fenced": fenced}
     durable.make_dirs(file.parent)
     durable.write_file(file, json.dumps(fields).encode())
+    return fenced
 
 
 def check(key: JobKey) -> None:
@@ -72,9 +76,14 @@ def refusal(data: bytes | None, key: JobKey) -> errors.CkptdError | None:
 def _refusal(record: _Record | None, key: JobKey) -> errors.CkptdError | None:
     if record is None or key.incarnation not in record.fenced:
         return None
+    return fenced(key.place, key.incarnation, record.present)
+
+
+def fenced(place: Place, incarnation: str, present: str) -> errors.FailedPrecondition:
+    """Return the error for all that *incarnation* still wants."""
     return errors.FailedPrecondition(
-        f"a newer incarnation ({record.present}) of {key.place.experiment}/{key.place.run} "
-        f"saves now; this one ({key.incarnation}) may not any more"
+        f"a newer incarnation ({present}) of {place.experiment}/{place.run} "
+        f"saves now; this one ({incarnation}) may not any more"
     )
 
 

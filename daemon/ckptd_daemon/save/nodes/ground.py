@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -99,6 +100,14 @@ def note_of(place: Place, attempt_id: str) -> errors.CkptdError | Checkpoint | N
     return None if data is None else receipts.decode_note(data, place)
 
 
+def refresh(path: Path) -> None:
+    """Believe nothing any more of the names in *path*; opening it has NFS ask who is in it now."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
 def perform(op: Op) -> Any:
     """Do *op*, which neither waits nor persists, on this machine's filesystem."""
     match op:
@@ -118,7 +127,9 @@ def perform(op: Op) -> Any:
         case operations.Exchange(one, other):
             return _exchange(one, other)
         case operations.Refresh(path):
-            return _refresh(path)
+            return refresh(path)
+        case operations.Sync(path):
+            return _sync(path)
         case operations.Sweep(path):
             return _sweep(path)
         case _:
@@ -167,8 +178,7 @@ def _exchange(one: Path, other: Path) -> Renamed:
         return Renamed.MISSING
 
 
-def _refresh(path: Path) -> None:
-    """Opening a directory is what makes NFS ask again who is in it."""
+def _sync(path: Path) -> None:
     try:
         durable.sync_dir(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -85,7 +85,14 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """Make the entries of a directory durable, and those that others made known here."""
+    """Believe nothing any more of the names in a directory: a network filesystem remembers them."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """Make the entries of a directory durable."""
 
     path: Path
 
@@ -114,6 +121,19 @@ class Wait:
     seconds: float
 
 
-Op = Exists | Read | Make | Write | Note | Rename | Exchange | Refresh | Sweep | Persist | Wait
+Op = (
+    Exists
+    | Read
+    | Make
+    | Write
+    | Note
+    | Rename
+    | Exchange
+    | Refresh
+    | Sync
+    | Sweep
+    | Persist
+    | Wait
+)
 Steps = Generator[Op, Any, T]
 """Yields operations, is sent what came of each, and leads somewhere."""

@@ -35,6 +35,7 @@ from ckptd_daemon.save.nodes.operations import (
     Renamed,
     Steps,
     Sweep,
+    Sync,
     Wait,
     Write,
 )
@@ -112,6 +113,7 @@ class Course:
         renamed = yield Rename(made, self.directory)
         if renamed is not Renamed.DONE:
             yield from self._sweep(made)  # it is there, from before this daemon was restarted
+        yield from self._look_again(self._place.attempts)
         if (yield Read(self._note)) is None:
             if renamed is Renamed.MISSING and not (yield Exists(self.directory)):
                 raise Failed(self._vanished())
@@ -146,13 +148,17 @@ class Course:
         That may be a checkpoint which has all that the attempt would. Whoever gives an attempt up
         first says why, to all.
         """
-        yield from self._try(Note(self._note, receipts.encode_note(self._attempt, why)))
+        attempt = self._attempt
+        note = receipts.encode_note(attempt.id, attempt.job.incarnation, why)
+        yield from self._try(Note(self._note, note))
         while True:
             gone = self._beside(f".{self._token()}{GONE}")
+            yield from self._look_again(self._place.attempts)  # it may have been made by now
             if self._attempt.replaces:
                 yield from self._insist(Rename(self._aside, self._step))
             if (yield from self._insist(Rename(self.directory, gone))) is Renamed.DONE:
                 if self._attempt.replaces:
+                    yield from self._look_again(gone)  # it was not in there a moment ago
                     yield from self._insist(Rename(gone / REPLACED, self._step))
                 yield from self._sweep(gone)
             if (found := (yield from self._committed())) is not None:
@@ -167,6 +173,7 @@ class Course:
         """Return what became of the attempt, or whether it is there at all."""
         if self._attempt.replaces and (found := (yield from self._committed())) is not None:
             return found  # what it replaced may still have the name of the attempt
+        yield from self._look_again(self._place.attempts)
         if (yield from self._insist(Exists(self.directory))):
             return Sight.THERE
         if (found := (yield from self._committed())) is not None:
@@ -222,6 +229,7 @@ class Course:
         """Read the receipts that have come, in order up to the first that has not."""
         names = self._members.names
         try:
+            yield Refresh(self.directory / RECEIPTS)
             for member in range(len(deliveries), len(names)):
                 if (data := (yield Read(self._receipt_of(member)))) is None:
                     return None
@@ -272,6 +280,7 @@ class Course:
 
     def _standing(self) -> Steps[Checkpoint | errors.CkptdError | None]:
         """Return what the step is now, an error if that is no checkpoint, None if there is none."""
+        yield Refresh(self._place.directory)
         data: bytes | None = yield Read(self._step / MANIFEST)
         try:
             if data is not None:
@@ -285,7 +294,7 @@ class Course:
 
     def _committed(self) -> Steps[Checkpoint | None]:
         """Return the step if it is this attempt's work, durably so."""
-        yield from self._insist(Refresh(self._place.directory))
+        yield from self._look_again(self._place.directory)
         data: bytes | None = yield from self._insist(Read(self._step / MANIFEST))
         if data is None:
             return None
@@ -293,12 +302,20 @@ class Course:
             found = manifests.decode(data, self._place)
         except (ValueError, errors.Unimplemented):
             return None
-        return found if found.attempt == self._attempt.id else None
+        if found.attempt != self._attempt.id:
+            return None
+        yield from self._insist(Sync(self._place.directory))
+        return found
 
     def _noted(self) -> Steps[Outcome | None]:
         """Return what was noted when the attempt was given up."""
+        yield from self._look_again(self._place.attempts)
         data: bytes | None = yield from self._insist(Read(self._note))
         return None if data is None else receipts.decode_note(data, self._place)
+
+    def _look_again(self, directory: Path) -> Steps[None]:
+        """Decide nothing by what this node remembers of the names in *directory*."""
+        yield from self._insist(Refresh(directory))
 
     def _tidy(self, found: Checkpoint) -> Steps[None]:
         """Move away what nobody needs once the step is there."""

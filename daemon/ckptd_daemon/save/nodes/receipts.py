@@ -75,15 +75,15 @@ def decode(data: bytes, attempt: Attempt, daemon: str) -> Delivery:
         raise errors.DataLoss(f"{text}; save again, and look at the filesystem") from error
 
 
-def encode_note(attempt: Attempt, why: errors.CkptdError | Checkpoint) -> bytes:
-    """Return why *attempt* ended without a step of its own, as it is written for all its daemons.
+def encode_note(attempt_id: str, incarnation: str, why: errors.CkptdError | Checkpoint) -> bytes:
+    """Return why an attempt ended without a step of its own, as it is written for all its daemons.
 
     A checkpoint: what it would have become is there already.
     """
     record: dict[str, Any] = {
         "format": _FORMAT,
-        "attempt": attempt.id,
-        "incarnation": attempt.job.incarnation,
+        "attempt": attempt_id,
+        "incarnation": incarnation,
     }
     if isinstance(why, Checkpoint):
         fields = dataclasses.asdict(why)
