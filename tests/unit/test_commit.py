@@ -99,7 +99,7 @@ def test_images_that_come_late_do_not_bring_back_the_directory_of_an_attempt_tha
 ) -> None:
     async def write() -> None:
         await persist(
-            *(tmp_path / "attempt" / ".node", (), "h"),
+            *(tmp_path, tmp_path / "attempt" / ".node", (), "h"),
             writers=Writers(Config()),
             on_written=lambda _: None,
             earlier=(),
