@@ -9,7 +9,7 @@ import pytest
 
 from ckptd_daemon.save.attempts import Attempt, JobKey, State
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.tracks import Track
+from ckptd_daemon.save.track import Track
 
 JOB = JobKey("job", Place(Path("/root"), "e", "r"), "i", 1, 0)
 

@@ -8,7 +8,8 @@ from typing import cast
 from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, Image, JobKey
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.tracks import Track, Tracks
+from ckptd_daemon.save.track import Track
+from ckptd_daemon.save.tracks import Tracks
 
 PLACE = Place(Path("/root"), "e", "r")
 KEY = JobKey("j", PLACE, "now", 1, 0)

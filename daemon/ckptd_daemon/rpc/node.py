@@ -16,7 +16,7 @@ from ckptd_daemon.rpc.checkpoints import checkpoint_message
 from ckptd_daemon.rpc.saves import attempt_message
 from ckptd_daemon.rpc.status import Context
 from ckptd_daemon.save.preemption import PreemptionStatistics
-from ckptd_daemon.save.tracks import Progress as AttemptProgress
+from ckptd_daemon.save.track import Progress as AttemptProgress
 from ckptd_daemon.save.tracks import SaveStatistics
 from ckptd_daemon.sessions import Sessions
 from ckptd_daemon.settings import Settings

@@ -13,7 +13,7 @@ from ckptd_daemon.save.attempts import Checkpoint, Image, Skipped, State, WhenFu
 from ckptd_daemon.save.gather import PAYLOADS_BYTES_MAX
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.saver import Saver
-from ckptd_daemon.save.tracks import Progress
+from ckptd_daemon.save.track import Progress
 from ckptd_daemon.sessions import Session, Sessions
 from ckptd_proto import errors
 from ckptd_proto.v1 import saves_pb2 as pb

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.attempts import Skipped, State, WhenFull
 from ckptd_daemon.save.jobs import Job
-from ckptd_daemon.save.tracks import Track, Tracks, is_staged
+from ckptd_daemon.save.track import Track, is_staged
+from ckptd_daemon.save.tracks import Tracks
 from ckptd_proto import errors
 
 

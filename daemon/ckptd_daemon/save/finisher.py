@@ -24,7 +24,8 @@ from ckptd_daemon.save.nodes.operations import Failed, Steps
 from ckptd_daemon.save.nodes.protocol import Outcome
 from ckptd_daemon.save.places import Place, check_same_root
 from ckptd_daemon.save.preemption import Preemption, superseding
-from ckptd_daemon.save.tracks import Track, Tracks, ended
+from ckptd_daemon.save.track import Track, ended
+from ckptd_daemon.save.tracks import Tracks
 from ckptd_daemon.save.troubles import Trouble
 from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.store import durable

@@ -22,7 +22,8 @@ from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.nodes import elsewhere
 from ckptd_daemon.save.places import Place, in_thread
-from ckptd_daemon.save.tracks import Track, Tracks, check_joinable, ended
+from ckptd_daemon.save.track import Track, check_joinable, ended
+from ckptd_daemon.save.tracks import Tracks
 from ckptd_proto import errors
 
 

@@ -24,7 +24,8 @@ from ckptd_daemon.save.preemption import (
     fates,
     sentences,
 )
-from ckptd_daemon.save.tracks import Track, Tracks
+from ckptd_daemon.save.track import Track
+from ckptd_daemon.save.tracks import Tracks
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from enum import Enum
 
 from ckptd_daemon.save.attempts import State
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.tracks import Track
+from ckptd_daemon.save.track import Track
 
 
 @dataclass(frozen=True, slots=True)

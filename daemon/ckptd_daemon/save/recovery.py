@@ -15,7 +15,8 @@ from ckptd_daemon.save.commit import commit, manifests
 from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.nodes.ground import is_going, note_of, refresh
 from ckptd_daemon.save.places import Place, check_no_links, check_user_below
-from ckptd_daemon.save.tracks import Progress, Reservation, Track, Tracks
+from ckptd_daemon.save.track import Progress, Reservation, Track
+from ckptd_daemon.save.tracks import Tracks
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)

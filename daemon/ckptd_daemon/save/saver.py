@@ -45,14 +45,8 @@ from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.preempting import Preempting
 from ckptd_daemon.save.preemption import PreemptionStatistics
 from ckptd_daemon.save.staging import Staging
-from ckptd_daemon.save.tracks import (
-    Progress,
-    SaveStatistics,
-    Track,
-    Tracks,
-    ended,
-    is_staged,
-)
+from ckptd_daemon.save.track import Progress, Track, ended, is_staged
+from ckptd_daemon.save.tracks import SaveStatistics, Tracks
 from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 

@@ -14,7 +14,8 @@ from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.arena.uses import GRAIN_BYTES, WASTE_MAX, Holder
 from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.places import IMAGES_MAX
-from ckptd_daemon.save.tracks import Reservation, Track, Tracks, ended
+from ckptd_daemon.save.track import Reservation, Track, ended
+from ckptd_daemon.save.tracks import Tracks
 from ckptd_proto import errors
 
 _RELIEF_S: Final = 1.0  # that a rank waits for memory before something is given up for it
