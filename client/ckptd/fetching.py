@@ -241,7 +241,7 @@ def _answer(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
     """Ask for what is here already, which is cheap; else take in progress until the file comes."""
     import grpc
 
-    from ckptd.link import silence, wire
+    from ckptd.link import wire
 
     request, progress = request_of(ask), None
     try:
@@ -252,7 +252,7 @@ def _answer(stubs: Stubs, ask: Ask, deadline: float | None) -> blobs_pb2.Blob:
             return found.blob
         events = stubs.blobs.Fetch(request, timeout=left_s(deadline))
         try:
-            with silence.noticed(stubs):
+            with stubs.silence.noticed():
                 for event in events:
                     if event.HasField("blob"):
                         return event.blob

@@ -179,14 +179,14 @@ def _stream(
     """Take in what comes until all of it is here."""
     import grpc
 
-    from ckptd.link import silence, wire
+    from ckptd.link import wire
     from ckptd_proto.v1 import blobs_pb2
 
     request = blobs_pb2.FetchManyRequest(requests=requests)
     events = stubs.blobs.FetchMany(request, timeout=left_s(deadline))
     found: dict[int, blobs_pb2.Blob] = {}
     try:
-        with silence.noticed(stubs):
+        with stubs.silence.noticed():
             for event in events:
                 found |= {fetched.index: fetched.blob for fetched in event.fetched}
                 if ask.on_progress is not None:

@@ -52,8 +52,23 @@ def test_a_daemon_that_is_stopped_is_told_of_once_and_waited_for(
         origin.release()
         assert fetched.result(30).read_bytes() == data
     assert caplog.text.count(SILENT) == caplog.text.count(BACK) == 1
-    eventually(lambda: not is_watching())
+    eventually(lambda: not watching())
 
 
-def is_watching() -> bool:
-    return any(thread.name == "ckptd-silence" for thread in threading.enumerate())
+def test_however_many_wait_one_thread_looks_after_all(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data)
+    origin.hold(after_bytes=1 << 20)
+    client, url = daemon.client(), origin.url("model")
+    with ThreadPoolExecutor(4) as pool:
+        fetched = [pool.submit(client.fetch, url) for _ in range(4)]
+        eventually(lambda: [flight.waiters for flight in client.status().flights] == [4])
+        assert len(watching()) == 1
+        origin.release()
+        assert {one.result(30).read_bytes() for one in fetched} == {data}
+    eventually(lambda: not watching())
+
+
+def watching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ckptd-silence"]

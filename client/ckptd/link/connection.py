@@ -16,6 +16,7 @@ import grpc
 
 from ckptd.link import autostart, calls, descriptors, discovery, forks, wire
 from ckptd.link.questions import Questions
+from ckptd.link.silence import Silence
 from ckptd_proto import errors
 from ckptd_proto.v1 import (
     blobs_pb2_grpc,
@@ -57,6 +58,7 @@ class Stubs:
     node: node_pb2_grpc.NodeStub
     questions: Questions
     """A shorter way for `Blobs.Find`, where it serves."""
+    silence: Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +261,14 @@ def _link(path: Path) -> _Link:
     """Connect to *path* and say hello."""
     peer_name = discovery.knock(path)
     channel = calls.Channel(grpc.insecure_channel(f"unix:{quote(str(path))}", options=_OPTIONS))
+    node = node_pb2_grpc.NodeStub(channel)
     stubs = Stubs(
         blobs_pb2_grpc.BlobsStub(channel),
         saves_pb2_grpc.SavesStub(channel),
         checkpoints_pb2_grpc.CheckpointsStub(channel),
-        node_pb2_grpc.NodeStub(channel),
+        node,
         Questions(path),
+        Silence(node),
     )
     request = node_pb2.HelloRequest(client_version=version("ckptd"))
     try:
