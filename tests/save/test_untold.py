@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ from ckptd_proto import errors
 from fakes.daemon import Daemon
 
 CARELESS = Path(__file__).parent / "programs" / "careless.py"
+
+
+@pytest.fixture
+def daemon(short_path: Path) -> Iterator[Daemon]:
+    """One that does not wait for a mount that was lost."""
+    with Daemon(short_path, persist_retry_s=0) as daemon:
+        yield daemon
 
 
 def ended(daemon: Daemon, how: str, root: Path) -> str:
