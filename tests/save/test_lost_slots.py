@@ -130,6 +130,7 @@ def test_memory_that_may_be_written_is_nobody_elses_until_its_rank_is_heard(
         Rank(daemon.socket, tmp_path, 0, 1, run="other") as other,
     ):
         rank.ask("join")
+        other.ask("join")
         slot = reserved(rank)
         restart(daemon)
         other.ask("join")
