@@ -234,6 +234,8 @@ def request_of(ask: Ask) -> blobs_pb2.FetchRequest:
         call=ask.call,
         include=_several(ask.include),
         exclude=_several(ask.exclude),
+        quiet=ask.on_progress is None
+        and ask.timeout is None,  # who runs late is told how far it is
     )
 
 

@@ -6,7 +6,10 @@ import threading
 from math import isclose
 from pathlib import Path
 
+import grpc
+
 from ckptd.values import FlightStatus, Progress
+from ckptd_proto.v1 import blobs_pb2, blobs_pb2_grpc
 from fakes.daemon import Daemon
 from fakes.origin import Origin
 from fakes.waiting import eventually
@@ -53,3 +56,20 @@ def test_a_hundred_who_wait_get_two_hundred_messages_a_second_together(
         client.configure({"max_bytes_per_s": None})
         for thread in threads:
             thread.join(30)
+
+
+def test_who_does_not_ask_how_far_it_is_is_told_nothing_before_the_file_comes(
+    daemon: Daemon, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data)
+    origin.hold(after_bytes=1 << 20)
+    daemon.client().status()
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        blobs = blobs_pb2_grpc.BlobsStub(channel)
+        quiet, told = (
+            blobs.Fetch(blobs_pb2.FetchRequest(ref=origin.url("model"), quiet=quiet))
+            for quiet in (True, False)
+        )
+        assert next(told).HasField("progress")
+        origin.release()
+        assert [event.WhichOneof("event") for event in quiet] == ["blob"]

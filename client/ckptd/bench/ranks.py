@@ -51,10 +51,11 @@ def cold(stage: Stage) -> Outcome:
 
 
 def _cold(stage: Stage, count: int) -> Reading:
+    """Have so many of the ranks ask; the others are there as well, so that starting them is alike."""
     job, size_bytes = fresh(stage, stage.origin.plain), stage.plan.size_bytes
-    with team(OURS, stage.node.environment, count) as workers:
+    with team(OURS, stage.node.environment, stage.plan.ranks) as workers:
         mark, used_s = stage.origin.mark(), processes.cpu_s(stage.node.pid)
-        reports = together(workers, job)
+        reports = together(workers[:count], job)
         used_s = processes.cpu_s(stage.node.pid) - used_s
         sent = sum(request.sent_bytes for request in stage.origin.since(mark, size_bytes))
     stage.node.forget()

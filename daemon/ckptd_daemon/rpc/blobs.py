@@ -63,17 +63,24 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         holder = self._sessions.of(context.peer()).process
         with self._fetcher.calling(_request(request), holder) as call:
             context.add_done_callback(_leaving(call))
-            self._listeners += 1
-            try:
-                told = None
-                while not await call.wait(interval_s(self._listeners, is_first=told is None)):
-                    progress = call.progress()
-                    if progress != told:
-                        yield blobs_pb2.FetchEvent(progress=_progress(progress))
-                    told = progress
-            finally:
-                self._listeners -= 1
+            if request.quiet:
+                await call.wait_ended()
+            else:
+                async for progress in self._readings(call):
+                    yield blobs_pb2.FetchEvent(progress=_progress(progress))
             yield blobs_pb2.FetchEvent(blob=_handed(call.result()))
+
+    async def _readings(self, call: Call) -> AsyncIterator[Progress]:
+        """Yield what is news of how far it is, until it has ended."""
+        self._listeners += 1
+        try:
+            told = None
+            while not await call.wait(interval_s(self._listeners, is_first=told is None)):
+                if (progress := call.progress()) != told:
+                    yield progress
+                told = progress
+        finally:
+            self._listeners -= 1
 
     async def Find(self, request: blobs_pb2.FetchRequest, context: Context) -> blobs_pb2.FindReply:
         """Hand it over if it is here."""

@@ -83,6 +83,7 @@ class FetchRequest(google.protobuf.message.Message):
     CALL_FIELD_NUMBER: builtins.int
     INCLUDE_FIELD_NUMBER: builtins.int
     EXCLUDE_FIELD_NUMBER: builtins.int
+    QUIET_FIELD_NUMBER: builtins.int
     ref: builtins.str
     """A path, file:// or http(s):// reference; `#sha256=HEX` may follow."""
     sha256: builtins.str
@@ -97,6 +98,8 @@ class FetchRequest(google.protobuf.message.Message):
     """
     call: builtins.str
     """The caller's own random name for this call, by which it gives back what it never saw."""
+    quiet: builtins.bool
+    """Nobody looks at how far it is: say nothing before the file comes."""
     @property
     def include(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Of a directory, a URL that ends with `/`: which files, by patterns on their relative paths as
@@ -116,8 +119,9 @@ class FetchRequest(google.protobuf.message.Message):
         call: builtins.str = ...,
         include: collections.abc.Iterable[builtins.str] | None = ...,
         exclude: collections.abc.Iterable[builtins.str] | None = ...,
+        quiet: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["call", b"call", "exclude", b"exclude", "hold", b"hold", "include", b"include", "keep_s", b"keep_s", "offline", b"offline", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "exclude", b"exclude", "hold", b"hold", "include", b"include", "keep_s", b"keep_s", "offline", b"offline", "quiet", b"quiet", "ref", b"ref", "sha256", b"sha256"]) -> None: ...
 
 Global___FetchRequest: typing_extensions.TypeAlias = FetchRequest
 
