@@ -44,7 +44,8 @@ def writing(daemon: Daemon, origin: Origin, content: bytes, injection: str) -> I
     with fetching(daemon, origin, content):
         try:
             assert origin.held.wait(20)
-            (file,) = (daemon.state_dir / "cache" / "partials").glob("*/data")
+            partials = daemon.state_dir / "cache" / "partials"
+            (file,) = eventually(lambda: list(partials.glob("*/data")))
             with tampered(daemon.pid, f"pwrite64:{injection}", on=[file]):
                 origin.release()
                 yield
