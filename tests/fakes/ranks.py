@@ -9,6 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FINISHED_S = 120.0
+_TESTS = Path(__file__).parents[1]
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what a rank runs in: warnings are failures, and programs may use what tests do."""
+    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::ResourceWarning"}
+    return {**env, **own, "PYTHONPATH": str(_TESTS)}
 
 
 def torchrun(program: Path, *arguments: object, ranks: int, env: Mapping[str, str]) -> str:
@@ -19,7 +26,12 @@ def torchrun(program: Path, *arguments: object, ranks: int, env: Mapping[str, st
         *(str(program), *map(str, arguments)),
     ]
     done = subprocess.run(
-        command, env=_quiet(env), capture_output=True, text=True, timeout=FINISHED_S, check=False
+        command,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=FINISHED_S,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -43,7 +55,7 @@ def start(
     return [
         subprocess.Popen(
             [sys.executable, str(program), *map(str, arguments)],
-            env=_quiet(env)
+            env=environment(env)
             | world
             | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             | ({"CKPTD_SOCKET": str(sockets[rank])} if sockets else {}),
@@ -61,7 +73,3 @@ def outputs(processes: list[subprocess.Popen[str]]) -> list[str]:
     for process, text in zip(processes, said, strict=True):
         assert process.returncode in (0, -9), text
     return said
-
-
-def _quiet(env: Mapping[str, str]) -> dict[str, str]:
-    return {**env, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::ResourceWarning"}

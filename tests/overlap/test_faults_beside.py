@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -172,8 +170,7 @@ def job(
     with ExitStack() as stack:
 
         def start(what: str, count: int) -> list[subprocess.Popen[str]]:
-            env = daemon.env | {"PYTHONPATH": os.pathsep.join(sys.path)}
-            started = ranks.start(PROGRAM, tmp_path, what, notes, ranks=count, env=env)
+            started = ranks.start(PROGRAM, tmp_path, what, notes, ranks=count, env=daemon.env)
             for process in started:
                 stack.callback(process.communicate)
                 stack.callback(process.kill)

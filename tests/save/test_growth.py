@@ -58,8 +58,7 @@ def test_saves_by_the_thousand_do_not_grow_trainer_or_daemon(
 def test_ranks_that_save_all_day_by_rules_hold_what_they_held_after_a_few_saves(
     daemon: Daemon, tmp_path: Path
 ) -> None:
-    env = daemon.env | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    started = ranks.start(LASTING, tmp_path, daemon.pid, 200, 60, ranks=2, env=env)
+    started = ranks.start(LASTING, tmp_path, daemon.pid, 200, 60, ranks=2, env=daemon.env)
     for said in ranks.outputs(started):
         before, after = json.loads(said.splitlines()[-1])
         for was, now in zip(before, after, strict=True):  # of the rank, and of the daemon

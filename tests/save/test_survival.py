@@ -109,7 +109,7 @@ def test_all_ranks_and_their_launcher_killed_once_save_has_returned_lose_nothing
             *("--nproc-per-node=2", str(PROGRAM), str(started.root), "survive"),
             *(str(started.notes), way),
         ],
-        env=daemon.env | {"OMP_NUM_THREADS": "1"},
+        env=ranks.environment(daemon.env),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

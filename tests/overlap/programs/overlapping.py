@@ -16,18 +16,12 @@ from torch import nn
 
 import ckptd
 from ckptd.tensors import streams
+from fakes.notes import tell
 from fakes.streams import ThreadStream
 from fakes.waiting import eventually, is_somebody_in
 
 root, what, notes = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 rank = int(os.environ["RANK"])
-
-
-def tell(word: str, text: object = "") -> None:
-    """Leave a note; it appears whole."""
-    note = notes / f"{word}.{rank}"
-    note.with_suffix(".tmp").write_text(str(text))
-    note.with_suffix(".tmp").rename(note)
 
 
 def release_late() -> None:
@@ -46,12 +40,12 @@ ckpt.save({"first": 1}, step=7).result(50)
 if rank == 1 or what == "leaves":
     stream.hold()
 save = ckpt.save({f"model.{rank}": model, f"optimizer.{rank}": optimizer}, step=8)
-tell("saved", os.getpid())
+tell(notes, "saved", os.getpid())
 if what == "leaves":
     threading.Thread(target=release_late).start()
     sys.exit()
 try:
     save.result(50)
 except ckptd.errors.Aborted as error:
-    tell("refused", error)
+    tell(notes, "refused", error)
 signal.pause()

@@ -16,16 +16,10 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 import ckptd
+from fakes.notes import tell
 
 root, what, notes = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 rank = int(os.environ.get("RANK", "0"))
-
-
-def tell(word: str, text: object = "") -> None:
-    """Leave a note; it appears whole."""
-    note = notes / f"{word}.{rank}"
-    note.with_suffix(".tmp").write_text(str(text))
-    note.with_suffix(".tmp").rename(note)
 
 
 class Dying:
@@ -47,8 +41,8 @@ def weights() -> torch.Tensor:
 def survive(ckpt: ckptd.Checkpointer) -> None:
     (notes / f"go.{rank}").read_text()  # a pipe: until the test says so
     save = ckpt.save({"w": weights(), f"mine.{rank}": rank}, step=8)
-    tell("saved", os.getpid())
-    tell("result", save.result(50).step)
+    tell(notes, "saved", os.getpid())
+    tell(notes, "result", save.result(50).step)
     signal.pause()
 
 
@@ -59,7 +53,7 @@ def die_between(ckpt: ckptd.Checkpointer) -> None:
     try:
         ckpt.save({"w": weights(), f"mine.{rank}": torch.ones(1000)}, step=8).result(50)
     except ckptd.errors.Aborted as error:
-        tell("refused", error)
+        tell(notes, "refused", error)
 
 
 def die_within(ckpt: ckptd.Checkpointer) -> None:
@@ -67,7 +61,7 @@ def die_within(ckpt: ckptd.Checkpointer) -> None:
     try:
         ckpt.save({"w": weights(), "d": Dying()}, step=8).result(50)
     except ckptd.errors.Aborted as error:
-        tell("refused", error)
+        tell(notes, "refused", error)
 
 
 def feed(ckpt: ckptd.Checkpointer) -> None:
@@ -80,7 +74,7 @@ def feed(ckpt: ckptd.Checkpointer) -> None:
         assert sum(len(batch) for batch in fresh) == 16
         assert sum(len(batch) for batch in kept) == 64
     assert [save.result(50).step for save in saves] == list(range(8, 16))
-    tell("workers", " ".join(str(each.pid) for each in kept._iterator._workers))
+    tell(notes, "workers", " ".join(str(each.pid) for each in kept._iterator._workers))
     signal.pause()
 
 
