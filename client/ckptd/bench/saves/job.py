@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +11,14 @@ from statistics import mean
 
 import psutil
 
-from ckptd.bench import jobs, processes
+from ckptd.bench import jobs, node, processes
 from ckptd.bench.figures import Reading
 from ckptd.bench.jobs import Ranks, WrongError, cpu_s
 from ckptd.bench.saves.orders import Order, Report, Task
 
 _LOOK_S = 0.1
 _SHARED_MEMORY = Path("/dev/shm")
+_ARENA = "CKPTD_ARENA_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,13 @@ class Job:
 def _held_bytes(pids: Sequence[int]) -> int:
     """Return what the processes have for themselves, and all that is in shared memory."""
     own = sum(processes.status(pid).get("RssAnon", 0) for pid in pids)
-    shared = psutil.disk_usage(str(_SHARED_MEMORY)).used
-    return own + shared
+    return own + sum(psutil.disk_usage(str(path)).used for path in _shared_memories())
+
+
+def _shared_memories() -> Iterable[Path]:
+    """Return where shared memory is in use: an arena may have a mount of its own."""
+    places = [_SHARED_MEMORY, Path(node.settings().get(_ARENA, _SHARED_MEMORY))]
+    return {place.stat().st_dev: place for place in places if place.is_dir()}.values()
 
 
 @contextmanager

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptd.bench import node
 from ckptd.bench.figures import OURS
-from ckptd.bench.node import Node
 from ckptd.bench.saves import job
 from ckptd.bench.saves.disk import Bar, bar
 from ckptd.bench.saves.job import Job, Shape
@@ -36,7 +35,6 @@ class Stage:
 
     plan: Plan
     shape: Shape
-    node: Node
     scratch: Path
     bar: Bar
     peers: tuple[str, ...]
@@ -51,12 +49,14 @@ class Stage:
 
     @contextmanager
     def job(self, way: str, *, loader: bool) -> Iterator[Job]:
-        """Start a job of ranks that save one way."""
-        helpers = [self.node.pid] if way == OURS else []
-        environment: Mapping[str, str] = {**self.node.environment, **_MODULES}
+        """Start a job of ranks that save one way; ours on a node that has not saved before."""
         shape = replace(self.shape, loader=loader)
-        with job.running(way, shape, environment, helpers) as started:
-            yield started
+        with ExitStack() as stack:
+            environment, helpers = _MODULES, []
+            if way == OURS:
+                daemon = stack.enter_context(node.running(self.scratch / "state"))
+                environment, helpers = {**daemon.environment, **_MODULES}, [daemon.pid]
+            yield stack.enter_context(job.running(way, shape, environment, helpers))
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -77,6 +77,5 @@ def stage(
         size = rank_bytes(plan.rank_bytes)
         say("making the state")
         memory = stack.enter_context(noise(plan.ranks, size))
-        running = stack.enter_context(node.running(scratch / "state"))
         shape = Shape(plan.ranks, size, memory)
-        yield Stage(plan, shape, running, scratch, bar(), peers, say)
+        yield Stage(plan, shape, scratch, bar(), peers, say)
