@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from crc32c import crc32c
-
+from ckptd_proto.crc import crc32c
 from fakes.origin import OLD, Fault, File, Origin, just_now
 
 CHUNK_BYTES = 16 << 20

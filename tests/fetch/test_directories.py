@@ -15,10 +15,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from crc32c import crc32c
 
 from ckptd import errors
 from ckptd.values import Progress
+from ckptd_proto.crc import crc32c
 from fakes.daemon import Daemon
 from fakes.nginx import Nginx
 from fakes.origin import Fault, Origin

@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from crc32c import crc32c
 
 from ckptd import errors
+from ckptd_proto.crc import crc32c
 from fakes.daemon import Daemon
 from fakes.origin import Origin
 from fakes.tracing import tampered

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crc32c import crc32c
 
 from ckptd import errors
+from ckptd_proto.crc import crc32c
 from fakes.daemon import Daemon
 from fakes.origin import Fault, Origin
 

@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from crc32c import crc32c
 
 from ckptd.tensors.copies import PAGE_BYTES, Copy, File
 from ckptd.tensors.cursors import Cursor, Sums
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 CHUNK = 1 << 20
 SIZE = 4 * CHUNK + 12345

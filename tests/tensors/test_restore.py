@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from crc32c import crc32c
 from torch import nn
 
 from ckptd.saving.exchange import ProcessGroup
@@ -23,6 +22,7 @@ from ckptd.tensors.restore import Restore
 from ckptd.tensors.tree import Tree
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 
 def asked(state: Any, saved: Any) -> Restore:

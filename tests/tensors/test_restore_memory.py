@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from crc32c import crc32c
 
 from ckptd.tensors import load
 from ckptd.tensors.cuts import WINDOW_BYTES
 from ckptd.tensors.pieces import Stored, pieces_of
 from ckptd.tensors.plain import PlainFiles
+from ckptd_proto.crc import crc32c
 
 MIB = 1 << 20
 CHUNK_BYTES = 4 * MIB

@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import crc32c
 import pytest
 
 from ckptd_daemon.save.arena import headers
@@ -16,6 +15,7 @@ from ckptd_daemon.save.attempts import FOLLOWS, Attempt, Image, JobKey, State, W
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.sessions import Process
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 JOB = JobKey("job", Place(Path("/root"), "e", "r"), "i", 2, 0)
 IMAGES = (Image("__0_0.distcp", 10), Image(".metadata", 4097))
@@ -107,7 +107,7 @@ def repacked(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     record = json.loads(data[24:])
     change(record)
     text = json.dumps(record).encode()
-    return data[:12] + struct.pack("<IQ", crc32c.crc32c(text), len(text)) + text
+    return data[:12] + struct.pack("<IQ", crc32c(text), len(text)) + text
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import base64
 import hashlib
 
 import pytest
-from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.sources.checksums import Checksums, stated
+from ckptd_proto.crc import crc32c
 
 SHA = hashlib.sha256(b"data")
 SHA64 = base64.b64encode(SHA.digest()).decode()

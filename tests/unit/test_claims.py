@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.transfer.plan import Claim, Plan
+from ckptd_proto.crc import crc32c
 
 PAGE = 4096
 CHUNK = 4 * PAGE

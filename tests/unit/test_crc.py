@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from crc32c import crc32c
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.store import crc
+from ckptd_proto.crc import crc32c
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
@@ -30,3 +31,12 @@ def test_pieces_of_real_size_make_the_whole() -> None:
 def test_zeros_of_any_length_may_be_appended_in_any_steps(crc_: int, one: int, other: int) -> None:
     at_once = crc.combined(crc_, 0, one + other)
     assert crc.combined(crc.combined(crc_, 0, one), 0, other) == at_once
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(b"", 0), (b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43)],
+)
+def test_the_checksum_is_that_of_the_standard(data: bytes, expected: int) -> None:
+    assert crc32c(data) == crc32c(memoryview(bytearray(data))) == expected
+    assert crc32c(data[3:], crc32c(data[:3])) == expected

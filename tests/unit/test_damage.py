@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import crc32c
 import pytest
 
 from ckptd_daemon.save.attempts import Checkpoint
@@ -17,6 +16,7 @@ from ckptd_daemon.save.commit import damage
 from ckptd_daemon.save.commit.damage import Damage
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 CHUNK = 4096
 DATA = bytes(range(256)) * 40  # two chunks and a half
@@ -33,7 +33,7 @@ def step(tmp_path: Path) -> Checkpoint:
             "format": 1,
             "size_bytes": len(DATA),
             "chunk_bytes": CHUNK,
-            "crc32c": [crc32c.crc32c(DATA[start : start + CHUNK]) for start in starts],
+            "crc32c": [crc32c(DATA[start : start + CHUNK]) for start in starts],
         }
     ).encode()
     image = {"size_bytes": len(DATA), "sums_sha256": hashlib.sha256(sums).hexdigest()}

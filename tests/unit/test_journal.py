@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.store.journal import FormatError, Header, encode_header, encode_record, parse
+from ckptd_proto.crc import crc32c
 
 HEADER = Header("1d", "http://host/model", 'etag "v1"', "model", 1000, 100, is_resumable=True)
 

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from crc32c import crc32c
 
 from ckptd_daemon.store import durable, scrub, sums
 from ckptd_daemon.store.blob import NOTE, Blob, Verification
@@ -18,6 +17,7 @@ from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES, Partial
 from ckptd_daemon.store.scrub import Scrubber
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 CHUNK_BYTES = PAGE_BYTES
 DATA = os.urandom(2 * CHUNK_BYTES + 10)

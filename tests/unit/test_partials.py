@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crc32c import crc32c
 
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import DamagedError, Partial
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 HEADER = Header("1d", "http://host/model", 'etag "v1"', "model", 250, 100, is_resumable=True)
 SMALL = replace(HEADER, size_bytes=100)

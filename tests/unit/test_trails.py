@@ -9,12 +9,12 @@ from pathlib import Path
 
 import anyio
 import pytest
-from crc32c import crc32c
 
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.verify import THREADS, Hasher
+from ckptd_proto.crc import crc32c
 
 CHUNK = 4096
 SIZE = 5 * CHUNK + 17

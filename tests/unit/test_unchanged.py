@@ -6,7 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from ckptd_daemon.save.commit.proof import CHUNK_BYTES
 from ckptd_daemon.save.images import unchanged
 from ckptd_daemon.save.places import Place
 from ckptd_daemon.store import durable
+from ckptd_proto.crc import crc32c
 
 SIZE = CHUNK_BYTES + (100 << 10) + 5
 PAGE = 4096
@@ -27,7 +27,7 @@ def content(size: int) -> bytes:
 
 
 def sums(data: bytes, **other: object) -> bytes:
-    crcs = [crc32c.crc32c(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]
+    crcs = [crc32c(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)]
     record = {"format": 1, "size_bytes": len(data), "chunk_bytes": CHUNK_BYTES, "crc32c": crcs}
     return json.dumps(record | other).encode()
 

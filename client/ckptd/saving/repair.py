@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crc32c import crc32c
-
 from ckptd.link.connection import Connection
 from ckptd.saving.memory import lent
 from ckptd.saving.verification import (
@@ -30,6 +28,7 @@ from ckptd.saving.verification import (
 )
 from ckptd.tensors.copies import Copy
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 Source = Callable[[str, int, int], bytes]
 """Returns so many bytes of a file, from one on; fewer, or none, where it has no more."""

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from crc32c import crc32c
-
 from ckptd.tensors import index
 from ckptd.tensors.boxes import coverage_problem
 from ckptd.tensors.copies import unreadable
 from ckptd.tensors.images import Held
 from ckptd.tensors.index import Index, Range
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 MANIFEST: Final = "manifest.json"
 SUMS: Final = ".sums"

@@ -10,10 +10,9 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Final
 
-from crc32c import crc32c
-
 from ckptd.tensors.copies import PAGE_BYTES, Copy, File
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 _BLOCK_BYTES: Final = 512 << 10
 """Summed as soon as they are read, while they lie in a core's own cache."""

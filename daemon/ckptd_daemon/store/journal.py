@@ -11,7 +11,7 @@ import json
 import struct
 from dataclasses import dataclass
 
-from crc32c import crc32c
+from ckptd_proto.crc import crc32c
 
 FORMAT = 1
 _RECORD = struct.Struct("<II")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from crc32c import crc32c
+from ckptd_proto.crc import crc32c
 
 CHECK = "check"
 

@@ -15,11 +15,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from crc32c import crc32c
-
 from ckptd_daemon.store import durable, journal
 from ckptd_daemon.store.journal import Header
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from typing import Protocol
 import anyio
 import anyio.lowlevel
 from anyio import to_thread
-from crc32c import crc32c
 
 from ckptd_daemon.store import durable
 from ckptd_daemon.store.blob import Blob
 from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.buffers import BLOCK_BYTES, Buffers
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from io import FileIO
 
-from crc32c import crc32c
+from ckptd_proto.crc import crc32c
 
 BLOCK_BYTES = 1 << 20
 

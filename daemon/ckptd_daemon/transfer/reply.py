@@ -6,13 +6,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from anyio import to_thread
-from crc32c import crc32c
 
 from ckptd_daemon.sources.source import Object, Source, TransientError
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
 from ckptd_daemon.transfer.pace import Pace
 from ckptd_daemon.transfer.progress import Gauge
+from ckptd_proto.crc import crc32c
 
 
 class Reply:

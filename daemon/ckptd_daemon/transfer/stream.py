@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from crc32c import crc32c
-
 from ckptd_daemon.config import Config
 from ckptd_daemon.sources.addresses import Info, PrivateAddressError, dial, resolve
 from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
@@ -29,6 +27,7 @@ from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
 from ckptd_daemon.transfer.pace import Pace
 from ckptd_daemon.transfer.plan import Claim
+from ckptd_proto.crc import crc32c
 
 REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
 PIECE_MIN_BYTES = 4 << 10

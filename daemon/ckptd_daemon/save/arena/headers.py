@@ -15,8 +15,6 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import crc32c
-
 from ckptd_daemon.save.attempts import Attempt, Image, JobKey
 from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.places import (
@@ -29,6 +27,7 @@ from ckptd_daemon.save.places import (
 )
 from ckptd_daemon.sessions import Process
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 PAGE_BYTES: Final = 4096
 FORMAT: Final = 2
@@ -152,7 +151,7 @@ def _packed(magic: bytes, record: dict[str, Any]) -> bytes:
     if len(text) > _RECORD_BYTES_MAX:
         text_ = f"the plan takes {len(text)} bytes and {_RECORD_BYTES_MAX} are allowed"
         raise errors.InvalidArgument(f"{text_}; use fewer images")
-    return _PREFIX.pack(magic, FORMAT, crc32c.crc32c(text), len(text)) + text
+    return _PREFIX.pack(magic, FORMAT, crc32c(text), len(text)) + text
 
 
 def decode(data: bytes) -> Header | Taken | None:
@@ -168,7 +167,7 @@ def decode(data: bytes) -> Header | Taken | None:
     if form > FORMAT:
         raise NewerFormat(form)
     text = data[_PREFIX.size : _PREFIX.size + length]
-    if length > _RECORD_BYTES_MAX or len(text) != length or crc32c.crc32c(text) != checksum:
+    if length > _RECORD_BYTES_MAX or len(text) != length or crc32c(text) != checksum:
         return None
     try:
         record = json.loads(text)

@@ -17,12 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import crc32c
-
 from ckptd_daemon.save.attempts import Checkpoint
 from ckptd_daemon.save.places import MANIFEST, SUMS, Place, check_image_name, step_number
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +171,6 @@ def _wrong_chunk(fd: int, path: Path, sums: Mapping[str, Any], chunk: int) -> st
     size = min(chunk_bytes, int(sums["size_bytes"]) - start)
     if durable.pread_all(fd, block, start) < size:
         return f"is cut off in chunk {chunk}"
-    if crc32c.crc32c(block[:size]) == crcs[chunk]:
+    if crc32c(block[:size]) == crcs[chunk]:
         return None
     return f"chunk {chunk} (bytes {start} to {start + size}) is not what was saved"

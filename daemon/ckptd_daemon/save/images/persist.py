@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import crc32c
-
 from ckptd_daemon.save import threads
 from ckptd_daemon.save.arena.headers import padded
 from ckptd_daemon.save.arena.slots import SlotFile
@@ -23,6 +21,7 @@ from ckptd_daemon.save.images.writers import Writers
 from ckptd_daemon.save.places import SUMS
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 BLOCK_BYTES: Final = 2 * CHUNK_BYTES  # per write; larger ones gain nothing
 _FORMAT: Final = 1
@@ -136,7 +135,7 @@ def _write_block(file: _File, start: int) -> int:
     with file.staged.memory.reading(at, padded(size)) as view:
         for chunk in range(0, size, CHUNK_BYTES):
             with view[chunk : min(chunk + CHUNK_BYTES, size)] as data:
-                file.crcs[(start + chunk) // CHUNK_BYTES] = crc32c.crc32c(data)
+                file.crcs[(start + chunk) // CHUNK_BYTES] = crc32c(data)
         durable.pwrite_all(file.fd, view, start)
     return size
 

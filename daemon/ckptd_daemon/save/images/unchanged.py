@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import crc32c
-
 from ckptd_daemon.save.arena.slots import SlotFile
 from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.commit.proof import CHUNK_BYTES
 from ckptd_daemon.save.places import MANIFEST, SUMS, Place, step_number
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
+from ckptd_proto.crc import crc32c
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def _is_listed(image: Image, memory: SlotFile, offset: int, crcs: list[int]) -> 
     chunks = range(len(crcs))
     for chunk in dict.fromkeys((chunks[0], chunks[-1], *chunks)):
         with _window(image, memory, offset, chunk) as staged:
-            if crc32c.crc32c(staged) != crcs[chunk]:
+            if crc32c(staged) != crcs[chunk]:
                 return False
     return True
 
