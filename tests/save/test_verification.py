@@ -21,6 +21,7 @@ from ckptd.cli import verification as cli
 from ckptd.saving import repair
 from ckptd.saving.verification import Findings, verify, verify_below
 from ckptd.tensors.images import Held
+from ckptd_proto.crc import crc32c
 from fakes.daemon import Daemon, arena_of
 from fakes.running import ckptd as run_ckptd
 
@@ -238,8 +239,6 @@ def test_a_lost_manifest_is_named(step: Path) -> None:
 def test_an_index_that_lacks_a_piece_is_incomplete(step: Path) -> None:
     """Whoever made the manifest vouches for it; it is no checkpoint for all that."""
     import hashlib
-
-    from crc32c import crc32c
 
     index = json.loads((step / "index.json").read_bytes())
     index["tensors"]["x"]["chunks"][0]["sizes"][0] -= 1

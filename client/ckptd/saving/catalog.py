@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.retention import Retention
@@ -65,6 +67,22 @@ class Catalog:
             return [checkpoint_of(each) for each in stubs.checkpoints.List(self._request)]
 
         return self._connection.call(listed)
+
+    def told(self, found: Checkpoint) -> dict[str, Any]:
+        """Return one of them as JSON can say it, for other ranks to make it of: `heard`."""
+        plain = {each.name: getattr(found, each.name) for each in fields(found)}
+        corrupt = asdict(found.corrupt) if found.corrupt else None
+        return plain | {
+            "path": found.path.name,
+            "metrics": dict(found.metrics),
+            "corrupt": corrupt,
+        }
+
+    def heard(self, said: dict[str, Any]) -> Checkpoint:
+        """Return what another rank has told of; its path is the one here."""
+        corrupt = Corruption(**said["corrupt"]) if said["corrupt"] else None
+        known = {"path": self._place / said["path"], "corrupt": corrupt}
+        return Checkpoint(**{**said, **known, "metrics": MappingProxyType(said["metrics"])})
 
     def find(self, which: str | int) -> Checkpoint:
         """Return the checkpoint called *which*: "latest", "best", a step or a uuid.

@@ -236,8 +236,8 @@ class Checkpointer:
         self._check_usable()
         beside = self._run.ranks_beside
         restoring = Restoring(self._connection, self._exchange, self._catalog, beside)
-        step, uuid = self._agreed_checkpoint(which)
-        return restoring.load(state, step, uuid, on_corrupt=on_corrupt)
+        found = self._agreed_checkpoint(which)
+        return restoring.load(state, found, on_corrupt=on_corrupt)
 
     def preempted(self) -> Preempted | None:
         """Say, alike on every rank, whether a node of the job is about to go away.
@@ -276,18 +276,14 @@ class Checkpointer:
         finally:
             self._run.raise_untold()
 
-    def _agreed_checkpoint(self, which: str | int) -> tuple[int, str]:
-        """Return step and uuid of what *which* means to rank 0, the same for all ranks."""
+    def _agreed_checkpoint(self, which: str | int) -> Checkpoint:
+        """Return what *which* means to rank 0, the same for all ranks."""
 
         def choose() -> dict[str, Any]:
             self._run.wait_saved(self._timeout_s)  # the latest is one's own, if it gets there
-            if self._exchange.rank != 0:
-                return {}
-            found = self._catalog.find(which)
-            return {"step": found.step, "uuid": found.uuid}
+            return {} if self._exchange.rank else self._catalog.told(self._catalog.find(which))
 
-        chosen = settle(self._exchange, choose)[0]
-        return chosen["step"], chosen["uuid"]
+        return self._catalog.heard(settle(self._exchange, choose)[0])
 
     def _check_usable(self, *, to_save: bool = False) -> None:
         if self._is_closed:

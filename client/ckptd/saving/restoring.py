@@ -40,8 +40,8 @@ class Restoring:
         self._catalog = catalog
         self._beside = beside
 
-    def load(self, state: dict[str, Any], step: int, uuid: str, *, on_corrupt: str) -> Checkpoint:
-        """Fill *state* from *step*, or from the newest good one before it if *on_corrupt* says so.
+    def load(self, state: dict[str, Any], found: Checkpoint, *, on_corrupt: str) -> Checkpoint:
+        """Fill *state* from *found*, or from the newest good one before it if *on_corrupt* says so.
 
         Every rank returns the same, or raises.
         """
@@ -51,36 +51,36 @@ class Restoring:
         first: errors.DataLoss | None = None
         while True:
             try:
-                return self._load(state, step, uuid)
+                self._load(state, found)
             except errors.DataLoss as failure:
                 failure.with_traceback(None)  # its frames would keep the step locked, as if read
                 first = first or failure
-                logger.error("step %d is not what was saved: %s", step, failure)
-                before = self._agreed_before(step) if on_corrupt == "previous" else None
+                logger.error("step %d is not what was saved: %s", found.step, failure)
+            else:
+                return found
+            before = self._agreed_before(found.step) if on_corrupt == "previous" else None
             if before is None:
                 raise first
-            step, uuid = before
-            logger.warning("loading step %d instead", step)
+            found = before
+            logger.warning("loading step %d instead", found.step)
 
-    def _load(self, state: dict[str, Any], step: int, uuid: str) -> Checkpoint:
+    def _load(self, state: dict[str, Any], checkpoint: Checkpoint) -> None:
         with ExitStack() as stack:
-            found: list[tuple[Checkpoint, Images, Restore, list[Piece]]] = []
+            made: list[tuple[Images, Restore, list[Piece]]] = []
 
             def look() -> dict[str, Any]:
-                checkpoint = self._catalog.find(step)
-                images = stack.enter_context(self._images(checkpoint, uuid))
+                images = stack.enter_context(self._images(checkpoint))
                 stack.enter_context(self._told(checkpoint, images))
                 restore = _asked(state, checkpoint, images)
                 pieces = load.pieces(restore.wishes)
-                found.append((checkpoint, images, restore, pieces))
+                made.append((images, restore, pieces))
                 return {"chunks": _chunks(images, pieces)}
 
             said = self._alike(look)  # nothing is changed unless every rank can load
-            (checkpoint, images, restore, pieces) = found[0]
+            ((images, restore, pieces),) = made
             place = self._share(images, said)
             self._alike(lambda: load.fill(images, pieces, place=place))
             self._alike(restore.finish)
-            return checkpoint
 
     def _share(self, images: Images, said: Sequence[dict[str, Any]]) -> tuple[int, int]:
         """Have what several ranks here read come from the disk once; return this one's place."""
@@ -91,7 +91,8 @@ class Restoring:
         return self._beside.index(self._exchange.rank), len(self._beside)
 
     @contextmanager
-    def _images(self, checkpoint: Checkpoint, uuid: str) -> Iterator[Images]:
+    def _images(self, checkpoint: Checkpoint) -> Iterator[Images]:
+        uuid = checkpoint.uuid
         images = Images.open(checkpoint.path, uuid)
         with memory.lent(self._connection, uuid) as copies:
             images.prefer(copies, self._quarantine(uuid))
@@ -131,18 +132,18 @@ class Restoring:
                 raise errors.DataLoss(f"rank {rank}: {each['lost']}")
         return said
 
-    def _agreed_before(self, step: int) -> tuple[int, str] | None:
-        """Return step and uuid of the last good checkpoint before *step*, as rank 0 sees it."""
+    def _agreed_before(self, step: int) -> Checkpoint | None:
+        """Return the last good checkpoint before *step*, as rank 0 sees it."""
 
         def choose() -> dict[str, Any]:
             if self._exchange.rank != 0:
                 return {}
             good = [one for one in self._catalog.committed() if one.corrupt is None]
             earlier = [one for one in good if one.step < step]
-            return {"step": earlier[-1].step, "uuid": earlier[-1].uuid} if earlier else {}
+            return self._catalog.told(earlier[-1]) if earlier else {}
 
         chosen = settle(self._exchange, choose)[0]
-        return (chosen["step"], chosen["uuid"]) if chosen else None
+        return self._catalog.heard(chosen) if chosen else None
 
 
 def _chunks(images: Images, pieces: Sequence[Piece]) -> dict[str, str]:
