@@ -16,8 +16,8 @@ from ckptd_proto.crc import crc32c
 
 _BLOCK_BYTES: Final = 512 << 10
 """Summed as soon as they are read, while they lie in a core's own cache."""
-_LARGE_BYTES: Final = 64 << 10
-"""What is smaller is not worth a read of its own."""
+_SMALL_BYTES: Final = 64 << 10
+"""If the pieces of a chunk have less, on average, they are not worth reads of their own."""
 
 Part = tuple[int, memoryview]
 """Where bytes of an image begin, and where they go."""
@@ -138,7 +138,7 @@ class Cursor:
         start, stop = self._sums.bounds(chunk)
         segments = self._segments(chunk, pieces)
         if segments is None:
-            data = self._pages()[: stop - start]
+            data = self._room(stop - start)
             read(data, start)
             return self._move(chunk, data, pieces)
         crc = 0
@@ -155,17 +155,28 @@ class Cursor:
         None if that is many small steps, or two want the same bytes.
         """
         at, stop = self._sums.bounds(chunk)
+        if len(pieces) > max(1, (stop - at) // _SMALL_BYTES):
+            return None
         segments: list[Part] = []
         for start, target in pieces:
-            if start < at or len(target) < _LARGE_BYTES:
+            if start < at:
                 return None
             if start > at:
-                segments.append((at, self._pages()[: start - at]))
+                segments.append((at, self._room(start - at)))
             segments.append((start, target))
             at = start + len(target)
         if at < stop:
-            segments.append((at, self._pages()[: stop - at]))
+            segments.append((at, self._room(stop - at)))
         return segments
+
+    def _room(self, size_bytes: int) -> memoryview:
+        """Return memory for what nobody wants; a huge page is not touched for a few bytes."""
+        if size_bytes > _SMALL_BYTES:
+            return self._pages()[:size_bytes]
+        found: memoryview | None = getattr(_scratch, "room", None)
+        if found is None:
+            _scratch.room = found = memoryview(bytearray(_SMALL_BYTES))
+        return found[:size_bytes]
 
     def _move(self, chunk: int, data: memoryview, pieces: list[Part]) -> bool:
         """Fill the pieces from the *data* of the chunk if that is what was saved; say whether."""
@@ -190,7 +201,7 @@ class Cursor:
 
 def _copy(target: memoryview, source: memoryview) -> None:
     """Fill *target* from the start of *source*; other threads run meanwhile if it is large."""
-    if len(target) < _LARGE_BYTES:
+    if len(target) < _SMALL_BYTES:
         target[:] = source[: len(target)]
         return
     to, of = (ctypes.c_char.from_buffer(memory) for memory in (target, source))
