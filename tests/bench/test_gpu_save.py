@@ -18,7 +18,7 @@ from fakes.streams import playing
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_save.py"
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from ckptd.cli import bench
 from fakes.require_real import need_programs
 from fakes.running import ckptd
 
-pytestmark = pytest.mark.timeout(180)  # it loads torch a dozen times
+pytestmark = pytest.mark.timeout(300)  # it loads torch a dozen times
 TINY = Plan(ranks=1, rank_bytes=1 << 20, repeats=1)
 
 

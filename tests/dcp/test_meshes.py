@@ -11,7 +11,7 @@ from fakes.daemon import Daemon
 
 PROGRAMS = Path(__file__).parent / "programs"
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(480)
 
 
 def test_every_kind_of_sharding_comes_back_bit_equal_in_another_world_size(

@@ -96,7 +96,7 @@ def apart(place: Path) -> Iterator[Shared]:
     truth, root = place / "truth", place / "root"
     with short_directory() as short, mounts(truth, root, 2) as seen:
         within = [mount.within for mount in seen]
-        settings = {"takeover_s": 1, "peers_wait_s": 6, "persist_retry_s": 0}
+        settings = {"takeover_s": 1, "peers_wait_s": 15, "persist_retry_s": 0}
         with cluster(short, truth, 2, at=root, within=within, **settings) as nodes:
             one = Shared(nodes, seen)
             one.save()

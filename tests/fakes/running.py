@@ -13,7 +13,12 @@ CKPTD = (sys.executable, "-m", "ckptd.cli")
 def ckptd(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run `ckptd` with *arguments* to its end."""
     return subprocess.run(
-        [*CKPTD, *arguments], env=dict(env), capture_output=True, text=True, timeout=50, check=False
+        [*CKPTD, *arguments],
+        env=dict(env),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -34,7 +39,7 @@ def python(code: str, *, env: Mapping[str, str]) -> str:
         env=dict(env),
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr

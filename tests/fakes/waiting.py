@@ -13,7 +13,7 @@ from anyio import to_thread
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], timeout_s: float = 15.0) -> T:
+def eventually(condition: Callable[[], T], timeout_s: float = 30.0) -> T:
     """Return the first truthy value of *condition*; raises `AssertionError` after *timeout_s*."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):

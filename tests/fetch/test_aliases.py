@@ -91,4 +91,5 @@ def test_rot_is_found_on_the_way_and_what_is_damaged_is_served_no_more(
         daemon.settings["CKPTD_HASH_AFTER_S"] = "0"
         daemon.start()
         eventually(lambda: daemon.client().blobs() == [])
-        assert len(list((daemon.state_dir / "cache" / "quarantine").iterdir())) == 1
+        quarantine = daemon.state_dir / "cache" / "quarantine"
+        eventually(lambda: len(list(quarantine.iterdir())) == 1)

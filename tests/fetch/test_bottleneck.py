@@ -95,7 +95,7 @@ def test_a_disk_that_is_slow_is_named_as_the_bottleneck(
 def test_an_origin_that_is_slow_is_told_from_the_disk(
     way: Fault | None, short_path: Path, origin: Origin, data: bytes
 ) -> None:
-    origin.put("model", data, bytes_per_s=10e6).lasting = way
+    origin.put("model", data, bytes_per_s=5e6).lasting = way  # `ckptd status` takes its time
     with (
         Daemon(short_path, streams=1, streams_max=1) as daemon,
         fetching(daemon, origin, data),

@@ -106,7 +106,7 @@ def test_a_lease_survives_the_daemon_and_ends_with_its_holder(
     eventually(lambda: leases(small) == 0)
     assert client.remove_blob(blob.key) == len(data)
     assert client.blobs() == []
-    assert not list((small.state_dir / "cache" / "leases").iterdir())
+    eventually(lambda: not list((small.state_dir / "cache" / "leases").iterdir()))
 
 
 def test_a_holder_that_died_while_the_daemon_was_away_holds_nothing(

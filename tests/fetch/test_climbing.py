@@ -67,7 +67,7 @@ async def test_the_next_life_begins_with_what_this_one_has_learned(
         await node.fetch(url)
     origin.put("other", data * 4)
     origin.hold()
-    async with fetching(short_path, streams=8, streams_max=8) as node:
+    async with fetching(short_path, streams=8, streams_max=8, stall_s=600) as node:
         with node.calling(origin.url("other")) as call:
             await until(lambda: call.progress().streams >= 4)
             assert level(node, origin) == 4

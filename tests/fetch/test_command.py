@@ -137,7 +137,7 @@ def test_an_interrupted_command_ends_at_once_in_words(
     )
     assert origin.held.wait(30)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err.strip()) == (130, "", "ckptd: interrupted")
 
 

@@ -23,7 +23,7 @@ STREAMS = 2
 @pytest.fixture
 def daemon(short_path: Path) -> Iterator[Daemon]:
     """A daemon whose flights end with their last passenger."""
-    with Daemon(short_path, linger_s=0, streams=STREAMS) as running:
+    with Daemon(short_path, linger_s=0, streams=STREAMS, streams_max=STREAMS) as running:
         yield running
 
 

@@ -53,7 +53,7 @@ def expected(model: bytes) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def one_stream(short_path: Path) -> Iterator[Daemon]:
     """A daemon that fetches one range after the other, and nothing that nobody waits for."""
-    with Daemon(short_path, streams=1, linger_s=0) as daemon:
+    with Daemon(short_path, streams=1, streams_max=1, linger_s=0) as daemon:
         yield daemon
 
 
@@ -82,11 +82,16 @@ def test_what_is_waited_for_comes_first(one_stream: Daemon, origin: Origin, mode
     origin.hold()
     client = one_stream.client()
     last = blobs_pb2.Span(start=len(model) - 1, end=len(model))
-    requests = [
-        blobs_pb2.ReadRequest(open=blobs_pb2.ReadOpen(ref=origin.url("model"), whole=True)),
-        blobs_pb2.ReadRequest(want=blobs_pb2.ReadWant(spans=[last])),
-    ]
-    events = client.connection.call(lambda stubs: stubs.blobs.Read(iter(requests)))
+    opening = blobs_pb2.ReadOpen(ref=origin.url("model"), whole=True)
+    are_sent = threading.Event()
+
+    def requests() -> Iterator[blobs_pb2.ReadRequest]:
+        yield blobs_pb2.ReadRequest(open=opening)
+        yield blobs_pb2.ReadRequest(want=blobs_pb2.ReadWant(spans=[last]))
+        are_sent.set()
+
+    events = client.connection.call(lambda stubs: stubs.blobs.Read(requests()))
+    assert are_sent.wait(30)
     eventually(lambda: client.status().flights)  # its version is being asked for
     origin.release()
     kinds = [event.WhichOneof("event") for event in events]

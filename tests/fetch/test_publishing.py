@@ -66,7 +66,7 @@ def test_a_daemon_killed_while_it_publishes_serves_the_right_bytes_after(
         fetching.join(30)
     assert failures
     assert daemon.process is not None
-    assert daemon.process.wait(10) == -signal.SIGKILL
+    assert daemon.process.wait(30) == -signal.SIGKILL
     daemon.kill()
     with daemon:
         path = daemon.client().fetch(origin.url("model"))
@@ -135,6 +135,7 @@ def test_partials_and_leases_of_a_newer_ckptd_are_left_alone_and_named(
     origin.hold(after_bytes=1 << 20)
     with pytest.raises(errors.DeadlineExceeded):
         daemon.client().fetch(origin.url("a"), timeout=3)
+    assert origin.held.wait(30)
     daemon.kill()
     (partial,) = cache(daemon, "partials")
     line = b'{"format": 2}'

@@ -24,7 +24,7 @@ async def test_a_signature_that_expires_midway_is_asked_for_anew(
     content = data * 3
     origin.put("signed", content)
     origin.sign("model", "signed", uses=uses, status=status)
-    async with clean(short_path, origin, streams=2) as node:
+    async with clean(short_path, origin, streams=2, streams_max=2) as node:
         assert (await node.fetch(origin.url("model"))).read_bytes() == content
     assert origin.sent_bytes <= len(content) + 2 * 2 * CHUNK_BYTES
 
@@ -60,7 +60,7 @@ async def test_where_a_redirect_leads_to_wants_a_pause_that_is_told_and_holds_up
 ) -> None:
     with Origin() as cdn:
         busy = cdn.put("busy", b"")
-        busy.question_faults, busy.retry_after_s = [Fault.THROTTLE], 2
+        busy.question_faults, busy.retry_after_s = [Fault.THROTTLE], 5
         cdn.put("real", data)
         origin.redirect("model", cdn.url("real"))
         origin.put("small", b"small")

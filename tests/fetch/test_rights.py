@@ -128,7 +128,7 @@ def test_a_public_address_serves_all_users_with_one_transfer_but_leads_nowhere_p
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -188,7 +188,7 @@ def in_a_network_of_its_own(code: str, directory: Path, *, prepare: str = "true"
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(directory)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -272,7 +272,7 @@ except ckptd.errors.FailedPrecondition as error:
         env=daemon.env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     found = path.stat()

@@ -18,6 +18,7 @@ from fakes.daemon import Daemon
 from fakes.nginx import Nginx
 from fakes.origin import Origin
 from fakes.waiting import eventually
+from fetch.test_resuming import landed_bytes
 
 FETCH = "import sys, ckptd; print(ckptd.fetch(sys.argv[1]), flush=True); sys.stdin.read()"
 CHUNK_BYTES = 16 << 20
@@ -78,6 +79,9 @@ def test_a_killed_daemon_goes_on_where_it_was_and_no_caller_notices(
         ranks = [rank(daemon, origin.url("model")) for _ in range(2)]
         assert origin.held.wait(30)
         waiters(daemon, 2)
+        (partial,) = (daemon.state_dir / "cache" / "partials").iterdir()
+        sent = len(content) * 3 // 4  # the disk may take its time
+        eventually(lambda: landed_bytes(partial) >= sent - streams * CHUNK_BYTES)
         daemon.kill()
         origin.release()
         daemon.start()

@@ -108,7 +108,7 @@ async def test_who_leaves_takes_what_was_on_its_way_along(
         with node.fetcher.calling_many(requests, me) as batch:
             await batch.news(0.1)
             await to_thread.run_sync(origin.held.wait, FETCH_S)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await node.fetcher.wait_idle()
         origin.release()
         assert node.entries("partials") == node.entries("blobs") == []
@@ -162,7 +162,11 @@ async def outcomes(
         assert times > 1 or not file.faults, fault
 
     with Origin() as busy:  # refuses, and so is left to few connections by everybody
-        async with clean(root, origin, busy) as node, anyio.create_task_group() as tasks:
+        retries = 5 if times == 1 else 2  # a machine that is busy costs some, too
+        async with (
+            clean(root, origin, busy, retries=retries) as node,
+            anyio.create_task_group() as tasks,
+        ):
             for fault in OUTCOMES:
                 tasks.start_soon(fetch, node, busy if fault in REFUSALS else origin, fault)
     return came

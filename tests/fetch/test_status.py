@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from fakes.daemon import Daemon
 from fakes.origin import Fault, Origin
@@ -11,10 +12,13 @@ from fakes.waiting import eventually
 
 
 def test_a_fetch_that_waits_for_its_origin_is_shown_with_the_reason(
-    daemon: Daemon, origin: Origin
+    short_path: Path, origin: Origin
 ) -> None:
     origin.put("model", b"data").lasting = Fault.UNAVAILABLE
-    with started("fetch", origin.url("model?part=1"), env=daemon.env):
+    with (
+        Daemon(short_path, retries=1000) as daemon,  # it is not given up while we look
+        started("fetch", origin.url("model?part=1"), env=daemon.env),
+    ):
         client = daemon.client()
         (flight,) = eventually(lambda: [each for each in client.status().flights if each.reason])
         assert (flight.object, flight.phase) == (origin.url("model?…"), "retrying")

@@ -168,7 +168,7 @@ async def test_while_a_host_wants_a_pause_nobody_asks_it(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:
     file = origin.put("model", data)
-    file.faults, file.retry_after_s = [Fault.THROTTLE], 2
+    file.faults, file.retry_after_s = [Fault.THROTTLE], 4
     origin.put("other", b"small")
     async with fetching(short_path) as node:
         with node.calling(origin.url("model")) as call:

@@ -15,6 +15,7 @@ from fakes.nginx import Nginx
 from fakes.origin import Origin
 from fakes.proxy import Proxy
 from fakes.running import ckptd
+from fakes.waiting import eventually
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 LOGIN = base64.b64encode(b"reader:pa:ss").decode()
@@ -97,7 +98,7 @@ def test_http_goes_over_the_configured_proxy_in_parallel_with_its_password(
     ):
         assert daemon.client().fetch(origin.url("model")).read_bytes() == data
         assert proxy.requests[0] == f"GET {origin.url('model')} HTTP/1.1"
-        assert len(proxy.requests) == len(origin.requests) > 2
+        eventually(lambda: len(proxy.requests) == len(origin.requests) > 2)
         assert "general path" not in daemon.log_text()
         assert not [each for each in origin.headers if "Proxy-Authorization" in each]
 

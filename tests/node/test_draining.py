@@ -56,7 +56,7 @@ def test_sigterm_waits_for_what_fits(short_path: Path) -> None:
         eventually(lambda: "msg=stopping" in daemon.log_text())
         origin.release()
         assert rank.communicate(timeout=30)[0] == f"{1 << 20}\n"
-        assert daemon.process.wait(10) == 0
+        assert daemon.process.wait(30) == 0
         assert "left for the next start" not in daemon.log_text()
 
 
@@ -75,6 +75,6 @@ def test_a_second_signal_ends_at_once(short_path: Path) -> None:
         daemon.process.terminate()
         eventually(lambda: "msg=stopping" in daemon.log_text())
         daemon.process.terminate()
-        assert daemon.process.wait(10) == 128 + 15
+        assert daemon.process.wait(30) == 128 + 15
         rank.kill()
         rank.wait()

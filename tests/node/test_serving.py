@@ -56,7 +56,7 @@ def test_stop_returns_when_the_daemon_is_gone(daemon: Daemon) -> None:
     done = ckptd("stop", env=daemon.env)
     assert done.stdout == f"stopped pid {daemon.pid}\n"
     assert daemon.process is not None
-    assert daemon.process.wait(10) == 0
+    assert daemon.process.wait(30) == 0
 
 
 @pytest.mark.parametrize("command", ["status", "stop"])
@@ -155,7 +155,7 @@ def test_ctrl_c_stops_like_sigterm(short_path: Path) -> None:
     with Daemon(short_path) as daemon:
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGINT)
-        assert daemon.process.wait(10) == 0
+        assert daemon.process.wait(30) == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")

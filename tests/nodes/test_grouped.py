@@ -14,7 +14,7 @@ from fakes.daemon import Daemon
 PROGRAM = Path(__file__).parents[1] / "save" / "programs" / "meeting.py"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_checkpointer_saves_across_nodes_and_one_node_loads_it(
     short_path: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from ckptd.saving.retention import Retention
 from fakes.cluster import Cluster, cluster
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 RULES = Retention(latest=1, best=1, monitor="loss")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from fakes.apart import CALLS, LEADER, OTHER, Shared, apart
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 LONG_S, SHORT_S = 5.0, 2.0
 

@@ -11,7 +11,7 @@ import pytest
 from ckptd_proto import errors
 from fakes.apart import CALLS, LEADER, OTHER, Shared, apart
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 # The call in which the node is caught, and whether that was done.
 STATES = [

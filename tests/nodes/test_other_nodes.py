@@ -17,10 +17,10 @@ from fakes.rank import Rank
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 PATIENT_S = 20.0
-HASTY_S = 1.5
+HASTY_S = 4.0  # longer than nodes pause between two looks
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from fakes.daemon import Daemon
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 PROGRAM = Path(__file__).parent / "programs" / "warned.py"
 HOUR = "3600"
 
@@ -72,7 +72,7 @@ def test_ranks_of_all_nodes_hear_of_it_at_the_same_step_and_save_once_more(
 ) -> None:
     sockets = [daemon.socket for daemon in daemons]
     started = ranks.start(PROGRAM, tmp_path, ranks=2, env=daemons[0].env, sockets=sockets)
-    eventually(lambda: len(list(tmp_path.glob("*.trains"))) == 2, timeout_s=60)
+    eventually(lambda: len(list(tmp_path.glob("*.trains"))) == 2, timeout_s=100)
     notice.write_text(HOUR)
     said = ranks.outputs(started)
     assert said[0] == said[1]

@@ -16,7 +16,7 @@ from fakes.daemon import Daemon
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 PROGRAM = Path(__file__).parent / "programs" / "crowded.py"
 
 
@@ -116,7 +116,7 @@ def test_ranks_in_a_process_group_skip_or_supersede_the_same_saves(
     started = ranks.start(PROGRAM, tmp_path, ranks=2, env=daemons[0].env, sockets=sockets)
 
     def all_are(what: str) -> None:
-        eventually(lambda: len(list(tmp_path.glob(what))) == 2, timeout_s=60)
+        eventually(lambda: len(list(tmp_path.glob(what))) == 2, timeout_s=100)
 
     for when_full in ("skip", "supersede"):
         all_are(f"{when_full}.*.ready")

@@ -22,7 +22,7 @@ from fakes.waiting import eventually, is_somebody_in
 PROGRAM = Path(__file__).parent / "programs" / "overlapping.py"
 DONE_S = 60.0
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_device_that_fails_fails_the_save_for_all_and_no_other(

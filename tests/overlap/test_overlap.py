@@ -23,7 +23,7 @@ from fakes.waiting import eventually, is_somebody_in
 
 DONE_S = 60.0
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_save_returns_before_what_an_optimizer_owns_is_copied(

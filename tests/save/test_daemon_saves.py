@@ -367,7 +367,7 @@ def test_a_committed_step_is_returned_refused_or_replaced(world: World, tmp_path
     assert rank.ask("watch")["state"] == "COMMITTED"
     image = tmp_path / "e" / "r" / "step-7" / "__0_0.distcp"
     assert image.read_bytes() == content("new__0_0.distcp", SIZE)
-    assert not list((tmp_path / "e" / "r" / ".attempts").iterdir())
+    eventually(lambda: not list((tmp_path / "e" / "r" / ".attempts").iterdir()))
 
 
 def test_a_directory_of_somebody_else_is_never_touched(world: World, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fakes.require_real import need_root
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 Nodes = Callable[..., Cluster]
 
@@ -64,6 +64,11 @@ def notes(daemon: Daemon) -> str:
     return "; ".join(each.note for each in daemon.client().status().attempts)
 
 
+def all_idle(daemon: Daemon) -> bool:
+    arena = daemon.client().status().arena
+    return arena.slots == arena.idle_slots
+
+
 def wait_waiting(its: Cluster, step: int, daemon: Daemon | None = None) -> str:
     """Wait until the last node, or another, says that the step waits; return what it says."""
     text, told = f"step {step} is staged and waits for its place", daemon or its.daemons[-1]
@@ -81,7 +86,7 @@ def test_what_is_staged_is_committed_when_its_place_works_again(
         its.seal()
         its.watch()
         wait_waiting(its, 1)
-        assert its.steps() == [0]
+        eventually(lambda: its.steps() == [0])  # for a moment, each try may have made it
     assert [told["state"] for told in its.told()] == ["COMMITTED"] * size
     assert its.is_whole(1, "1-")
     its.save(2, 2)
@@ -236,8 +241,7 @@ def test_what_waits_too_long_for_dead_trainers_is_lost_aloud_and_gives_its_memor
     with staged_and_dead(its, 1):
         daemon.start()
         eventually(lambda: daemon.client().status().attempts == ())
-        arena = daemon.client().status().arena
-        assert arena.slots == arena.idle_slots
+        eventually(lambda: all_idle(daemon))
         lost = [line for line in daemon.log_text().splitlines() if "was whole in memory" in line]
         assert f"step 1 of {its.run} is aborted" in lost[-1]
         assert "mount it again" in lost[-1]

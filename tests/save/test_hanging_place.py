@@ -21,7 +21,7 @@ from fakes.origin import Origin
 from fakes.rank import Rank
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 LOOKS = 60  # more than there are threads for what has none of its own
 
@@ -147,7 +147,7 @@ def test_who_asks_for_a_place_that_hangs_is_told_so_within_its_time(site: Site) 
         site.seen.stalls("getattr"),
         pytest.raises(errors.DeadlineExceeded, match=f"{site.hanging}/e/new has not answered"),
     ):
-        Connection.open(site.daemon.socket).call(lambda stubs: stubs.saves.Join(request, timeout=2))
+        Connection.open(site.daemon.socket).call(lambda stubs: stubs.saves.Join(request, timeout=8))
 
 
 def test_a_daemon_starts_while_a_place_it_has_something_staged_for_hangs(
@@ -191,7 +191,7 @@ def test_who_wants_a_place_that_is_being_taken_up_waits_for_that_and_is_told(
             Rank(site.daemon.socket, site.hanging, 0, 1, within=site.daemon.within)
         )
         with pytest.raises(errors.DeadlineExceeded, match="it is being taken up after the daemon"):
-            late.ask("join", timeout_s=2)
+            late.ask("join", timeout_s=8)
         late.begin("join", timeout_s=60)
     assert late.answer() == site.its.names[0]
     eventually(lambda: site.its.steps() == [0, 1])

@@ -18,7 +18,7 @@ from fakes.require_real import need_root
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 AT_ONCE: Any = {"persist_retry_s": 0}
 

@@ -23,7 +23,7 @@ from fakes.running import ckptd as command
 from fakes.tracing import KILLS, STALLS, recorded, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 LEFT, LOST = "left", "lost"  # the arena, as by a disk elsewhere whose power goes, or by ours
 

@@ -19,7 +19,7 @@ from fakes.running import ckptd as run_ckptd
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 HOUR = "3600"
 
 
@@ -131,7 +131,7 @@ def test_ranks_that_watch_and_people_are_told(job: Job) -> None:
         with pytest.raises(errors.DeadlineExceeded, match=r"this node goes away in .* goes on"):
             save.result(timeout=0)
         shown = run_ckptd("status", env=job.daemon.env).stdout
-        assert "this node goes away: 59 min 5" in shown
+        assert "this node goes away: 59 min " in shown
         assert "staged  step 1 of e/r" in shown
         (told,) = json.loads(run_ckptd("status", "--json", env=job.daemon.env).stdout)[
             "preemption"

@@ -15,7 +15,7 @@ from fakes.daemon import Daemon
 
 PROGRAMS = Path(__file__).parent / "programs"
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def model(seed: int) -> nn.Module:

@@ -24,10 +24,10 @@ STATE = {"w": torch.ones(1000)}
 def impatient(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ckptd.Checkpointer]:
-    """Waits for half a second, and no longer for a daemon."""
+    """Waits for some seconds, in which a disk syncs, and no longer for a daemon."""
     monkeypatch.setattr(checkpointer, "GRACE_S", 0.0)
     monkeypatch.setattr(stager, "GRACE_S", 0.0)
-    with opened(daemon, tmp_path, timeout=0.5) as ckpt:
+    with opened(daemon, tmp_path, timeout=4) as ckpt:
         yield ckpt
 
 

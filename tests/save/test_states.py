@@ -20,7 +20,7 @@ from fakes.daemon import short_directory
 from fakes.tracing import STALLS, tampered
 from fakes.waiting import eventually
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 OPEN = ["opened", "reserved", "copied", "half sealed"]
 

@@ -31,7 +31,7 @@ def ended(daemon: Daemon, how: str, root: Path) -> str:
         env=daemon.env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr

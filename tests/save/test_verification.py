@@ -22,7 +22,7 @@ from ckptd.saving import repair
 from ckptd.saving.verification import Findings, verify, verify_below
 from ckptd.tensors.images import Held
 from ckptd_proto.crc import crc32c
-from fakes.daemon import Daemon, arena_of
+from fakes.daemon import Daemon, arena_of, short_directory
 from fakes.running import ckptd as run_ckptd
 
 IMAGE = "__0_0.distcp"
@@ -42,7 +42,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A root with e/r/step-7: 9 MiB, so three chunks of the image."""
     root = tmp_path_factory.mktemp("root")
     with (
-        Daemon(tmp_path_factory.mktemp("d")) as daemon,
+        short_directory() as short,
+        Daemon(short) as daemon,
         ckptd.Checkpointer(root, experiment="e", run="r", socket=daemon.socket) as ckpt,
     ):
         state = {"x": torch.arange((9 << 20) // 8), "note": "hello"}
@@ -174,7 +175,7 @@ def test_a_copy_of_another_attempt_mends_nothing(
 @pytest.fixture(scope="module")
 def remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remembered]:
     root = tmp_path_factory.mktemp("root")
-    with Daemon(tmp_path_factory.mktemp("d")) as daemon:
+    with short_directory() as short, Daemon(short) as daemon:
         with ckptd.Checkpointer(root, experiment="e", run="r", socket=daemon.socket) as ckpt:
             state = {"x": torch.arange((9 << 20) // 8), "note": "hello"}
             path = ckpt.save(state, step=7).result(timeout=60).path

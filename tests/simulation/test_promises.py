@@ -163,6 +163,7 @@ class LooksAgainAtAttemptsAlone(Course):
             yield from super()._look_again(directory)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "mutant",
     [

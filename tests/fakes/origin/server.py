@@ -35,6 +35,7 @@ class Origin:
         self.ports: list[int] = []
         """Where each request came from."""
         self.sent_bytes = 0
+        """With what is just being sent: nobody has got bytes that do not count yet."""
         self.connections = 0
         """Open now."""
         self.connections_max = 0
@@ -234,8 +235,8 @@ class Origin:
                 self.held.set()
                 await self._gate.wait()
             framed = b"%x\r\n%b\r\n" % (len(piece), piece) if reply.is_chunked else piece
-            await self._loop.sock_sendall(connection, framed)
             self.sent_bytes += len(piece)
+            await self._loop.sock_sendall(connection, framed)
             if pause_s := reply.pause_s or (reply.bytes_per_s and len(piece) / reply.bytes_per_s):
                 await asyncio.sleep(pause_s)
         if reply.is_chunked:
