@@ -202,7 +202,7 @@ def test_that_a_file_was_cut_short_is_found_out_by_its_first_or_last_chunk(
     data = make(8 * CHUNK_BYTES)
     origin.put(name, data[:-40]).lasting = lasting
     # so slow that a look at the disk takes less than the way to the fifth chunk, on any machine
-    with Daemon(short_path, streams=2, streams_max=2, max_bytes_per_s=2 * CHUNK_BYTES) as daemon:
+    with Daemon(short_path, streams=2, streams_max=2, max_bytes_per_s=CHUNK_BYTES) as daemon:
         with pytest.raises(errors.DataLoss, match="no sound file of its kind"):
             daemon.client().fetch(origin.url(name))
         assert left_over(daemon) == []
