@@ -36,8 +36,8 @@ def test_the_demo_fetches_once_survives_the_kill_and_leaves_nothing(
 
     assert told["bit_identical"] is True
     assert told["sha256"] == told["sha256_uninterrupted"]
-    # Once for three launches, though help at the end may bring a part twice.
-    assert told["model_bytes"] <= told["origin_sent_bytes"] < told["model_bytes"] * 1.5
+    # Once for three launches; the byte more per launch asks whether it is still the same object.
+    assert 0 <= told["origin_sent_bytes"] - told["model_bytes"] <= 12
     assert told["asked_bytes"] == 12 * told["model_bytes"]
     assert 0 < told["resumed_from_step"] <= told["killed_at_step"] < told["steps"]
     # A guess would be right one time in ten.

@@ -11,11 +11,10 @@ import pytest
 
 from fakes.daemon import Daemon
 from fakes.origin import OLD, File, Origin, just_now
+from fakes.partials import CHUNK_BYTES, landed_bytes
 from fakes.waiting import eventually
 
-CHUNK_BYTES = 16 << 20
 STREAMS = 3
-RECORD_BYTES = 12
 YEAR_2000 = "Sat, 01 Jan 2000 00:00:00 GMT"
 
 
@@ -50,12 +49,6 @@ def killed_half_way(
         yield partial, fetch
         origin.release()
         daemon.start()
-
-
-def landed_bytes(partial: Path) -> int:
-    """What the journal claims."""
-    records = (partial / "journal").read_bytes().partition(b"\n")[2]
-    return len(records) // RECORD_BYTES * CHUNK_BYTES
 
 
 @pytest.mark.parametrize("etag", ['"v1"', None], ids=["strong", "date_alone"])

@@ -17,8 +17,8 @@ from ckptd.values import Progress
 from fakes.daemon import Daemon
 from fakes.nginx import Nginx
 from fakes.origin import Origin
+from fakes.partials import landed_bytes
 from fakes.waiting import eventually
-from fetch.test_resuming import landed_bytes
 
 FETCH = "import sys, ckptd; print(ckptd.fetch(sys.argv[1]), flush=True); sys.stdin.read()"
 CHUNK_BYTES = 16 << 20

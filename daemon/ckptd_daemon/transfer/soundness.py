@@ -52,11 +52,15 @@ def is_telling(obj: Object, partial: Partial) -> bool:
     return partial.header.chunk_count > FEW_CHUNKS and formats.is_known(obj.name)
 
 
-async def watch(obj: Object, partial: Partial, demand: Demand) -> None:
-    """Have what tells fetched first; raises `UnsoundError` as soon as it is known to be wrong."""
+def want_telling(obj: Object, partial: Partial, demand: Demand) -> None:
+    """Have what tells fetched first: before any stream has begun with something else."""
     header = partial.header
     for start, end in formats.telling(obj.name, header.size_bytes or 0):
         demand.want(_chunks(start, end, header.chunk_bytes), partial)
+
+
+async def watch(obj: Object, partial: Partial, demand: Demand) -> None:
+    """Raise `UnsoundError` as soon as the file is known to be wrong."""
     while True:
         lives = partial.lives
         try:

@@ -23,7 +23,13 @@ from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.downloader import Downloader
 from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
 from ckptd_daemon.transfer.small import Small
-from ckptd_daemon.transfer.soundness import UnsoundError, is_telling, require_sound, watch
+from ckptd_daemon.transfer.soundness import (
+    UnsoundError,
+    is_telling,
+    require_sound,
+    want_telling,
+    watch,
+)
 from ckptd_daemon.transfer.verdict import MismatchError, judged, unlike
 from ckptd_daemon.transfer.verify import Hasher
 from ckptd_proto import errors
@@ -286,6 +292,7 @@ class Transfer:
 
         async with anyio.create_task_group() as tasks:
             if tells:
+                want_telling(obj, partial, demand)
                 tasks.start_soon(beside, look)
             if sha256 is not None:
                 tasks.start_soon(beside, trail)
