@@ -30,7 +30,7 @@ class CheckpointsService(checkpoints_pb2_grpc.CheckpointsServicer):
         self, request: pb.ListCheckpointsRequest, context: Context
     ) -> AsyncIterator[pb.Checkpoint]:
         """Tell the committed checkpoints by rising step."""
-        found = await self._saver.checkpoints(
+        found = await self._saver.outcomes.checkpoints(
             request.root, request.experiment, request.run, self._session(context)
         )
         for place, steps in groupby(found, key=lambda one: one.place):

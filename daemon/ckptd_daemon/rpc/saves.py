@@ -7,8 +7,8 @@ from typing import Final
 
 from ckptd_daemon.rpc.checkpoints import checkpoint_message
 from ckptd_daemon.rpc.status import Context, patience_s
-from ckptd_daemon.save.arena.arena import SlotOffer
 from ckptd_daemon.save.arena.lending import Lent
+from ckptd_daemon.save.arena.offers import SlotOffer
 from ckptd_daemon.save.attempts import Checkpoint, Image, Skipped, State, WhenFull
 from ckptd_daemon.save.gather import PAYLOADS_BYTES_MAX
 from ckptd_daemon.save.places import Place
@@ -37,7 +37,7 @@ _WHEN_FULL: Final = {
 
 
 class SavesService(saves_pb2_grpc.SavesServicer):
-    """Translates; `Saver` thinks."""
+    """Translates; the parts of `Saver` think."""
 
     def __init__(self, saver: Saver, sessions: Sessions) -> None:
         self._saver = saver
@@ -45,7 +45,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
         """Make the calling process one rank of a job."""
-        job, daemon = await self._saver.join(
+        job, daemon = await self._saver.enrolment.join(
             Place.named(request.root, request.experiment, request.run),
             request.incarnation,
             rank=request.rank,
@@ -74,9 +74,11 @@ class SavesService(saves_pb2_grpc.SavesServicer):
             raise errors.InvalidArgument("the call had no part; send one, even if it is empty")
         session, data = self._session(context), bytes(payload)
         if first.finished:
-            await self._saver.stand_by(first.job, first.rank, first.round, data, session=session)
+            await self._saver.enrolment.stand_by(
+                first.job, first.rank, first.round, data, session=session
+            )
             return
-        payloads = await self._saver.gather(
+        payloads = await self._saver.enrolment.gather(
             first.job, first.rank, first.round, data, timeout_s=first.timeout_s, session=session
         )
         for rank, data in enumerate(payloads):
@@ -85,7 +87,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
 
     async def Open(self, request: pb.OpenRequest, context: Context) -> pb.OpenReply:
         """Open the rank's part of an attempt."""
-        opened = await self._saver.open_attempt(
+        opened = await self._saver.opening.open(
             request.job,
             request.rank,
             sequence=request.sequence,
@@ -107,21 +109,21 @@ class SavesService(saves_pb2_grpc.SavesServicer):
 
     async def Room(self, request: pb.RoomRequest, context: Context) -> pb.RoomReply:
         """Say what the job's saves take of the memory here."""
-        room = self._saver.room(request.job, request.rank, session=self._session(context))
+        room = self._saver.opening.room(request.job, request.rank, session=self._session(context))
         return pb.RoomReply(
             full=room.is_full, waiting=room.waiting, writing=room.is_writing, held=room.held
         )
 
     async def Prepare(self, request: pb.PrepareRequest, context: Context) -> pb.PrepareReply:
         """Allocate the rank's slots before its first save."""
-        slots = await self._saver.prepare(
+        slots = await self._saver.staging.prepare(
             request.job, request.rank, request.size_bytes, session=self._session(context)
         )
         return pb.PrepareReply(slots=map(_slot, slots))
 
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveReply:
         """Return a slot for the rank's images, once one is free."""
-        slot, offsets = await self._saver.reserve(
+        slot, offsets = await self._saver.staging.reserve(
             request.attempt,
             request.rank,
             _images(request.images),
@@ -133,7 +135,7 @@ class SavesService(saves_pb2_grpc.SavesServicer):
 
     async def Seal(self, request: pb.SealRequest, context: Context) -> pb.SealReply:
         """Note that the rank's images are complete."""
-        self._saver.seal(
+        self._saver.staging.seal(
             request.attempt,
             request.rank,
             plan=_images(request.plan) if request.rank == 0 else None,
@@ -146,13 +148,15 @@ class SavesService(saves_pb2_grpc.SavesServicer):
         """Tell the attempt's states until the last."""
         place = Place.named(request.root, request.experiment, request.run)
         session = self._session(context)
-        async for progress in self._saver.watch(request.attempt, place, request.step, session):
+        async for progress in self._saver.outcomes.watch(
+            request.attempt, place, request.step, session
+        ):
             yield attempt_message(progress)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortReply:
         """Give up an attempt that is not staged yet."""
         session = self._session(context)
-        self._saver.abort(request.attempt, request.rank, request.reason, session)
+        self._saver.staging.abort(request.attempt, request.rank, request.reason, session)
         return pb.AbortReply()
 
     async def Lend(self, request: pb.LendRequest, context: Context) -> AsyncIterator[pb.LendReply]:
@@ -174,12 +178,12 @@ class SavesService(saves_pb2_grpc.SavesServicer):
 
     async def Roll(self, request: pb.RollRequest, context: Context) -> pb.RollReply:
         """Name the ranks of the job that have died."""
-        lost = self._saver.lost_ranks(request.job)
+        lost = self._saver.enrolment.lost_ranks(request.job)
         return pb.RollReply(lost=[pb.LostRank(rank=rank, pid=pid) for rank, pid in lost.items()])
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
         """Let a rank go."""
-        self._saver.leave(request.job, request.rank, self._session(context))
+        self._saver.enrolment.leave(request.job, request.rank, self._session(context))
         return pb.LeaveReply()
 
     def _session(self, context: Context) -> Session:

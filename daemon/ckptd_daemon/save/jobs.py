@@ -94,6 +94,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._present: dict[Place, str] = {}  # the job that may save into a place
         self._volume = Volume()
+        self._is_refusing = False
 
     def __repr__(self) -> str:
         return f"<Jobs [{len(self._jobs)} jobs, {sum(len(j.members) for j in self)} ranks]>"
@@ -184,6 +185,17 @@ class Jobs:
             text = f"rank {rank} joined {job.key.place} only to read; join again to save there"
             raise errors.FailedPrecondition(text)
         return job, member
+
+    def check_open(self) -> None:
+        """Raise `Unavailable` if nothing new may begin."""
+        if self._is_refusing:
+            raise errors.Unavailable("the daemon is stopping; try again when it has restarted")
+
+    def refuse_new(self) -> None:
+        """Let nothing new begin, and have nobody stand by: the daemon is stopping."""
+        self._is_refusing = True
+        for job in self:
+            job.exchanges.dismiss()
 
     def leave(self, job_id: str, rank: int, session: Session) -> None:
         """Let a rank go; unknown ones are no error."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ckptd_daemon.save.admission import Admission
+from ckptd_daemon.save.admission import Admission, Room
 from ckptd_daemon.save.attempts import (
     Attempt,
     Checkpoint,
@@ -21,9 +22,11 @@ from ckptd_daemon.save.finisher import Finisher
 from ckptd_daemon.save.jobs import Job, Jobs, Member, check_not_fenced
 from ckptd_daemon.save.members import Members
 from ckptd_daemon.save.nodes import elsewhere
-from ckptd_daemon.save.places import Place, in_thread
+from ckptd_daemon.save.places import STEP_MAX, Place, in_thread
+from ckptd_daemon.save.reservations import Reservations
 from ckptd_daemon.save.track import Track, check_joinable, ended
 from ckptd_daemon.save.tracks import Tracks
+from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
 
 
@@ -50,25 +53,68 @@ class Opening:
         self,
         jobs: Jobs,
         tracks: Tracks,
-        finisher: Finisher,
+        reservations: Reservations,
         admission: Admission,
+        finisher: Finisher,
         errands: Errands,
         name: str,
     ) -> None:
-        self._admission = admission
         self._jobs = jobs
         self._tracks = tracks
+        self._reservations = reservations
+        self._admission = admission
         self._finisher = finisher
-        self._name = name
         self._errands = errands
+        self._name = name  # in the ids of attempts
 
-    async def open(self, job: Job, member: Member, asked: Asked) -> Attempt | Checkpoint | Skipped:
-        """Return the attempt, made by the first rank to come; or the checkpoint that is there.
+    def room(self, job_id: str, rank: int, *, session: Session) -> Room:
+        """Return what the job's saves take of the memory here."""
+        job, _ = self._jobs.writer(job_id, rank, session)
+        return self._admission.room(job)
 
-        Whoever leaves before that, and asks again, finds what was made.
+    async def open(
+        self,
+        job_id: str,
+        rank: int,
+        *,
+        sequence: int,
+        step: int,
+        plan_hash: str,
+        replaces: bool,
+        images_bytes: int | None,
+        when_full: WhenFull,
+        daemons: tuple[Sequence[str], Sequence[int]],
+        supersedes: int | None,
+        within_s: float | None,
+        session: Session,
+    ) -> Attempt | Checkpoint | Skipped:
+        """Return the attempt of the job's n-th save, or the checkpoint if it exists already.
+
+        It is made by the first rank to come; whoever leaves before that, and asks again, finds it.
+
+        *images_bytes* is what the images of all ranks here take; None if the rank does not know.
+        *daemons* are those of all ranks, and which is each rank's; empty if this is the only one.
+        Of several daemons none decides what *when_full* means: *supersedes* is what the ranks have
+        agreed to give up. Raises `DeadlineExceeded` if the place does not answer *within_s*.
         """
+        self._jobs.check_open()
+        job, member = self._jobs.writer(job_id, rank, session)
+        members = Members.told(*daemons, own_name=self._name, world_size=job.key.world_size)
+        if members is not None and when_full is not WhenFull.WAIT:
+            text = (
+                "no daemon of several decides alone what becomes of a save; ask each for its Room"
+            )
+            raise errors.InvalidArgument(f"{text}, or update this client")
+        if step > STEP_MAX:
+            raise errors.InvalidArgument(f"step {step} is too large; pass one below 2^63")
+        self._reservations.pass_over(job, member, sequence)
+        asked = Asked(
+            *(rank, sequence, step, plan_hash, replaces, images_bytes),
+            *(when_full, members, supersedes),
+        )
         work = partial(self._open, job, member, asked)
-        return await self._errands.run(job.key.place, f"opening step {asked.step}", work)
+        with self._errands.answering(job.key.place, within_s):
+            return await self._errands.run(job.key.place, f"opening step {step}", work)
 
     async def claim(self, job: Job) -> None:
         """Make *job* the present life of its run; raises if a later one has begun."""

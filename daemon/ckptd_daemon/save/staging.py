@@ -1,149 +1,154 @@
-"""Room for the images of attempts: in the order they were opened, and not for ever."""
+"""How ranks stage an attempt: a slot for each, and its seal; or how one of them gives it up."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
 
-import anyio
-
+from ckptd_daemon.save import places
 from ckptd_daemon.save.arena import headers
 from ckptd_daemon.save.arena.arena import Arena
-from ckptd_daemon.save.arena.uses import GRAIN_BYTES, WASTE_MAX, Holder
-from ckptd_daemon.save.attempts import Image
-from ckptd_daemon.save.places import IMAGES_MAX
-from ckptd_daemon.save.track import Reservation, Track, ended
+from ckptd_daemon.save.arena.offers import Offers, SlotOffer
+from ckptd_daemon.save.attempts import Image, State
+from ckptd_daemon.save.commit.proof import check_complete
+from ckptd_daemon.save.finisher import Finisher
+from ckptd_daemon.save.jobs import Jobs, Member
+from ckptd_daemon.save.opening import Opening
+from ckptd_daemon.save.orphans import Orphans
+from ckptd_daemon.save.reservations import Reservations
+from ckptd_daemon.save.track import Track, ended
 from ckptd_daemon.save.tracks import Tracks
+from ckptd_daemon.sessions import Session
 from ckptd_proto import errors
-
-_RELIEF_S: Final = 1.0  # that a rank waits for memory before something is given up for it
 
 
 class Staging:
-    """Gives each rank of an attempt its slot."""
+    """Takes attempts from OPEN to STAGED, and hands those on."""
 
-    def __init__(self, arena: Arena, tracks: Tracks) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        jobs: Jobs,
+        tracks: Tracks,
+        reservations: Reservations,
+        opening: Opening,
+        orphans: Orphans,
+        finisher: Finisher,
+        offers: Offers,
+    ) -> None:
         self._arena = arena
+        self._jobs = jobs
         self._tracks = tracks
+        self._reservations = reservations
+        self._opening = opening
+        self._orphans = orphans
+        self._finisher = finisher
+        self._offers = offers
+
+    async def prepare(
+        self, job_id: str, rank: int, size_bytes: int, *, session: Session
+    ) -> list[SlotOffer]:
+        """Allocate the rank's slots for images of *size_bytes* in all."""
+        self._jobs.check_open()
+        job, member = self._jobs.writer(job_id, rank, session)
+        await self._orphans.wait_elsewhere(
+            job.key.place, session
+        )  # to claim ends what others have in hand
+        await self._opening.claim(job)
+        need = headers.PAGE_BYTES + headers.padded(size_bytes)
+        slots = await self._arena.prepare(member.holder, need)
+        return [self._offers.to_write(slot, (), session) for slot in slots]
 
     async def reserve(
-        self, track: Track, rank: int, holder: Holder, images: Sequence[Image], timeout_s: float
-    ) -> Reservation:
-        """Return the rank's slot and where its images go in it; again: the same.
-
-        Raises what ended the attempt, if it ends meanwhile.
-        """
-        laid, size = headers.layout(tuple(images))
-        reservation = track.reserved.get(rank)
-        if reservation is None:
-            beside = sum(other.slot.size_bytes for other in track.reserved.values())
-            self._arena.check_fits(size, beside_bytes=beside)
-            with self._tracks.reserving(track, timeout_s):
-                reservation = await self._take(track, rank, holder, laid, size, timeout_s)
-        if reservation is None:
-            raise ended(track)
-        if reservation.laid != laid:
-            text = f"rank {rank} reserved twice for {track.attempt.id}, with different images"
-            raise errors.InvalidArgument(f"{text}; reserve once per save")
-        return reservation
-
-    async def _take(
         self,
-        track: Track,
+        attempt_id: str,
         rank: int,
-        holder: Holder,
-        laid: tuple[headers.Laid, ...],
-        size_bytes: int,
+        images: Sequence[Image],
+        *,
+        mapped: Sequence[str],
         timeout_s: float,
-    ) -> Reservation | None:
-        """Return None if the attempt ended meanwhile."""
-        until = time.monotonic() + timeout_s
-        reservation = failure = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(track.cancel_when_over, tasks.cancel_scope)
-            try:
-                with anyio.move_on_after(timeout_s):
-                    await self._wait_turn(track)
-                if (ahead := self._ahead(track)) is not None:
-                    raise _behind(track, ahead, timeout_s)
-                left_s = max(0.0, until - time.monotonic())
-                tasks.start_soon(self._relieve, track, holder)
-                slot = await self._arena.reserve(
-                    holder,
-                    size_bytes,
-                    purpose=str(track),
-                    timeout_s=left_s,
-                    attempt=track.attempt.id,
-                )
-                reservation = self._tracks.hold(track, rank, Reservation(slot, laid))
-            except errors.CkptdError as error:
-                failure = error  # raised below, without the group around it
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return reservation
+        session: Session,
+    ) -> tuple[SlotOffer, list[int]]:
+        """Return a slot for the rank's images, and where each goes in it."""
+        track, member = self._open_track(attempt_id, rank, session)
+        places.check_image_names([image.name for image in images])
+        reservation = await self._reservations.reserve(
+            track, rank, member.holder, images, timeout_s
+        )
+        offsets = [laid.offset for laid in reservation.laid]
+        return self._offers.to_write(reservation.slot, mapped, session), offsets
 
-    async def _relieve(self, track: Track, holder: Holder) -> None:
-        """Give up, for a rank that waits for memory, what waits for its place: one after another."""
-        while True:
-            await anyio.sleep(_RELIEF_S)
-            own_only = self._arena.has_its_share(holder)
-            victim = self._tracks.dispensable_for(track.attempt.job.place, own_only=own_only)
-            if victim is not None:
-                self._tracks.displace(victim, f"as {track} needs the memory")
+    def seal(
+        self,
+        attempt_id: str,
+        rank: int,
+        *,
+        plan: Sequence[Image] | None,
+        metrics: Mapping[str, float],
+        session: Session,
+    ) -> None:
+        """Note that the rank's images are complete; the last rank's seal stages the attempt.
 
-    async def end_stalled(self) -> None:
-        """Abort attempts of which some rank keeps the others waiting for longer than they want."""
-        while True:
-            changed, now = self._tracks.changed, time.monotonic()
-            for track in self._tracks:
-                if track.is_open and track.stalled_at <= now:
-                    self._tracks.abort(track, _stalled(track))
-            waiting = [track for track in self._tracks if track.is_open]
-            next_s = min((track.stalled_at - now for track in waiting), default=math.inf)
-            with anyio.move_on_after(next_s):
-                await changed.wait()
-
-    async def _wait_turn(self, track: Track) -> None:
-        """Wait until the attempt can be staged together with all that were opened before it.
-
-        Otherwise each of two could hold what the other waits for.
+        Nothing here waits: no other call can come between the header and the new state.
         """
-        while self._ahead(track) is not None:
-            await self._tracks.changed.wait()
+        track = self._known(attempt_id, rank, session)
+        if track.attempt.state is State.COMMITTED or rank in track.attempt.sealed:
+            return
+        track, _ = self._open_track(attempt_id, rank, session)
+        if (reservation := track.reserved.get(rank)) is None:
+            raise errors.FailedPrecondition(f"rank {rank} has reserved nothing; reserve first")
+        places.check_metrics(metrics)
+        for image in plan or ():
+            places.check_image_name(image.name)
+        images = tuple(laid.image for laid in reservation.laid)
+        whole_plan = None if plan is None else tuple(plan)
+        sealed = track.attempt.with_seal(rank, images, plan=whole_plan, metrics=metrics)
+        try:
+            if sealed.state is State.STAGED and sealed.members is None:
+                check_complete(sealed.plan, (i for one in sealed.sealed.values() for i in one))
+            header = headers.encode(headers.sealed_by(rank, sealed, reservation.laid))
+            reservation.slot.memory.seal(header)
+        except errors.CkptdError as failure:
+            self._tracks.abort(track, failure)
+            self._heard(track.attempt.job.id, rank, session)
+            raise
+        self._tracks.sealed(track, sealed)
+        if sealed.state is State.STAGED:
+            self._finisher.finish(track)
 
-    def _ahead(self, track: Track) -> Track | None:
-        """Return the attempt to wait for, None if it is this one's turn."""
-        earlier = self._tracks.open_before(track)
-        lacking = next((other for other in earlier if other.unreserved_ranks()), None)
-        needs = [_most_bytes(other) for other in (*earlier, track)]
-        if sum(needs) <= self._arena.statistics().budget_bytes:
-            return None
-        return lacking
+    def abort(self, attempt_id: str, rank: int, reason: str, session: Session) -> None:
+        """Give an attempt up; one that has ended, or is staged by all ranks, is left alone."""
+        track = self._tracks.find(attempt_id)
+        self._arena.settle_lost(attempt_id, rank, session.process.uid)
+        if track is None:
+            return
+        self._heard(track.attempt.job.id, rank, session)
+        if not track.is_open:
+            return
+        self._jobs.member(track.attempt.job.id, rank, session)
+        text = f"rank {rank} (pid {session.process.pid}) gave up step {track.attempt.step}"
+        self._tracks.abort(track, errors.Aborted(f"{text}: {reason}; save again"))
+        self._heard(track.attempt.job.id, rank, session)
 
+    def _heard(self, job_id: str, rank: int, session: Session) -> None:
+        """Note that the rank calls about a save, so it is not copying into any slot now."""
+        member = self._jobs.known(job_id, rank, session)
+        if member is not None:
+            self._arena.settle(member.holder)
 
-def _most_bytes(track: Track) -> float:
-    """Return how much the slots of the attempt take at most; all there is if nobody has said."""
-    if not track.unreserved_ranks():
-        return sum(reservation.slot.size_bytes for reservation in track.reserved.values())
-    if track.images_bytes is None:
-        return math.inf
-    world = track.attempt.job.world_size
-    beside = (1 + IMAGES_MAX) * headers.PAGE_BYTES + GRAIN_BYTES
-    return WASTE_MAX * (track.images_bytes + world * beside)
+    def _known(self, attempt_id: str, rank: int, session: Session) -> Track:
+        self._arena.settle_lost(attempt_id, rank, session.process.uid)
+        if (track := self._tracks.find(attempt_id)) is None:
+            text = f"the daemon knows no attempt {attempt_id}: it restarted before that was staged"
+            raise errors.Aborted(f"{text}; save again")
+        return track
 
-
-def _behind(track: Track, ahead: Track, timeout_s: float) -> errors.DeadlineExceeded:
-    missing = ", ".join(map(str, ahead.unreserved_ranks()))
-    text = f"{ahead} was begun before {track} and its rank {missing} has no slot yet"
-    return errors.DeadlineExceeded(
-        f"{text} after {timeout_s:g} s; look at that job, or raise `arena_bytes`"
-    )
-
-
-def _stalled(track: Track) -> errors.Aborted:
-    late = ", ".join(map(str, track.attempt.unsealed_ranks()))
-    text = f"rank {late} did not stage step {track.attempt.step} within {track.timeout_s:g} s"
-    return errors.Aborted(f"{text} of the last sign of progress; look at what it does")
+    def _open_track(self, attempt_id: str, rank: int, session: Session) -> tuple[Track, Member]:
+        track = self._known(attempt_id, rank, session)
+        self._heard(track.attempt.job.id, rank, session)
+        if track.attempt.state is State.ABORTED or track.doomed:
+            raise ended(track)
+        _, member = self._jobs.member(track.attempt.job.id, rank, session)
+        if track.attempt.state is not State.OPEN:
+            text = f"attempt {attempt_id} is staged already; start another"
+            raise errors.FailedPrecondition(text)
+        return track, member

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 from typing import Final
 
 import anyio
 
 from ckptd_daemon.save.arena.arena import Arena, ArenaStatistics
 from ckptd_daemon.save.arena.uses import Content
-from ckptd_daemon.save.attempts import Attempt, Checkpoint, JobKey, State
+from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
 from ckptd_daemon.save.commit import owner
 from ckptd_daemon.save.places import Place
-from ckptd_daemon.save.track import Progress, Reservation, Track, is_staged
+from ckptd_daemon.save.track import Progress, Reservation, Track
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
@@ -194,35 +192,6 @@ class Tracks:
         """Wait until an attempt is in hand."""
         while not self._going:
             await self.changed.wait()
-
-    async def wait_orphans(
-        self,
-        root: Path,
-        experiment: str,
-        run: str,
-        *,
-        is_past: Callable[[JobKey], bool],
-        spanning_s: float,
-    ) -> None:
-        """Wait until what is staged now below *root*, by jobs that are past, has ended.
-
-        Not for ever for what spans several daemons, as the node of another may be lost, nor for
-        what waits for its place.
-        """
-
-        def is_orphan(track: Track) -> bool:
-            job = track.attempt.job
-            below = Place(root, experiment or job.place.experiment, run or job.place.run)
-            return job.place == below and is_staged(track) and is_past(job)
-
-        for track in filter(is_orphan, self):
-            ends_at = time.monotonic() + spanning_s
-            while not track.attempt.state.is_final:
-                is_sure = track.attempt.members is None and track.trouble is None
-                if not is_sure and time.monotonic() >= ends_at:
-                    break
-                with anyio.move_on_after(math.inf if is_sure else ends_at - time.monotonic()):
-                    await track.changed.wait()
 
     def _aborted(self, track: Track, failure: errors.CkptdError) -> None:
         self._end(track, track.attempt.aborted(failure))

@@ -39,15 +39,6 @@ class ArenaStatistics:
     idle_slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class SlotOffer:
-    """A slot, and the token for its descriptor; no token if the caller has it mapped."""
-
-    id: str
-    size_bytes: int
-    token: str
-
-
 class Arena:
     """Slots within a budget; full means wait, too large means no."""
 

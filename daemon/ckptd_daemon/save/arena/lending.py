@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import anyio
 
-from ckptd_daemon.save.arena.arena import Arena, SlotOffer
+from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.arena.headers import Laid
+from ckptd_daemon.save.arena.offers import Offers, SlotOffer
 from ckptd_daemon.save.arena.uses import Slot
 from ckptd_daemon.sessions import Session
 
@@ -29,9 +29,9 @@ class Lent:
 class Lending:
     """Lends what the arena still holds of committed attempts."""
 
-    def __init__(self, arena: Arena, offer: Callable[[int, int], str]) -> None:
+    def __init__(self, arena: Arena, offers: Offers) -> None:
         self._arena = arena
-        self._offer = offer
+        self._offers = offers
         self._ended = anyio.Event()
 
     @contextmanager
@@ -47,7 +47,7 @@ class Lending:
             if slot.content is not None and uid in (0, slot.content.uid)
         ]
         with self._arena.lend(held):
-            yield [self._lent(slot, uid) for slot in held]
+            yield [self._lent(slot, session) for slot in held]
 
     async def wait_ended(self) -> None:
         """Wait until the daemon wants its memory back, to stop."""
@@ -72,12 +72,6 @@ class Lending:
         logger.error(text, pid, image, attempt_id, reason)
         return bool(slots)
 
-    def _lent(self, slot: Slot, uid: int) -> Lent:
+    def _lent(self, slot: Slot, session: Session) -> Lent:
         assert slot.content is not None
-        memory = slot.memory
-        fd = os.open(memory.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            token = self._offer(fd, uid)
-        finally:
-            os.close(fd)
-        return Lent(SlotOffer(memory.id, memory.size_bytes, token), slot.content.laid)
+        return Lent(self._offers.to_read(slot, session), slot.content.laid)
