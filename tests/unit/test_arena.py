@@ -9,6 +9,7 @@ import pytest
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.save.arena import budget, headers
+from ckptd_daemon.save.arena.allotment import Allotment
 from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.arena.uses import Content, Holder, Slot
 from ckptd_daemon.save.places import Place
@@ -43,7 +44,7 @@ def holder(tmp_path: Path, rank: int) -> Holder:
 
 async def committed(arena: Arena, holder: Holder) -> Slot:
     """Return a slot in which something committed lies."""
-    slot = await arena.reserve(holder, MIB, purpose="a test", timeout_s=30)
+    slot = await Allotment(arena, 2).reserve(holder, MIB, purpose="a test", timeout_s=30)
     laid, _ = headers.layout(())
     arena.release(slot, Content("attempt", 0, laid))
     return slot
@@ -62,7 +63,7 @@ async def test_what_is_left_goes_when_memory_is_scarce_and_what_is_held_stays(
         use(group, share=0.91)
         with anyio.fail_after(30):
             while arena.statistics().slots > 1:
-                await arena._changed.wait()
+                await arena.changed.wait()
         assert [slot.holder for slot in arena.holding("attempt")] == [living]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ckptd_daemon.save.arena.arena import Arena
+from ckptd_daemon.save.arena.allotment import Allotment
 from ckptd_daemon.save.attempts import Skipped, State, WhenFull
 from ckptd_daemon.save.jobs import Job
 from ckptd_daemon.save.track import Track, is_staged
@@ -30,8 +30,8 @@ class Room:
 class Admission:
     """Looks at the slots when the first rank opens an attempt; the others are told the same."""
 
-    def __init__(self, arena: Arena, tracks: Tracks) -> None:
-        self._arena = arena
+    def __init__(self, allotment: Allotment, tracks: Tracks) -> None:
+        self._allotment = allotment
         self._tracks = tracks
 
     def admit(self, job: Job, step: int, when_full: WhenFull) -> Skipped | None:
@@ -90,7 +90,7 @@ class Admission:
 
     def _is_full(self, job: Job) -> bool:
         live = (member for member in job.members.values() if member.is_live)
-        return any(self._arena.is_full(member.holder) for member in live)
+        return any(self._allotment.is_full(member.holder) for member in live)
 
     def _dispensable(self, job: Job) -> Track | None:
         """Return the oldest snapshot that is complete and that nobody has begun to write.

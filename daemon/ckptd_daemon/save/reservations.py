@@ -10,8 +10,9 @@ from typing import Final
 import anyio
 
 from ckptd_daemon.save.arena import headers
+from ckptd_daemon.save.arena.allotment import Allotment
 from ckptd_daemon.save.arena.arena import Arena
-from ckptd_daemon.save.arena.uses import GRAIN_BYTES, WASTE_MAX, Holder
+from ckptd_daemon.save.arena.uses import GRAIN_BYTES, WASTE_MAX, Holder, Slot
 from ckptd_daemon.save.attempts import Image
 from ckptd_daemon.save.jobs import Job, Member
 from ckptd_daemon.save.places import IMAGES_MAX
@@ -25,9 +26,15 @@ _RELIEF_S: Final = 1.0  # that a rank waits for memory before something is given
 class Reservations:
     """Gives each rank of an attempt its slot, and ends the attempts that can be staged no more."""
 
-    def __init__(self, arena: Arena, tracks: Tracks) -> None:
+    def __init__(self, arena: Arena, allotment: Allotment, tracks: Tracks) -> None:
         self._arena = arena
+        self._allotment = allotment
         self._tracks = tracks
+
+    async def prepare(self, holder: Holder, size_bytes: int) -> list[Slot]:
+        """Return the holder's slots, allocated for images of *size_bytes* in all."""
+        need = headers.PAGE_BYTES + headers.padded(size_bytes)
+        return await self._allotment.prepare(holder, need)
 
     async def reserve(
         self, track: Track, rank: int, holder: Holder, images: Sequence[Image], timeout_s: float
@@ -40,7 +47,7 @@ class Reservations:
         reservation = track.reserved.get(rank)
         if reservation is None:
             beside = sum(other.slot.size_bytes for other in track.reserved.values())
-            self._arena.check_fits(size, beside_bytes=beside)
+            self._allotment.check_fits(size, beside_bytes=beside)
             with self._tracks.reserving(track, timeout_s):
                 reservation = await self._take(track, rank, holder, laid, size, timeout_s)
         if reservation is None:
@@ -106,7 +113,7 @@ class Reservations:
                     raise _behind(track, ahead, timeout_s)
                 left_s = max(0.0, until - time.monotonic())
                 tasks.start_soon(self._relieve, track, holder)
-                slot = await self._arena.reserve(
+                slot = await self._allotment.reserve(
                     holder,
                     size_bytes,
                     purpose=str(track),
@@ -125,7 +132,7 @@ class Reservations:
         """Give up, for a rank that waits for memory, what waits for its place: one after another."""
         while True:
             await anyio.sleep(_RELIEF_S)
-            own_only = self._arena.has_its_share(holder)
+            own_only = self._allotment.has_its_share(holder)
             victim = self._tracks.dispensable_for(track.attempt.job.place, own_only=own_only)
             if victim is not None:
                 self._tracks.displace(victim, f"as {track} needs the memory")
@@ -143,7 +150,7 @@ class Reservations:
         earlier = self._tracks.open_before(track)
         lacking = next((other for other in earlier if other.unreserved_ranks()), None)
         needs = [_most_bytes(other) for other in (*earlier, track)]
-        if sum(needs) <= self._arena.statistics().budget_bytes:
+        if sum(needs) <= self._arena.budget_bytes:
             return None
         return lacking
 

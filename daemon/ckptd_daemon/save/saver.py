@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from ckptd_daemon.config import Config
 from ckptd_daemon.save.admission import Admission
+from ckptd_daemon.save.arena.allotment import Allotment
 from ckptd_daemon.save.arena.arena import Arena
 from ckptd_daemon.save.arena.lending import Lending
 from ckptd_daemon.save.arena.offers import Offers
@@ -75,7 +76,8 @@ class Saver:
         """
         async with Arena.open(config) as (arena, left), anyio.create_task_group() as tasks:
             tracks = Tracks(arena)
-            reservations = Reservations(arena, tracks)
+            allotment = Allotment(arena, config.slots_per_rank)
+            reservations = Reservations(arena, allotment, tracks)
             jobs = Jobs(reservations.lose)
             timing = Timing(takeover_s=config.takeover_s, patience_s=config.peers_wait_s)
             writers, ground = Writers(config), Ground(timing)
@@ -84,7 +86,7 @@ class Saver:
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             preempting = Preempting(config, tracks, finisher, tasks)
             errands, offers = Errands(tasks), Offers(offer)
-            admission = Admission(arena, tracks)
+            admission = Admission(allotment, tracks)
             opening = Opening(jobs, tracks, reservations, admission, finisher, errands, name)
             orphans = Orphans(config, jobs, tracks, errands)
             await orphans.take_up(left, finisher)

@@ -50,12 +50,10 @@ class Staging:
         """Allocate the rank's slots for images of *size_bytes* in all."""
         self._jobs.check_open()
         job, member = self._jobs.writer(job_id, rank, session)
-        await self._orphans.wait_elsewhere(
-            job.key.place, session
-        )  # to claim ends what others have in hand
+        # to claim ends what others have in hand
+        await self._orphans.wait_elsewhere(job.key.place, session)
         await self._opening.claim(job)
-        need = headers.PAGE_BYTES + headers.padded(size_bytes)
-        slots = await self._arena.prepare(member.holder, need)
+        slots = await self._reservations.prepare(member.holder, size_bytes)
         return [self._offers.to_write(slot, (), session) for slot in slots]
 
     async def reserve(

@@ -9,6 +9,7 @@ from typing import Final
 import psutil
 
 from ckptd_daemon.store import durable
+from ckptd_proto import errors
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _MEMBERSHIP: Final = Path("/proc/self/cgroup")
@@ -20,6 +21,16 @@ def room_bytes(arena_dir: Path) -> int:
     """Return what can be allocated in *arena_dir* now without anything running out."""
     memory = (headroom for headroom, _ in _headrooms())
     return max(0, min([durable.free_bytes(arena_dir), *memory]))
+
+
+def check_room(arena_dir: Path, size_bytes: int) -> None:
+    """Raise `ResourceExhausted` if so much cannot be allocated there now."""
+    if size_bytes > (room := room_bytes(arena_dir)):
+        text = (
+            f"staging needs {size_bytes} bytes and {arena_dir.parent} or the memory has {room} "
+            f"free; free some, or enlarge it"
+        )
+        raise errors.ResourceExhausted(text, need_bytes=size_bytes, free_bytes=room)
 
 
 def is_scarce() -> bool:

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 import anyio
 
-from ckptd_daemon.save.arena.headers import Laid, Taken
+from ckptd_daemon.save.arena.headers import Header, Laid, Taken
 from ckptd_daemon.save.arena.slots import SlotFile
 from ckptd_daemon.save.arena.survivors import LostSlot
 from ckptd_daemon.save.places import Place
@@ -103,6 +103,28 @@ class Slot:
     """While there are any, it stays what it is."""
     settled: anyio.Event = field(default_factory=anyio.Event)
     """It has come, or will not."""
+
+    @classmethod
+    def of_sealed(cls, memory: SlotFile, header: Header) -> Self:
+        """Return a slot that an earlier daemon left full; idle if what is in it is committed."""
+        attempt = header.attempt
+        holder = Holder.of(header.rank, attempt.job.place, attempt.job.uid, gone=True)
+        slot = cls(holder, memory.size_bytes, Use.BUSY, memory)
+        if header.is_kept:
+            slot.use = Use.IDLE
+            slot.content = Content(attempt.id, attempt.job.uid, header.laid)
+        slot.settled.set()
+        return slot
+
+    @classmethod
+    def of_lost(cls, lost: LostSlot) -> Self:
+        """Return a slot that somebody may still be writing into: it counts until he does not."""
+        taken = lost.taken
+        name = f"rank {taken.rank} (pid {taken.process.pid}) of a save that a restart has ended"
+        holder = Holder(name, taken.process.uid, gone=True)
+        slot = cls(holder, lost.size_bytes, Use.BUSY, lost, purpose=name)
+        slot.settled.set()
+        return slot
 
     @property
     def is_free(self) -> bool:
