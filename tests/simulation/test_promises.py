@@ -22,7 +22,8 @@ from ckptd_daemon.save.nodes import operations as ops
 from ckptd_daemon.save.nodes.protocol import Course, Outcome
 from ckptd_daemon.save.nodes.receipts import Delivery
 from ckptd_proto import errors
-from simulation.world import Broken, World
+from simulation.promises import Broken
+from simulation.world import World
 
 SEEDS = 300
 MUTANT_SEEDS = 3000
@@ -68,7 +69,7 @@ def test_saves_come_to_both_ends_under_faults() -> None:
     for seed in range(20):
         world = World(seed)
         world.run()
-        ends |= {type(outcome) for told in world.told.values() for _, outcome in told}
+        ends |= {type(outcome) for told in world.promises.told.values() for _, outcome in told}
     assert {Checkpoint, errors.Aborted} < ends
 
 
@@ -76,12 +77,12 @@ def test_saves_come_to_both_ends_under_faults() -> None:
 def test_without_faults_every_save_is_committed_or_was_not_allowed(seed: int) -> None:
     world = World(seed, has_faults=False)
     world.run()
-    for told in world.told.values():
+    for told in world.promises.told.values():
         for _, outcome in told:
             assert isinstance(
                 outcome, Checkpoint | errors.AlreadyExists | errors.FailedPrecondition
             )
-    assert world.committed
+    assert world.promises.committed
 
 
 class GivesUpByWordAlone(Course):
@@ -186,7 +187,7 @@ def test_a_node_that_remembers_names_for_a_minute_hears_as_soon_as_others() -> N
     def ended_at(lag_s: float) -> float:
         world = World(1, nodes=4, has_faults=False, lag_s=lag_s)
         world.run(attempts=1)
-        assert world.committed
+        assert world.promises.committed
         return world.ended_at
 
     assert ended_at(60.0) < ended_at(0.0) + 5
@@ -196,7 +197,7 @@ def test_a_thousand_nodes_cost_each_about_what_two_do() -> None:
     def calls(size: int) -> list[int]:
         world = World(1, nodes=size, has_faults=False)
         world.run(attempts=1)
-        assert [len(told) for told in world.told.values()] == [size]
+        assert [len(told) for told in world.promises.told.values()] == [size]
         return sorted(node.calls for node in world.nodes)
 
     few, many = calls(2), calls(1000)
