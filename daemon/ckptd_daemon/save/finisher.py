@@ -9,10 +9,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import anyio
 from anyio.abc import TaskGroup
 
-from ckptd_daemon.save import threads, troubles
+from ckptd_daemon.save import threads
 from ckptd_daemon.save.attempts import Attempt, Checkpoint, State
 from ckptd_daemon.save.commit import commit, removal
 from ckptd_daemon.save.commit.proof import Receipt
@@ -24,9 +23,9 @@ from ckptd_daemon.save.nodes.operations import Failed, Steps
 from ckptd_daemon.save.nodes.protocol import Outcome
 from ckptd_daemon.save.places import Place, check_same_root
 from ckptd_daemon.save.preemption import Preemption, superseding
+from ckptd_daemon.save.retrying import Retrying, bug, cause, explained, lost_root
 from ckptd_daemon.save.track import Track, ended
 from ckptd_daemon.save.tracks import Tracks
-from ckptd_daemon.save.troubles import Trouble
 from ckptd_daemon.save.turns import Turns
 from ckptd_daemon.store import durable
 from ckptd_proto import errors
@@ -48,10 +47,9 @@ class Finisher:
         writers: Writers,
         ground: Ground,
         on_committed: Callable[[Place], None],
-        retry_s: float,
+        retrying: Retrying,
     ) -> None:
-        """What a place fails with and may recover from is waited out for *retry_s*."""
-        self._retry_s = retry_s
+        self._retrying = retrying
         self._on_committed = on_committed
         self._tracks = tracks
         self._tracks.give_up = self._give_up_everywhere
@@ -137,27 +135,10 @@ class Finisher:
                     track.wait_again()
                     logger.info("%s waits for a newer step of its run, which goes first", track)
                 elif track.trouble is not None:
-                    await self._wait_for_place(track, track.trouble)
+                    await self._wait_for_place(track)
 
-    async def _wait_for_place(self, track: Track, trouble: Trouble) -> None:
-        """Wait until it is worth another try, or there is no need for one."""
-        with anyio.move_on_after(trouble.pause_s(is_hurried=self._preemption is not None)):
-            while not track.attempt.state.is_final and track.doomed is None:
-                await track.changed.wait()
-
-    def _put_off(self, track: Track, error: Exception, failure: errors.CkptdError) -> bool:
-        """Have what is staged wait for its place, if that may be well again within the time."""
-        now, before = time.monotonic(), track.trouble
-        trouble = Trouble(failure, now) if before is None else before.again(failure)
-        left_s = trouble.limit_s(self._retry_s, is_followed=track.followers > 0)
-        left_s -= now - trouble.began_at
-        if not troubles.may_pass(error) or left_s <= 0 or track.doomed is not None:
-            return False
-        note = f"step {track.attempt.step} is staged and waits for its place: {failure}"
-        if before is None:
-            logger.warning("%s; it is tried again for %.0f s", note, left_s)
-        track.wait_for_place(trouble, note)
-        return True
+    async def _wait_for_place(self, track: Track) -> None:
+        await self._retrying.wait(track, is_hurried=self._preemption is not None)
 
     def _begin_to_write(self, track: Track) -> bool:
         """Say whether the attempt, whose turn has come, is to be written still."""
@@ -187,10 +168,11 @@ class Finisher:
             if not self._begin_to_write(track):
                 return True
             try:
-                if (failure := await self._lost_root(track)) is not None:
-                    if self._put_off(track, failure, failure):
+                if (failure := await lost_root(track)) is not None:
+                    if self._retrying.put_off(track, failure, failure):
                         return False
-                    self._end(track, self._in_the_end(track, failure))  # nobody could read why
+                    # nobody could read why
+                    self._end(track, self._retrying.in_the_end(track, failure))
                     return True
                 track.place_is_well()
                 deliver, persist_ours = course.deliver(), partial(self._insist, track)
@@ -199,7 +181,7 @@ class Finisher:
                 return False
             except Exception as error:
                 logger.exception("bug while saving attempt %s", track.attempt.id)
-                outcome = _bug(error)
+                outcome = bug(error)
             self._delivered[place] = track
         # the others may take long: what is next is written meanwhile
         if outcome is None:
@@ -218,7 +200,7 @@ class Finisher:
             outcome = await self._ground.walk(track.attempt.job.place, steps)
         except Exception as error:
             logger.exception("bug while saving attempt %s", track.attempt.id)
-            outcome = _bug(error)
+            outcome = bug(error)
         self._end(track, outcome)
 
     def _end(self, track: Track, outcome: Outcome) -> None:
@@ -243,9 +225,9 @@ class Finisher:
                 await self._discard(attempt)  # it may need the space
                 return False
             except Exception as error:  # noqa: BLE001  told to those who follow; a bug is logged
-                error = await self._cause(track, error)
-                failure = _explained(error, attempt)
-                if self._put_off(track, error, failure):
+                error = await cause(track, error)
+                failure = explained(error, attempt)
+                if self._retrying.put_off(track, error, failure):
                     await self._discard(attempt)  # a disk that is full, too
                     return False
                 await self._give_up(track, failure)
@@ -275,35 +257,17 @@ class Finisher:
             try:
                 receipts = await self._persist(track, directory)
             except (OSError, errors.CkptdError) as error:
-                cause = await self._cause(track, error)
-                if not self._put_off(track, cause, _explained(cause, track.attempt)):
+                why = await cause(track, error)
+                if not self._retrying.put_off(track, why, explained(why, track.attempt)):
                     raise
             else:
                 track.place_is_well()
                 return receipts
-            assert track.trouble is not None
-            await self._wait_for_place(track, track.trouble)
+            await self._wait_for_place(track)
             await threads.run(track.attempt.job.place.root, removal.delete, directory)
             if track.doomed is not None:
                 raise ended(track)  # its memory is another's by now
             track.begin_to_persist()
-
-    async def _cause(self, track: Track, error: Exception) -> Exception:
-        """Return why something is missing, if that is all *error* says: the mount was lost."""
-        if isinstance(error, FileNotFoundError | NotADirectoryError | errors.FailedPrecondition):
-            return await self._lost_root(track) or error
-        return error
-
-    async def _lost_root(self, track: Track) -> errors.CkptdError | None:
-        """Return what is wrong if the root is not what it was when the job joined."""
-        job = track.attempt.job
-        try:
-            await threads.run(job.place.root, check_same_root, job.place.root, job.root_at)
-        except errors.FailedPrecondition as failure:
-            return failure
-        except OSError:
-            return None  # then going on will say what is wrong
-        return None
 
     async def _discard(self, attempt: Attempt) -> None:
         await threads.run(attempt.job.place.root, commit.discard, attempt)
@@ -347,40 +311,17 @@ class Finisher:
         return directories
 
     async def _give_up(self, track: Track, failure: errors.CkptdError) -> None:
-        failure = self._in_the_end(track, failure)
+        failure = self._retrying.in_the_end(track, failure)
         await self._discard(track.attempt)
         if not track.attempt.state.is_final:  # it was given up for another meanwhile
             _log_lost(track, failure)
             self._tracks.abort(track, failure)
-
-    def _in_the_end(self, track: Track, failure: errors.CkptdError) -> errors.CkptdError:
-        """Return what those who follow are told when nothing more is tried."""
-        if track.trouble is None:
-            return failure
-        limit = f"as long as `persist_retry_s` ({self._retry_s:g}) allows"
-        return track.trouble.again(failure).ended(time.monotonic(), limit)
 
 
 def _log_lost(track: Track, failure: errors.CkptdError) -> None:
     """Say that what was staged is lost: loudly if it is told to nobody else."""
     level = logging.WARNING if track.followers else logging.ERROR
     logger.log(level, "%s is aborted, and was whole in memory: %s", track, failure)
-
-
-def _explained(error: Exception, attempt: Attempt) -> errors.CkptdError:
-    """Return what went wrong to those who follow the attempt."""
-    if isinstance(error, errors.CkptdError):
-        return error
-    if isinstance(error, OSError):
-        text = f"cannot save step {attempt.step} in {attempt.job.place}: {error}"
-        return errors.FailedPrecondition(f"{text}; look at that place")
-    logger.error("bug while saving attempt %s", attempt.id, exc_info=error)
-    return _bug(error)
-
-
-def _bug(error: Exception) -> errors.Internal:
-    """Return what a mistake of ours is to those who follow the attempt."""
-    return errors.Internal(f"ckptd has a bug ({error!r}); please report the daemon's log")
 
 
 def _told(track: Track) -> str:

@@ -30,6 +30,7 @@ from ckptd_daemon.save.places import Place
 from ckptd_daemon.save.preempting import Preempting
 from ckptd_daemon.save.preemption import PreemptionStatistics
 from ckptd_daemon.save.reservations import Reservations
+from ckptd_daemon.save.retrying import Retrying
 from ckptd_daemon.save.staging import Staging
 from ckptd_daemon.save.track import is_staged
 from ckptd_daemon.save.tracks import SaveStatistics, Tracks
@@ -81,8 +82,8 @@ class Saver:
             jobs = Jobs(reservations.lose)
             timing = Timing(takeover_s=config.takeover_s, patience_s=config.peers_wait_s)
             writers, ground = Writers(config), Ground(timing)
-            retry_s = config.persist_retry_s
-            finisher = Finisher(tracks, tasks, writers, ground, on_committed, retry_s)
+            retrying = Retrying(config.persist_retry_s)
+            finisher = Finisher(tracks, tasks, writers, ground, on_committed, retrying)
             name = await to_thread.run_sync(owner.own_name, config.state_dir)
             preempting = Preempting(config, tracks, finisher, tasks)
             errands, offers = Errands(tasks), Offers(offer)
