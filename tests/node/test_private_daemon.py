@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,20 @@ from fakes.running import ckptd, python
 from fakes.waiting import eventually
 
 STATUS = "import ckptd; print(ckptd.Client().status().pid)"
+
+COMING = """
+import sys, ckptd
+from ckptd.link import autostart
+ensure_running, turns = autostart.ensure_running, iter(range({turns}))
+def ensured(socket):
+    started = ensure_running(socket)
+    if next(turns, None) is not None:
+        print("there", flush=True)
+        sys.stdin.readline()
+    return started
+autostart.ensure_running = ensured
+"""
+"""Of a client that waits, so many times, between a daemon that is there and its own coming."""
 
 
 @pytest.fixture
@@ -34,6 +51,23 @@ def version(directory: Path, number: str) -> str:
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ckptd\nVersion: {number}\n")
     return str(info.parent)
+
+
+@contextmanager
+def coming(code: str, *, turns: int, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", COMING.format(turns=turns) + code]
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        try:
+            yield client
+        finally:
+            client.kill()
+
+
+def line(client: subprocess.Popen[str]) -> str:
+    assert client.stdout is not None
+    return client.stdout.readline()
 
 
 def is_alive(pid: int) -> bool:
@@ -74,6 +108,70 @@ def test_it_ends_when_nobody_needs_it(env: dict[str, str]) -> None:
     pid = int(python(STATUS, env=env | {"CKPTD_IDLE_S": "1"}))
     eventually(lambda: not is_alive(pid))
     assert not Path(env["CKPTD_SOCKET"]).exists()
+
+
+def test_one_that_ended_of_idleness_before_its_client_came_is_started_again(
+    env: dict[str, str],
+) -> None:
+    with coming(STATUS, turns=1, env=env | {"CKPTD_IDLE_S": "1"}) as client:
+        assert line(client) == "there\n"
+        eventually(lambda: not Path(env["CKPTD_SOCKET"]).exists())
+        pid, _ = client.communicate("\n", timeout=60)
+    assert client.returncode == 0
+    assert pid.strip().isdecimal()
+
+
+def test_whoever_wins_one_that_ended_is_started_again_once_for_all(
+    env: dict[str, str], short_path: Path
+) -> None:
+    with (
+        coming(STATUS, turns=1, env=env) as first,
+        coming(STATUS, turns=1, env=env) as second,
+        coming(STATUS, turns=1, env=env) as third,
+    ):
+        racing = (first, second, third)
+        assert [line(client) for client in racing] == ["there\n"] * 3
+        ckptd("stop", env=env)
+        eventually(lambda: not Path(env["CKPTD_SOCKET"]).exists())
+        with ThreadPoolExecutor(3) as threads:
+            said = set(threads.map(lambda client: client.communicate("\n", 60)[0], racing))
+    assert [client.returncode for client in racing] == [0] * 3
+    assert len(said) == 1, said
+    assert (short_path / "state" / "daemon.log").read_text().count("msg=ready") == 2
+
+
+def test_one_that_ends_again_is_started_no_third_time(
+    env: dict[str, str], short_path: Path
+) -> None:
+    code = "try: ckptd.Client()\nexcept ckptd.errors.Unavailable as error: print(error)"
+    with coming(code, turns=3, env=env) as client:
+        for _ in range(2):
+            assert line(client) == "there\n"
+            ckptd("stop", env=env)
+            eventually(lambda: not Path(env["CKPTD_SOCKET"]).exists())
+            assert client.stdin is not None
+            client.stdin.write("\n")
+            client.stdin.flush()
+        assert line(client).startswith("no daemon listens at ")
+    assert (short_path / "state" / "daemon.log").read_text().count("msg=ready") == 2
+
+
+def test_one_that_still_listens_while_it_ends_is_waited_for(env: dict[str, str]) -> None:
+    path = Path(env["CKPTD_SOCKET"])
+    path.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as ending, ThreadPoolExecutor(1) as threads:
+        ending.bind(str(path))
+        ending.listen()
+
+        def end() -> None:
+            for _ in range(8):  # more than one try to connect takes
+                ending.accept()[0].close()
+            path.unlink()
+            ending.close()
+
+        ended = threads.submit(end)
+        assert python(STATUS, env=env).strip().isdecimal()
+        ended.result(30)
 
 
 def test_it_stays_while_a_client_lives(env: dict[str, str]) -> None:

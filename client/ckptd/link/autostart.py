@@ -36,8 +36,8 @@ def is_allowed() -> bool:
     return os.environ.get("CKPTD_AUTOSTART", "1").lower() not in {"0", "no", "false", "off"}
 
 
-def ensure_running(socket: Path) -> None:
-    """Return when a daemon listens at *socket*, started by us or by somebody else.
+def ensure_running(socket: Path) -> bool:
+    """Return when a daemon listens at *socket*; say whether it was started by us.
 
     Raises what kept it from starting, in the daemon's own words.
     """
@@ -48,11 +48,12 @@ def ensure_running(socket: Path) -> None:
         while not _listens(socket):
             failure = _start(socket, deadline)
             if failure is None:
-                return
+                return True
             # a daemon that is just ending may still hold its locks
             if not isinstance(failure, errors.FailedPrecondition) or time.monotonic() > patience:
                 raise failure
             time.sleep(_POLL_S)
+    return False
 
 
 def _listens(socket: Path) -> bool:

@@ -31,6 +31,9 @@ T = TypeVar("T")
 HELLO_S = 10.0
 RECONNECT_S = 60.0
 """How long a daemon may be away before calls without a deadline of their own fail."""
+_ENDING_S = 10.0
+"""How long a daemon that listens may go without an answer before that is an error."""
+_STARTS_MAX = 2
 _BACKOFF_S = 0.02
 _BACKOFF_MAX_S = 0.5
 _chance = random.Random()  # of our own: the global one is the training's
@@ -239,17 +242,28 @@ class Connection:
             raise errors.Unavailable(text) from error
 
     def _connect(self, path: Path, *, may_start: bool) -> _Link:
-        try:
-            link = _link(path)
-            if self._any_version or _agrees(link, may_replace=self._may_start):
-                return link
-        except errors.Unavailable:
-            if not may_start:
-                raise
-        autostart.ensure_running(path)
-        link = _link(path)
-        _agrees(link, may_replace=False)
-        return link
+        """Connect to the daemon at *path*; if it is not there, start one if it *may_start*.
+
+        One that is ending may still listen for a while; and one that was started may have ended,
+        of idleness, before we came. Then it is started again, but once.
+        """
+        may_replace, starts, attempt = self._may_start, 0, 0
+        until: float | None = None
+        while True:
+            try:
+                link = _link(path)
+                if self._any_version or _agrees(link, may_replace=may_replace):
+                    return link
+                may_replace = False
+            except errors.Unavailable:
+                until = until or time.monotonic() + _ENDING_S
+                if not may_start or starts == _STARTS_MAX or time.monotonic() > until:
+                    raise
+            if autostart.ensure_running(path):
+                starts += 1
+            elif attempt:  # it listens, and has not answered since
+                self._back_off(attempt, None)
+            attempt += 1
 
 
 _opening = threading.Lock()
