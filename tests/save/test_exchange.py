@@ -68,7 +68,9 @@ def exchanged(
 
 
 def asked(theirs: Rank, number: int) -> object:
-    return theirs.ask("gather", round=f"exchange 0.{number}", data=f"theirs {number}", timeout_s=20)
+    return theirs.ask(
+        "gather", round=f"exchange 0.0.{number}", data=f"theirs {number}", timeout_s=20
+    )
 
 
 def test_a_rank_that_had_no_answer_when_the_daemon_died_gets_it_from_the_next(

@@ -25,7 +25,7 @@ def impatient(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ckptd.Checkpointer]:
     """Waits for some seconds, in which a disk syncs, and no longer for a daemon."""
-    monkeypatch.setattr(checkpointer, "GRACE_S", 0.0)
+    monkeypatch.setattr(checkpointer, "LEAD", 1.0)
     monkeypatch.setattr(stager, "GRACE_S", 0.0)
     with opened(daemon, tmp_path, timeout=4) as ckpt:
         yield ckpt

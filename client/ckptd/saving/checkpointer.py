@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from ckptd.link.connection import Connection
 from ckptd.saving import exchange as exchanges
 from ckptd.saving.catalog import Catalog
-from ckptd.saving.exchange import GRACE_S, settle
+from ckptd.saving.exchange import LEAD, settle
 from ckptd.saving.failing import OnFailure
 from ckptd.saving.keeping import retain
 from ckptd.saving.membership import Membership
@@ -68,9 +68,12 @@ class Checkpointer:
                 ones: "wait" for it; "skip" it, on every rank; or have it "supersede" the oldest
                 snapshot that waits to be written. The one that is being written always stays.
 
-            on_failure: What a save that the world let down (a full disk, a dead rank) means:
-                "fail" has `save` or `close` raise it; "warn" has the training go on with a
-                `SaveFailed` warning; a number has it go on until so many failed in a row.
+            on_failure: What a save that the world let down (a full disk, a dead rank, a daemon that
+                does not answer, ranks that do not meet in time) means: "fail" has `save` or `close`
+                raise it; "warn" has the training go on with a `SaveFailed` warning; a number has it
+                go on until so many failed in a row. A mistake in the call is raised in any case.
+                A process group in which ranks have once not met in time, or one has died, is
+                broken: every later save fails, too, until the job is restarted.
             overlap: On a GPU, copy what optimizers own while the next forward and backward run; an
                 optimizer's step comes after it. False, if anything else writes to weights before
                 the next step: `save` copies everything before it returns.
@@ -101,7 +104,7 @@ class Checkpointer:
             on_first=partial(
                 retain,
                 *(self._connection, place, experiment, run, rules),
-                timeout_s=timeout + GRACE_S,
+                timeout_s=timeout * LEAD,
             ),
         )
         self._clock = StepClock()

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ _FIRST_BYTES = 4096
 """What one collective carries; longer payloads take a second one."""
 GRACE_S = 10.0
 """How much later than the daemon's own deadline a call is given up."""
+LEAD: Final = 0.5
+"""Of the time that ranks wait for each other, what one may take to be told something first."""
 
 
 class Job(Protocol):
@@ -44,6 +46,9 @@ class Exchange(Protocol):
     rank: int
     world_size: int
 
+    def begin(self) -> None:
+        """Begin what all ranks do next: who failed before the others did is with them again."""
+
     def all_gather(self, payload: bytes) -> list[bytes]:
         """Return every rank's payload, in rank order.
 
@@ -60,6 +65,9 @@ class Alone:
 
     rank = 0
     world_size = 1
+
+    def begin(self) -> None:
+        """Nobody else is to be met."""
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """Return the only payload."""
@@ -84,6 +92,9 @@ class ProcessGroup:
         self.world_size = dist.get_world_size(self._group)
         self.lost: Callable[[], str] = str
         """Says which ranks have died, once somebody knows."""
+
+    def begin(self) -> None:
+        """A group that has failed once fails from then on, on every rank."""
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """One collective; a second one if a payload is long."""
@@ -127,18 +138,24 @@ class ThroughDaemon:
         self._timeout_s = timeout_s
         self._job: Job | None = None
         self._generation = 0
-        self._rounds = 0
+        self._meetings = 0
+        self._rounds = 0  # of this meeting
         self._standing_by = calls.Calls()
 
     def meet_in(self, job: Job, generation: int) -> None:
         """Exchange as a rank of *job*, the *generation*-th that this process has joined."""
         self._job, self._generation = job, generation
 
+    def begin(self) -> None:
+        """Count rounds anew, as those do that went on where this rank failed."""
+        self._meetings += 1
+        self._rounds = 0
+
     def all_gather(self, payload: bytes) -> list[bytes]:
         """One call; the daemon ends it at once when a rank dies."""
         self._rounds += 1
         deadline_s = self._timeout_s + GRACE_S
-        name = f"exchange {self._generation}.{self._rounds}"
+        name = f"exchange {self._generation}.{self._meetings}.{self._rounds}"
 
         def gather(stubs: Stubs) -> list[bytes]:
             gathered = [bytearray() for _ in range(self.world_size)]
@@ -190,18 +207,52 @@ class ThroughDaemon:
             yield saves_pb2.GatherPart(data=payload[start : start + _PART_BYTES])
 
 
+class Watched:
+    """An exchange that remembers why its ranks did not come together."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.rank = exchange.rank
+        self.world_size = exchange.world_size
+        self.failure: errors.CkptdError | None = None
+        """What was raised last; it says nothing of how far other ranks have come."""
+        self._exchange = exchange
+
+    def begin(self) -> None:
+        """Do as the exchange does."""
+        self._exchange.begin()
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """Do as the exchange does."""
+        try:
+            return self._exchange.all_gather(payload)
+        except errors.CkptdError as failure:
+            self.failure = failure
+            raise
+
+    def close(self) -> None:
+        """Do as the exchange does."""
+        self._exchange.close()
+
+
 def settle(exchange: Exchange, act: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what *act* returned on every rank; if it failed on one, every rank raises.
 
     So a rank that cannot go on leaves nobody waiting.
     """
     failure: Exception | None = None
+    exchange.begin()
     try:
         said: dict[str, Any] = {"said": act()}
     except Exception as error:  # noqa: BLE001  told to the others, then raised
         failure = error
         said = {"error": type(error).__name__, "message": str(error)}
-    heard = [json.loads(each) for each in exchange.all_gather(json.dumps(said).encode())]
+    try:
+        heard = [json.loads(each) for each in exchange.all_gather(json.dumps(said).encode())]
+    except errors.CkptdError as unheard:
+        if failure is None:
+            raise
+        failure.add_note(f"besides, the other ranks could not be told: {unheard}")
+        raise failure from unheard
     if failure is not None:
         raise failure
     for rank, each in enumerate(heard):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ckptd.saving.save import Save
 from ckptd_proto import errors
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 OnFailure = Literal["fail", "warn"] | int
 
-_TOLERABLE: Final = (
+TOLERABLE: Final = (
     errors.ResourceExhausted,
     errors.Unavailable,
     errors.DeadlineExceeded,
@@ -44,19 +44,28 @@ class Failures:
             text = f'on_failure is {policy!r}; pass "fail", "warn" or a number from 1'
             raise errors.InvalidArgument(text)
         self._policy = policy
-        self._in_a_row = 0
+        self.in_a_row = 0
+        """How many saves have failed since one did not."""
 
     def tolerates_call(self, failure: errors.CkptdError) -> bool:
         """Do as `tolerates` for what the call itself met, which may be a mistake in it."""
-        return isinstance(failure, _TOLERABLE) and self.tolerates(failure)
+        return isinstance(failure, TOLERABLE) and self.tolerates(failure)
+
+    def tolerates_alike(self, failure: errors.CkptdError, in_a_row: Iterable[int]) -> bool:
+        """Do as `tolerates` for what every rank has heard, and say the same on each.
+
+        *in_a_row* are the counts of all ranks: one may have heard of a failure before another.
+        """
+        self.in_a_row = max(in_a_row)
+        return self.tolerates(failure)
 
     def tolerates(self, failure: errors.CkptdError) -> bool:
         """Count *failure*, and say whether the training goes on: then it is warned of."""
-        self._in_a_row += 1
+        self.in_a_row += 1
         if self._policy == "fail":
             return False
-        if self._policy != "warn" and self._in_a_row >= self._policy:
-            failure.add_note(f"{self._in_a_row} saves failed one after another")
+        if self._policy != "warn" and self.in_a_row >= self._policy:
+            failure.add_note(f"{self.in_a_row} saves failed one after another")
             return False
         text = f"a checkpoint was not saved, the training goes on: {failure}"
         logger.warning(text)
@@ -71,13 +80,26 @@ class Failures:
         raised = []
         for save in ended:
             if save.failure is None:
-                self._in_a_row = 0
+                self.in_a_row = 0
             elif (failure := save.untold_failure()) and not self.tolerates(failure):
                 raised.append(failure)
         for further in raised[1:]:
             raised[0].add_note(f"besides: {further}")
         if raised:
             raise raised[0]
+
+
+def told(failure: errors.CkptdError) -> dict[str, str]:
+    """Return *failure* as JSON can say it, for `let_down` of the other ranks."""
+    return {"error": type(failure).__name__, "message": str(failure)}
+
+
+def let_down(said: Sequence[Mapping[str, Any] | None]) -> errors.CkptdError | None:
+    """Return what the world did to the first rank of those that have `told` something."""
+    for rank, each in enumerate(said):
+        if each is not None:
+            return errors.rebuilt(each["error"], f"rank {rank}: {each['message']}")
+    return None
 
 
 def tell_untold(place: str, saves: Iterable[Save], pid: int) -> None:

@@ -62,11 +62,16 @@ def retain(
     *,
     timeout_s: float | None = None,
 ) -> None:
-    """Have *rules* apply to the run from its next commit on."""
+    """Have *rules* apply to the run from its next commit on.
+
+    Raises `DeadlineExceeded` if the daemon has not taken them within *timeout_s*.
+    """
     request = pb.RetainRequest(
         root=str(root), experiment=experiment, run=run, retention=rules.message()
     )
-    connection.call(lambda stubs: stubs.checkpoints.Retain(request, timeout=timeout_s))
+    connection.call(
+        lambda stubs: stubs.checkpoints.Retain(request, timeout=timeout_s), timeout_s=timeout_s
+    )
 
 
 def pin(connection: Connection, address: Address, *, pinned: bool) -> bool:

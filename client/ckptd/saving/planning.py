@@ -16,7 +16,7 @@ from ckptd.tensors.plan import GlobalPlan, LocalPlan, Placed
 from ckptd.tensors.values import Encoder
 from ckptd_proto import errors
 
-OWN: Final = frozenset({"sequence", "room"})
+OWN: Final = frozenset({"sequence", "room", "let_down", "in_a_row"})
 """Of a header, what each rank knows for itself."""
 _DOUBTS_MAX = 10  # warnings about one plan
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ckptd.link.connection import Connection
 from ckptd.saving import failing, fullness
-from ckptd.saving.exchange import Exchange
+from ckptd.saving.exchange import Exchange, Watched
 from ckptd.saving.failing import Failures, OnFailure
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed, Planner, Take
@@ -40,12 +40,15 @@ class Run:
         on_first: Callable[[], object] = bool,
         overlap: bool = True,
     ) -> None:
-        """*on_first* is called once, by rank 0 before its first save."""
+        """*on_first* is called once, by rank 0 before its first save.
+
+        It may take `LEAD` of *timeout_s*, for which the other ranks wait meanwhile.
+        """
         self._when_full = when_full
         self._failures = Failures(on_failure)
-        self._exchange = exchange
+        self._exchange = Watched(exchange)
         self._member = member
-        self._planner = Planner(exchange)
+        self._planner = Planner(self._exchange)
         self._stager = Stager(connection, member, timeout_s, when_full, overlap=overlap)
         self._on_first = on_first
         self._sequence = 0
@@ -78,6 +81,7 @@ class Run:
         agreed, local, headers = self._planner.agree(
             take, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
         )
+        self._give_up_missed(headers)
         self._sequence = _next_of(headers)
         self._stager.prepare(agreed, local)
 
@@ -87,16 +91,18 @@ class Run:
         """Copy what *take* returns out of the training step; return once that is done.
 
         Raises what is wrong with it on any rank, and what went wrong with an earlier save if
-        nobody has heard of it.
+        nobody has heard of it. What the world does to one rank fails the save of all: each raises
+        it, or none does.
         """
         started = time.monotonic()
         self._stager.wait_sealed()
         numbers: dict[str, float] = {}
+        mine: list[errors.CkptdError] = []
 
         def header() -> dict[str, Any]:
             self.raise_untold()
-            self._begin()
             numbers.update(_checked(step, metrics, on_existing))
+            room = self._prepared(mine)
             return {
                 "call": "save",
                 "step": step,
@@ -104,13 +110,27 @@ class Run:
                 "on_existing": on_existing,
                 "when_full": self._when_full,
                 "sequence": self._sequence,
-                "room": self._room(),
+                "room": room,
+                "let_down": failing.told(mine[0]) if mine else None,
+                "in_a_row": self._failures.in_a_row,
             }
 
-        agreed, local, headers = self._planner.agree(take, header)
+        try:
+            agreed, local, headers = self._planner.agree(take, header)
+        except errors.CkptdError as failure:
+            met_others = failure is not self._exchange.failure
+            if met_others or not self._failures.tolerates_call(failure):
+                raise
+            return self._failed(step, failure, started)
         plan_s = time.monotonic() - started
+        self._give_up_missed(headers)
         sequence = _next_of(headers)
         self._sequence = sequence + 1
+        if (let_down := failing.let_down([each["let_down"] for each in headers])) is not None:
+            let_down = mine[0] if mine else let_down
+            if not self._failures.tolerates_alike(let_down, [each["in_a_row"] for each in headers]):
+                raise let_down
+            return self._failed(step, let_down, started)
         rooms = [each["room"] for each in headers]
         if self._when_full == "skip" and (reason := fullness.reason_to_skip(step, rooms)):
             return self._skipped(step, reason, plan_s)
@@ -127,10 +147,38 @@ class Run:
         except errors.CkptdError as failure:
             if not self._failures.tolerates_call(failure):
                 raise
-            save = failed(step, failure)
-        self._saves.append(save)
+            save = self._failed(step, failure, started)
+        else:
+            self._saves.append(save)
         save.blocked_s, save.plan_s = time.monotonic() - started, plan_s
         return save
+
+    def _prepared(self, let_down: list[errors.CkptdError]) -> fullness.Room | None:
+        """Do what comes before the ranks meet; add to *let_down* what the world does to it.
+
+        Nobody raises that before all know of it: a mistake on another rank goes first.
+        """
+        try:
+            self._begin()
+            return self._room()
+        except failing.TOLERABLE as failure:
+            let_down.append(failure)
+            return None
+
+    def _failed(self, step: int, failure: errors.CkptdError, started: float) -> Save:
+        save = failed(step, failure)
+        save.blocked_s = save.plan_s = time.monotonic() - started
+        self._saves.append(save)
+        return save
+
+    def _give_up_missed(self, headers: Sequence[Mapping[str, Any]]) -> None:
+        """Give up saves in flight that a rank has not come to: it will not come any more."""
+        sequences = [int(each["sequence"]) for each in headers]
+        for save in self._saves:
+            if save.sequence >= min(sequences) and not (save.staged() or save.done()):
+                rank = sequences.index(min(sequences))
+                text = f"rank {rank} did not come to the save of step {save.step}"
+                self._member.abort(save.attempt, errors.Aborted(text))
 
     def _room(self) -> fullness.Room | None:
         """Return what this rank's daemon has to say, if it is one of several and that matters."""

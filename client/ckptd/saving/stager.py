@@ -11,7 +11,7 @@ import torch
 
 from ckptd.link.connection import Connection, Stubs
 from ckptd.saving.catalog import checkpoint_of
-from ckptd.saving.exchange import GRACE_S
+from ckptd.saving.exchange import GRACE_S, LEAD
 from ckptd.saving.fullness import Room
 from ckptd.saving.membership import Membership
 from ckptd.saving.planning import Agreed
@@ -100,6 +100,7 @@ class Stager:
         if opened.skipped:
             save.skip(opened.skipped)
             return save
+        save.sequence, save.attempt = sequence, opened.attempt
         abort = partial(self._member.abort, opened.attempt)  # tells the others
 
         def seal() -> None:
@@ -134,9 +135,13 @@ class Stager:
         self._slots.close()
 
     def room(self) -> Room:
-        """Return what the job's saves take of the memory of this rank's daemon."""
+        """Return what the job's saves take of the memory of this rank's daemon.
+
+        The other ranks wait meanwhile: it may take `LEAD` of the time that they do.
+        """
         request = saves_pb2.RoomRequest(job=self._member.job, rank=self._member.rank)
-        reply = self._member.call(lambda stubs: stubs.saves.Room(request, timeout=self._deadline_s))
+        deadline_s = self._timeout_s * LEAD
+        reply = self._member.call(lambda stubs: stubs.saves.Room(request, timeout=deadline_s))
         return Room(
             full=reply.full,
             waiting=list(reply.waiting),
