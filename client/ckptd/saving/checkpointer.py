@@ -72,8 +72,8 @@ class Checkpointer:
                 does not answer, ranks that do not meet in time) means: "fail" has `save` or `close`
                 raise it; "warn" has the training go on with a `SaveFailed` warning; a number has it
                 go on until so many failed in a row. A mistake in the call is raised in any case.
-                A process group in which ranks have once not met in time, or one has died, is
-                broken: every later save fails, too, until the job is restarted.
+                A process group in which ranks have once not met in time, or one has died, may be
+                broken for good: then every later save fails, too, until the job is restarted.
             overlap: On a GPU, copy what optimizers own while the next forward and backward run; an
                 optimizer's step comes after it. False, if anything else writes to weights before
                 the next step: `save` copies everything before it returns.

@@ -94,7 +94,7 @@ class ProcessGroup:
         """Says which ranks have died, once somebody knows."""
 
     def begin(self) -> None:
-        """A group that has failed once fails from then on, on every rank."""
+        """The group itself knows which collective is whose."""
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """One collective; a second one if a payload is long."""
