@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ckptd.tensors import boxes
@@ -34,6 +34,17 @@ def cells(box: Box) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(o, o + n) for o, n in zip(*box, strict=True))))
 
 
+def rows_interleave(part: Box, layout: Layout) -> bool:
+    """Say whether a row begins before the one before it has ended, along some dimension."""
+    several = sorted((layout.strides[dim], size) for dim, size in enumerate(part[1]) if size > 1)
+    reach = 1  # of the inner dimensions, in elements
+    for stride, size in several:
+        if 0 < stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
 @given(parts(), st.integers(1, 64), st.integers(0, 64))
 def test_every_element_is_in_one_piece_and_no_piece_reaches_over_a_window(
     given_: tuple[Box, Layout], window_bytes: int, gap_bytes: int
@@ -52,6 +63,7 @@ def test_between_the_rows_of_a_piece_there_is_no_large_gap(
     given_: tuple[Box, Layout], gap_bytes: int
 ) -> None:
     part, layout = given_
+    assume(not rows_interleave(part, layout))  # then what lies between two rows is no gap
     for piece in cut(part, layout, window_bytes=1 << 20, gap_bytes=gap_bytes):
         places = sorted(layout.span((cell, (1,) * len(cell))) for cell in cells(piece))
         assert all(next_[0] - last[1] <= gap_bytes for last, next_ in itertools.pairwise(places))

@@ -45,7 +45,7 @@ def cut(
         return
     row_bytes = layout.span(_rows(part, dim, 0, 1))[1] - first
     step_bytes = layout.strides[dim] * layout.element_bytes
-    is_gappy = step_bytes - row_bytes > gap_bytes
+    is_gappy = _has_gap(part, layout, gap_bytes)
     if not is_gappy and first // window_bytes == (end - 1) // window_bytes:
         yield part
         return
@@ -60,6 +60,17 @@ def cut(
             within = _rows(part, dim, at, 1)
             yield from cut(within, layout, window_bytes=window_bytes, gap_bytes=gap_bytes)
             at += 1
+
+
+def _has_gap(part: Box, layout: Layout, gap_bytes: int) -> bool:
+    """Say whether more than *gap_bytes* lie between two rows, of whichever dimension."""
+    dim = _outermost(part, layout)
+    if dim is None or layout.strides[dim] == 0:
+        return False
+    row = _rows(part, dim, 0, 1)
+    first, end = layout.span(row)
+    between_bytes = layout.strides[dim] * layout.element_bytes - (end - first)
+    return between_bytes > gap_bytes or _has_gap(row, layout, gap_bytes)
 
 
 def _outermost(part: Box, layout: Layout) -> int | None:
