@@ -47,6 +47,12 @@ def test_what_was_saved_is_loaded_from_memory_without_its_files(here: Stage) -> 
             image.rename(image.with_suffix(".distcp"))
 
 
+def test_what_lies_in_memory_is_found_to_be_touched_before_the_clock_starts(here: Stage) -> None:
+    sizes = [slot.stat().st_size for slot in here.remembering.slots()]
+    assert sum(sizes) >= here.size_bytes
+    assert here.forgetful.slots() == []
+
+
 def test_another_number_of_ranks_loads_the_same(here: Stage) -> None:
     assert here.load("ckptd", "cold", TINY.other_ranks, is_checked=True)["restored_s"] > 0
 

@@ -84,6 +84,14 @@ def test_a_narrow_column_is_read_without_what_lies_between_its_rows() -> None:
     ]
 
 
+def test_columns_far_apart_are_pieces_of_their_own_though_the_next_row_begins_at_once() -> None:
+    far = GAP_BYTES + 1
+    strides = (3 * far, 2 * far, 1)  # of three blocks in a row the first and the last
+    cuts = list(cut(((0, 0, 0), (2, 2, far)), Layout(0, strides, 1)))
+    spans = [boxes.element_span(strides, piece) for piece in cuts]
+    assert spans == [(number * far, (number + 1) * far) for number in (0, 2, 3, 5)]
+
+
 def test_a_column_with_small_gaps_is_read_in_one_go() -> None:
     cuts = list(cut(((0, 10), (1000, 10)), Layout(0, (1000, 1), 1)))
     assert cuts == [((0, 10), (1000, 10))]

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +43,12 @@ class Node:
 
     def slots(self) -> list[Path]:
         """Return the files of its arena's slots, which it has open."""
-        arena = settings().get("CKPTD_ARENA_DIR", "/dev/shm")  # the default
-        descriptors = Path(f"/proc/{self.pid}/fd").iterdir()
-        return [fd for fd in descriptors if str(fd.readlink()).startswith(f"{arena}/")]
+        found: list[Path] = []
+        for fd in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                if fd.readlink().suffix == ".slot":
+                    found.append(fd)
+        return found
 
     def forget(self) -> None:
         """Drop all blobs that nobody holds."""

@@ -23,11 +23,11 @@ def room_bytes(arena_dir: Path) -> int:
     return max(0, min([durable.free_bytes(arena_dir), *memory]))
 
 
-def check_room(arena_dir: Path, size_bytes: int) -> None:
-    """Raise `ResourceExhausted` if so much cannot be allocated there now."""
-    if size_bytes > (room := room_bytes(arena_dir)):
+def check_room(directory: Path, size_bytes: int) -> None:
+    """Raise `ResourceExhausted` if so much cannot be allocated now in *directory* of an arena."""
+    if size_bytes > (room := room_bytes(directory)):
         text = (
-            f"staging needs {size_bytes} bytes and {arena_dir.parent} or the memory has {room} "
+            f"staging needs {size_bytes} bytes and {directory.parent} or the memory has {room} "
             f"free; free some, or enlarge it"
         )
         raise errors.ResourceExhausted(text, need_bytes=size_bytes, free_bytes=room)
