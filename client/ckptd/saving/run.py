@@ -81,7 +81,6 @@ class Run:
         agreed, local, headers = self._planner.agree(
             take, lambda: {"call": "prepare", "sequence": self._sequence}, is_kept=False
         )
-        self._give_up_missed(headers)
         self._sequence = _next_of(headers)
         self._stager.prepare(agreed, local)
 
@@ -123,7 +122,6 @@ class Run:
                 raise
             return self._failed(step, failure, started)
         plan_s = time.monotonic() - started
-        self._give_up_missed(headers)
         sequence = _next_of(headers)
         self._sequence = sequence + 1
         if (let_down := failing.let_down([each["let_down"] for each in headers])) is not None:
@@ -170,15 +168,6 @@ class Run:
         save.blocked_s = save.plan_s = time.monotonic() - started
         self._saves.append(save)
         return save
-
-    def _give_up_missed(self, headers: Sequence[Mapping[str, Any]]) -> None:
-        """Give up saves in flight that a rank has not come to: it will not come any more."""
-        sequences = [int(each["sequence"]) for each in headers]
-        for save in self._saves:
-            if save.sequence >= min(sequences) and not (save.staged() or save.done()):
-                rank = sequences.index(min(sequences))
-                text = f"rank {rank} did not come to the save of step {save.step}"
-                self._member.abort(save.attempt, errors.Aborted(text))
 
     def _room(self) -> fullness.Room | None:
         """Return what this rank's daemon has to say, if it is one of several and that matters."""

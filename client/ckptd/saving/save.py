@@ -30,10 +30,6 @@ class Save:
 
     def __init__(self, step: int) -> None:
         self.step = step
-        self.sequence = -1
-        """Its number among the saves of its job, once it is open; else none."""
-        self.attempt = ""
-        """What the daemon calls it then."""
         self.blocked_s = 0.0
         """How long the call to `save()` took."""
         self.plan_s = 0.0

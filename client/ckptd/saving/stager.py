@@ -100,7 +100,6 @@ class Stager:
         if opened.skipped:
             save.skip(opened.skipped)
             return save
-        save.sequence, save.attempt = sequence, opened.attempt
         abort = partial(self._member.abort, opened.attempt)  # tells the others
 
         def seal() -> None:
