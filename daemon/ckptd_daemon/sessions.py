@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,6 +21,12 @@ from anyio.abc import TaskGroup
 from ckptd_proto import errors
 
 logger = logging.getLogger(__name__)
+
+# fields of /proc/PID/stat, counted from behind the command
+_STATE: Final = 0
+_THREADS: Final = 17
+_STARTED: Final = 19
+_DEAD: Final = frozenset("ZXx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +43,23 @@ class Process:
     def of_pid(cls, pid: int, uid: int) -> Self:
         """Return the process that has *pid* now; one that is gone has `started` 0."""
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
+            return cls(pid, int(_stat(pid)[_STARTED]), uid)
         except OSError:
             return cls(pid, 0, uid)
-        # the command, in parentheses, may hold anything; field 22 counts from before it
-        return cls(pid, int(stat.rpartition(")")[2].split()[19]), uid)
+
+    @property
+    def has_ended(self) -> bool:
+        """It is gone, or dead and only not waited for by its parent; False if nobody can tell."""
+        try:
+            stat = _stat(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        except OSError:  # no descriptors are left, say
+            return False
+        if int(stat[_STARTED]) != self.started:
+            return True  # the pid was given to another
+        # where only the first thread has ended, the others may still write
+        return stat[_STATE] in _DEAD and int(stat[_THREADS]) <= 1
 
     def pidfd(self) -> int | None:
         """Open a descriptor that becomes readable when the process ends; None if it is gone.
@@ -171,3 +189,9 @@ class Sessions:
             session._end()
         finally:
             os.close(pidfd)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what the kernel says of a process; raises `OSError` if there is none, or it cannot."""
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return stat.rpartition(")")[2].split()  # the command, in parentheses, may hold anything

@@ -84,6 +84,11 @@ class Rank:
         self.process.send_signal(signal.SIGKILL)
         self._close()
 
+    def die_unseen(self) -> None:
+        """SIGKILL, and wait for it as a bad parent: its pid stays taken."""
+        self.process.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
     def __enter__(self) -> Self:
         return self
 

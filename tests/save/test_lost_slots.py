@@ -118,6 +118,17 @@ def test_memory_of_a_rank_that_dies_after_its_daemon_comes_back(daemon: Daemon, 
     assert daemon.client().status().arena.idle_slots == 0
     rank.kill()
     eventually(lambda: counted(daemon) == 0)
+
+
+def test_memory_of_a_rank_that_is_dead_and_that_nobody_waits_for_comes_back(
+    daemon: Daemon, rank: Rank
+) -> None:
+    slot = reserved(rank)
+    restart(daemon)
+    assert counted(daemon) == slot.stat().st_size
+    rank.die_unseen()
+    eventually(lambda: counted(daemon) == 0)
+    assert not slot.exists()
     assert not slot.exists()
 
 

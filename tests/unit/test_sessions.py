@@ -1,13 +1,17 @@
+import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import pytest
 
 from ckptd_daemon.sessions import Process, Sessions
 from ckptd_proto.errors import PermissionDenied
+from fakes.waiting import eventually
 
 
 @pytest.fixture
@@ -57,6 +61,52 @@ async def test_a_later_process_with_the_same_pid_is_another_one(
     earlier = replace(Process.of_pid(child.pid, os.getuid()), started=1)
     async with Sessions.open() as sessions:
         assert sessions.attend(earlier).ended.is_set()
+
+
+def test_a_process_that_nobody_waits_for_has_ended(child: subprocess.Popen[bytes]) -> None:
+    process = Process.of_pid(child.pid, os.getuid())
+    assert not process.has_ended
+    assert replace(process, started=1).has_ended
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert Process.of_pid(child.pid, os.getuid()) == process
+    assert process.has_ended
+    child.wait()
+    assert process.has_ended
+
+
+_FIRST_THREAD_ENDS = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print("ready", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_lives_as_long_as_its_last_thread() -> None:
+    command = [sys.executable, "-c", _FIRST_THREAD_ENDS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        process = Process.of_pid(child.pid, os.getuid())
+        stat = Path(f"/proc/{child.pid}/stat")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        assert not process.has_ended
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert process.has_ended
+
+
+def test_who_cannot_look_does_not_take_a_process_for_dead(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Process.of_pid(child.pid, os.getuid())
+
+    def fails(*_: object, **__: object) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    assert not process.has_ended
 
 
 async def test_processes_in_an_unseen_pid_namespace_end_with_their_own_connection() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ckptd_daemon.save.arena import headers, slots
 from ckptd_daemon.save.arena.slots import HEAD_SUFFIX, SUFFIX, SlotFile, head_of
-from ckptd_daemon.sessions import Process
 from ckptd_daemon.store import durable, readers
 from ckptd_proto import errors
 
@@ -30,11 +29,11 @@ class LostSlot:
 
     @property
     def is_over(self) -> bool:
-        """The process that had it has ended; of one that we cannot see: nobody has it open."""
+        """The process that had it is dead; of one that we cannot see: nobody has it open."""
         process = self.taken.process
         if process.pid == 0:
             return not readers.in_use(self.path)
-        return Process.of_pid(process.pid, process.uid) != process
+        return process.has_ended
 
     def destroy(self) -> None:
         """Give the memory back, even where a client still maps it."""
