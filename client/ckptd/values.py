@@ -221,6 +221,8 @@ class Corruption:
     """In words."""
     found_at: float
     """Seconds since the epoch."""
+    is_newer: bool = False
+    """Nothing is known to be bad: a later ckptd wrote it, and this one cannot read it."""
 
 
 @dataclass(frozen=True, slots=True)

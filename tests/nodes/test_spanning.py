@@ -74,6 +74,14 @@ def test_a_step_is_replaced_by_all_nodes_together(two: Cluster) -> None:
     eventually(lambda: two.left() == [])
 
 
+def test_a_step_whose_manifest_is_damaged_is_replaced_by_all(two: Cluster) -> None:
+    two.save(0)
+    (two.run / "step-7" / "manifest.json").write_bytes(b"")
+    two.save(1, salt="new")
+    assert two.is_whole(salt="new")
+    eventually(lambda: two.left() == [])
+
+
 def test_a_step_that_one_node_knows_to_be_corrupt_is_replaced_by_all(two: Cluster) -> None:
     attempt = two.save(0)
     image = two.run / "step-7" / "__1_0.distcp"

@@ -66,10 +66,13 @@ def save(rank: Rank, sequence: int, step: int = 7, salt: str = "", **options: ob
     return attempt
 
 
-def listed(daemon: Daemon, root: Path) -> list[int]:
+def checkpoints(daemon: Daemon, root: Path) -> list[checkpoints_pb2.Checkpoint]:
     request = checkpoints_pb2.ListCheckpointsRequest(root=str(root))
-    connection = Connection.open(daemon.socket)
-    return connection.call(lambda stubs: [each.step for each in stubs.checkpoints.List(request)])
+    return Connection.open(daemon.socket).call(lambda stubs: list(stubs.checkpoints.List(request)))
+
+
+def listed(daemon: Daemon, root: Path) -> list[int]:
+    return [each.step for each in checkpoints(daemon, root)]
 
 
 def is_whole(step: Path, salt: str = "") -> bool:
@@ -216,15 +219,17 @@ def test_a_slot_of_a_newer_ckptd_is_left_alone_and_named(
         assert zlib.crc32(newer.read_bytes()) == before
 
 
-def test_a_step_of_a_newer_ckptd_is_not_listed_and_not_touched(
+def test_a_step_of_a_newer_ckptd_is_listed_as_that_and_not_touched(
     daemon: Daemon, rank: Rank, run: Path, tmp_path: Path
 ) -> None:
     for sequence, step in enumerate((7, 8)):
         save(rank, sequence, step)
     manifest = run / "step-8" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
-    assert listed(daemon, tmp_path) == [7]
-    assert f"{run}/step-8 is not listed: written in format 2, and this" in daemon.log_text()
+    older, newer = checkpoints(daemon, tmp_path)
+    assert (older.step, older.latest, older.HasField("corruption")) == (7, True, False)
+    assert (newer.step, newer.latest, newer.corruption.newer) == (8, False, True)
+    assert newer.corruption.what.startswith("is written in format 2, and this ckptd knows 1")
     with pytest.raises(errors.Unimplemented, match=r"step-8 is written in format 2.*update"):
         rank.ask("open", sequence=2, step=8, plan_hash="other", replace=True)
     assert is_whole(run / "step-8")

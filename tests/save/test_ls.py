@@ -16,7 +16,7 @@ from fakes.running import ckptd
 
 @pytest.fixture
 def saved(daemon: Daemon, tmp_path: Path) -> Path:
-    """A root with steps 9 and 10, an attempt under way, and things of others."""
+    """A root with steps 9 and 10, 13 of a later ckptd, an attempt under way, and things of others."""
     with Rank(daemon.socket, tmp_path, 0, 1) as rank:
         rank.ask("join")
         for sequence, step in enumerate((10, 9, 11)):
@@ -44,15 +44,22 @@ def listed(daemon: Daemon, *arguments: str | Path) -> str:
 
 def test_committed_steps_are_listed_by_rising_step(daemon: Daemon, saved: Path) -> None:
     found = [json.loads(line) for line in listed(daemon, saved, "--json").splitlines()]
-    assert [(each["step"], each["size_bytes"]) for each in found] == [(9, 19), (10, 20)]
+    steps = [(each["step"], each["size_bytes"]) for each in found]
+    assert steps == [(9, 19), (10, 20), (13, len('{"format": 2}'))]
     assert found[0]["path"] == str(saved / "e" / "r" / "step-9")
     assert found[0]["metrics"] == {"loss": "nan"}
-    assert "format 2" in daemon.log_text()
+    assert [each["corrupt"] for each in found[:2]] == [None, None]
+    assert "step-14 is not listed: is that of step 9" in daemon.log_text()
 
 
 def test_a_person_reads_one_line_per_step(daemon: Daemon, saved: Path) -> None:
     lines = listed(daemon, saved, "--experiment", "e", "--run", "r").splitlines()
-    assert [line.split("  ")[:2] for line in lines] == [["e/r", "step 9"], ["e/r", "step 10"]]
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["e/r", "step 9"],
+        ["e/r", "step 10"],
+        ["e/r", "step 13"],
+    ]
+    assert "NEWER: manifest.json is written in format 2" in lines[-1]
 
 
 def test_an_unknown_run_has_none(daemon: Daemon, saved: Path) -> None:

@@ -232,6 +232,72 @@ def test_a_damaged_manifest_is_named(step: Path, manifest: bytes) -> None:
     assert (done.returncode, str(step / "manifest.json") in done.stdout) == (5, True)
 
 
+def changed(checkpoint: Path, **fields: object) -> Path:
+    """Have the manifest of a checkpoint say something else."""
+    path = checkpoint / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
+    return checkpoint
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_manifest_comes_from_a_copy_that_has_the_same_checksums(
+    step: Path, original: Path, left: bytes | None
+) -> None:
+    manifest, copy = step / "manifest.json", original / "e" / "r" / "step-7"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    if left is not None:
+        manifest.write_bytes(left)
+    done = run("verify", step, "--repair", "--from", copy)
+    assert (done.returncode, f"mended   {manifest}" in done.stdout) == (0, True)
+    assert manifest.read_bytes() == before
+
+
+def test_a_manifest_that_still_names_its_attempt_needs_no_checksums(
+    step: Path, original: Path
+) -> None:
+    manifest, copy = step / "manifest.json", original / "e" / "r" / "step-7"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    flip(step / IMAGE, 0)
+    (step / f"{IMAGE}.sums").unlink()
+    done = run("verify", step, "--repair", "--from", copy)
+    assert done.returncode == 0, done.stdout
+    assert [name for name in ("manifest.json", IMAGE) if f"{name}\n" in done.stdout] == [
+        "manifest.json",
+        IMAGE,
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"run": "other"}, {"step": 8}, {"attempt": ""}, {"images": None}]
+)
+def test_a_manifest_of_another_checkpoint_is_not_taken(
+    step: Path, original: Path, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    copy = changed(shutil.copytree(original / "e/r/step-7", tmp_path / "copy/step-7"), **fields)
+    (step / "manifest.json").write_bytes(b"")
+    assert run("verify", step, "--repair", "--from", copy).returncode == 5
+    assert (step / "manifest.json").read_bytes() == b""
+
+
+def test_a_manifest_that_vouches_for_other_bytes_is_not_taken(step: Path, original: Path) -> None:
+    flip(step / f"{IMAGE}.sums", 20)
+    flip(step / IMAGE, 0)
+    (step / "manifest.json").write_bytes(b"")
+    copy = original / "e" / "r" / "step-7"
+    assert run("verify", step, "--repair", "--from", copy).returncode == 5
+
+
+def test_a_newer_checkpoint_is_told_of_after_all_others_were_looked_at(step: Path) -> None:
+    later = changed(shutil.copytree(step, step.with_name("step-6")), format=2, step=6)
+    before = (later / "manifest.json").read_bytes()
+    done = run("verify", step.parent, "--repair")
+    assert f"sound    {step}" in done.stdout
+    assert "has format 2" in done.stderr
+    assert done.returncode not in (0, 1, 5)
+    assert (later / "manifest.json").read_bytes() == before
+
+
 def test_a_lost_manifest_is_named(step: Path) -> None:
     (step / "manifest.json").unlink()
     assert run("verify", step).returncode == 5

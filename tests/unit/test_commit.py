@@ -94,6 +94,21 @@ def test_a_step_that_another_node_had_just_moved_aside_is_not_deleted_with_its_a
     assert not [path for path in key.place.attempts.iterdir() if path.suffix != NOTE]
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_damaged_step_that_was_moved_aside_goes_once_the_new_one_is_there(
+    tmp_path: Path, is_there: bool
+) -> None:
+    new = attempt_below(tmp_path)
+    aside = commit.directory_of(new).with_name(f"{new.id}{REPLACED}")
+    aside.mkdir(parents=True)
+    (aside / MANIFEST).write_bytes(b"")
+    if is_there:
+        new.job.place.step(new.step).mkdir()
+        (new.job.place.step(new.step) / MANIFEST).write_bytes(manifests.encode(new, {}))
+    commit.put_back(new.job.place, ())
+    assert aside.exists() is not is_there
+
+
 def test_images_that_come_late_do_not_bring_back_the_directory_of_an_attempt_that_is_gone(
     tmp_path: Path,
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.attempts import Checkpoint, Flaw
 from ckptd_daemon.save.commit import damage
 from ckptd_daemon.save.commit.damage import Damage
 from ckptd_daemon.save.places import Place
@@ -111,6 +111,15 @@ def test_what_replaces_a_bad_step_is_not_bad_for_it(step: Checkpoint) -> None:
     assert damage.known(other) is None
     damage.sweep(step.place, [other])
     assert damage.known(step) is None
+
+
+def test_what_was_noted_of_a_step_that_says_nothing_now_stays(step: Checkpoint) -> None:
+    bad = Damage(7, step.attempt, "a", None, "is bad", 5.0)
+    damage.note(step.place, bad)
+    unread = replace(step, attempt="", flaw=Flaw("is empty"))
+    damage.sweep(step.place, [unread])
+    assert damage.known(step) == bad
+    assert damage.among(step.place, [unread])[7].what == "is empty"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', '{"format": 1, "step": 7}'])

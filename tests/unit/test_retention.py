@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.attempts import Checkpoint, Flaw
 from ckptd_daemon.save.keeping.retention import Retention, reasons
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
@@ -47,6 +47,19 @@ runs = st.dictionaries(
     st.integers(0, 50),
     st.tuples(st.none() | st.floats(allow_nan=True), st.floats(0, 200)),
 ).map(lambda found: [checkpoint(step, loss, age) for step, (loss, age) in found.items()])
+
+
+@given(runs, rules, st.sets(st.integers(0, 50)), st.sets(st.integers(0, 50)))
+def test_what_cannot_be_read_stays_and_changes_nothing_for_the_others(
+    found: list[Checkpoint], given_rules: Retention, unread: set[int], bad: set[int]
+) -> None:
+    flaw = Flaw("is damaged")
+    seen = [replace(one, flaw=flaw) if one.step in unread else one for one in found]
+    kept = reasons(seen, given_rules, bad=unread | bad, now=NOW)
+    assert unread & {one.step for one in found} <= kept.keys()
+    known = [one for one in found if one.step not in unread]
+    others = reasons(known, given_rules, bad=bad, now=NOW)
+    assert {step: why for step, why in kept.items() if step not in unread} == others
 
 
 def stays(given_rules: Retention, pinned: frozenset[int] = frozenset()) -> list[int]:

@@ -37,7 +37,8 @@ def ls(root: Path, experiment: str, run: str, as_json: bool) -> None:
 
     ROOT is the directory that was given to `Checkpointer`. The latest of a run is what was saved
     last, whatever its step: `load` takes it by default. One that is CORRUPT is neither latest nor
-    best; `ckptd verify --repair` mends it, and a save of its step replaces it.
+    best; `ckptd verify --repair` mends it, and a save of its step replaces it. Nor is one that is
+    NEWER: a later ckptd wrote it, and only such a one reads, replaces or removes it.
     """
     from ckptd.link.connection import Connection
     from ckptd.saving.catalog import Catalog
@@ -193,6 +194,7 @@ def _line(found: Checkpoint) -> str:
     place = f"{found.experiment}/{found.run}"
     marks = ["latest" if found.latest else "", "pinned" if found.pinned else ""]
     if found.corrupt is not None:
-        marks.append(f"CORRUPT: {found.corrupt.file} {found.corrupt.what}")
+        mark = "NEWER" if found.corrupt.is_newer else "CORRUPT"
+        marks.append(f"{mark}: {found.corrupt.file} {found.corrupt.what}")
     parts = [place, f"step {found.step}", f"{found.size_bytes / 1e6:.1f} MB", when, metrics, *marks]
     return "  ".join(part for part in parts if part)

@@ -58,7 +58,7 @@ def verify(path: Path, repair: bool, copies: tuple[Path, ...], as_json: bool) ->
             noted = not findings.is_sound and _note(findings)
             told = _fields(findings, mended) | {"absolved": absolved, "noted": noted}
             click.echo(json.dumps(told) if as_json else _words(findings, mended, absolved, noted))
-    except errors.Aborted as error:
+    except (errors.Aborted, errors.Unimplemented) as error:
         if not bad:
             raise
         click.echo(f"error: {error}", err=True)

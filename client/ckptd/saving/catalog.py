@@ -36,7 +36,7 @@ def checkpoint_of(message: checkpoints_pb2.Checkpoint) -> Checkpoint:
 def corruption_of(message: checkpoints_pb2.Corruption) -> Corruption:
     """Return what *message* tells of a checkpoint that is not what was saved."""
     chunk = message.chunk if message.HasField("chunk") else None
-    return Corruption(message.file, chunk, message.what, message.found_at)
+    return Corruption(message.file, chunk, message.what, message.found_at, message.newer)
 
 
 class Catalog:
@@ -88,7 +88,7 @@ class Catalog:
         """Return the checkpoint called *which*: "latest", "best", a step or a uuid.
 
         None that is known to be corrupt is "latest" or "best". Raises `NotFound`, telling what there
-        is, and `DataLoss` if all of it is corrupt.
+        is, `DataLoss` if all of it is corrupt, `Unimplemented` if only a later ckptd can read it.
         """
         if not isinstance(which, (str, int)) or isinstance(which, bool):
             text = f'{which!r} names no checkpoint; pass "latest", "best", a step or a uuid'
@@ -99,7 +99,7 @@ class Catalog:
         elif which == "best":
             found = self._best(self._good(committed))
         else:
-            found = [one for one in committed if which in (one.step, one.uuid)]
+            found = [one for one in committed if which in (one.step, one.uuid or None)]
         if found:
             return found[0]
         steps = ", ".join(str(checkpoint.step) for checkpoint in committed[-10:]) or "none"
@@ -115,6 +115,9 @@ class Catalog:
     def _good(self, committed: Sequence[Checkpoint]) -> list[Checkpoint]:
         """Return those of which nothing bad is known; raises if there are others only."""
         good = [one for one in committed if one.corrupt is None]
+        newer = [one for one in committed if one.corrupt is not None and one.corrupt.is_newer]
+        if newer and not good:
+            raise errors.Unimplemented(f"{newer[-1].path}/{_wrong(newer[-1])}")
         if committed and not good:
             why = [f"step {one.step}: {_wrong(one)}" for one in committed[-3:]]
             text = f"every committed checkpoint in {self._place} is corrupt ({', '.join(why)})"

@@ -19,9 +19,11 @@ from ckptd.link.connection import Connection
 from ckptd.saving.memory import lent
 from ckptd.saving.verification import (
     CHUNK_BYTES,
+    MANIFEST,
     SUMS,
     Fault,
     Findings,
+    parsed,
     read_manifest,
     sync_dir,
     verify,
@@ -37,7 +39,8 @@ Source = Callable[[str, int, int], bytes]
 def repair(findings: Findings, copies: Sequence[Path]) -> tuple[Findings, list[str]]:
     """Replace what *findings* names by what is good in *copies*.
 
-    *copies* are other directories of the same attempt; others are left alone. What this node's
+    *copies* are other directories of the same attempt; others are left alone. A manifest comes from
+    one that is of the same attempt by its id, or by all checksums that lie here. What this node's
     daemon, if one runs, still has in memory is another copy. A file of checksums is made again
     from its image. Returns what is found then, and the names of the files that were replaced.
     Raises `PermissionDenied` if this user may not write there, `NotFound` if it has gone.
@@ -57,21 +60,45 @@ def repair(findings: Findings, copies: Sequence[Path]) -> tuple[Findings, list[s
 def _repair(findings: Findings, copies: Sequence[Path]) -> list[str]:
     """Replace what can be; return the names of the good files."""
     manifest = read_manifest(findings.path)
-    if isinstance(manifest, Fault):
-        return []
-    same = [copy for copy in copies if _is_same(copy, manifest)]
-    with _in_memory(manifest["attempt"]) as remembered:
-        files = [partial(_read, directory) for directory in (findings.path, *same)]
-        sources = [*files, partial(_read_memory, remembered)]
-        mend = _Mending(findings.path, sources, manifest["images"])
-        try:
+    with _explained(findings.path):
+        if isinstance(manifest, Fault):
+            return [MANIFEST] if _mend_manifest(findings.path, copies) else []
+        same = [copy for copy in copies if _is_same(copy, manifest)]
+        with _in_memory(manifest["attempt"]) as remembered:
+            files = [partial(_read, directory) for directory in (findings.path, *same)]
+            sources = [*files, partial(_read_memory, remembered)]
+            mend = _Mending(findings.path, sources, manifest["images"])
             bad = dict.fromkeys(fault.file for fault in findings.faults)
             return [file for file in bad if mend(file)]
-        except PermissionError as error:
-            text = f"this user may not write in {findings.path}; run it as the daemon's user"
-            raise errors.PermissionDenied(text) from error
-        except FileNotFoundError as error:
-            raise _gone(findings.path) from error
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        text = f"this user may not write in {directory}; run it as the daemon's user"
+        raise errors.PermissionDenied(text) from error
+    except FileNotFoundError as error:
+        raise _gone(directory) from error
+
+
+def _mend_manifest(directory: Path, copies: Sequence[Path]) -> bool:
+    """Take over the manifest of one of *copies*, if it is that of what lies in *directory*."""
+    own = [partial(_read, directory)]
+    for data in (_read(copy, MANIFEST, 0, -1) for copy in copies):
+        manifest = parsed(directory, data)
+        if isinstance(manifest, Fault):
+            continue
+        mend = _Mending(directory, own, manifest["images"])
+        is_named = manifest["attempt"].encode() in _read(directory, MANIFEST, 0, -1)
+        if is_named or mend.is_vouched_for_by(manifest):
+            return mend.replace(MANIFEST, partial(_write, data))
+    return False
+
+
+def _write(data: bytes, fd: int) -> bool:
+    return os.pwrite(fd, data, 0) == len(data)
 
 
 def _gone(directory: Path) -> errors.NotFound:
@@ -112,11 +139,18 @@ class _Mending:
         if sums is None:
             return False
         if file != name:
-            return self._replace(file, lambda fd: os.pwrite(fd, sums, 0) == len(sums))
+            return self.replace(file, partial(_write, sums))
         crcs: list[int] = json.loads(sums)["crc32c"]
-        return self._replace(name, lambda fd: self._write_image(fd, name, crcs, image))
+        return self.replace(name, lambda fd: self._write_image(fd, name, crcs, image))
 
-    def _replace(self, name: str, write: Callable[[int], bool]) -> bool:
+    def is_vouched_for_by(self, manifest: Mapping[str, Any]) -> bool:
+        """Say whether *manifest*, of this run, names the checksums of all that lies here."""
+        here = self._directory.resolve().parts[-3:-1]
+        if (manifest["experiment"], manifest["run"]) != here:
+            return False
+        return all(any(self._sums(name, image)) for name, image in self._images.items())
+
+    def replace(self, name: str, write: Callable[[int], bool]) -> bool:
         """Put a file of *write* in the place of *name*, which may be linked from elsewhere."""
         beside = self._directory / f".{name}.{secrets.token_hex(4)}.tmp"
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

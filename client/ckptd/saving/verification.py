@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from ckptd.tensors import index
 from ckptd.tensors.boxes import coverage_problem
 from ckptd.tensors.copies import unreadable
-from ckptd.tensors.images import Held
+from ckptd.tensors.images import Held, check_format
 from ckptd.tensors.index import Index, Range
 from ckptd_proto import errors
 from ckptd_proto.crc import crc32c
@@ -78,18 +79,19 @@ def checkpoints_below(path: Path) -> list[Path]:
 def verify_below(path: Path) -> Iterator[Findings]:
     """Verify all of `checkpoints_below`, while others may remove and add some.
 
-    What has gone since it was listed is skipped. Raises `Aborted` in the end if one is being
-    removed, and does not go.
+    What has gone since it was listed is skipped. Raises in the end `Aborted` if one is being
+    removed, and does not go, and `Unimplemented` if a later ckptd wrote one.
     """
     done: set[Path] = set()
+    newer: errors.Unimplemented | None = None
     for _ in range(_ROUNDS):
+        busy: errors.Aborted | None = None
         try:
             listed = [one for one in checkpoints_below(path) if one not in done]
         except errors.NotFound:
             if not done:
                 raise
-            return
-        busy: errors.Aborted | None = None
+            break
         has_gone = False
         for directory in listed:
             try:
@@ -98,14 +100,18 @@ def verify_below(path: Path) -> Iterator[Findings]:
                 has_gone = True
             except errors.Aborted as error:
                 busy = error
+            except errors.Unimplemented as error:
+                newer = newer or error
+                done.add(directory)
             else:
                 done.add(directory)
                 yield findings
         if busy is None and not has_gone:
-            return
+            break
         time.sleep(_PAUSE_S)
-    if busy is not None:
-        raise busy
+    for left in (newer, busy):
+        if left is not None:
+            raise left
 
 
 def suspects(findings: Findings, images: Mapping[str, Any]) -> dict[str, int | None]:
@@ -169,7 +175,7 @@ def verify(directory: Path) -> Findings:
     if held is None:
         return Findings(directory, 1, 0, (_NO_MANIFEST,))
     try:
-        manifest = _parsed(directory, held.read(MANIFEST))
+        manifest = parsed(directory, held.read(MANIFEST))
     except OSError as error:
         manifest = _unread(MANIFEST, error)
     if isinstance(manifest, Fault):
@@ -187,7 +193,7 @@ def verify(directory: Path) -> Findings:
 def read_manifest(directory: Path) -> dict[str, Any] | Fault:
     """Return what vouches for the checkpoint, or what is wrong with it."""
     try:
-        return _parsed(directory, (directory / MANIFEST).read_bytes())
+        return parsed(directory, (directory / MANIFEST).read_bytes())
     except FileNotFoundError:
         return _NO_MANIFEST
 
@@ -219,20 +225,35 @@ def _gone(directory: Path) -> errors.NotFound:
     return errors.NotFound(f"{directory} was removed while it was looked at; name another")
 
 
-def _parsed(directory: Path, data: bytes) -> dict[str, Any] | Fault:
-    path = directory / MANIFEST
+def parsed(directory: Path, data: bytes) -> dict[str, Any] | Fault:
+    """Return what *data* says as the manifest of the checkpoint, or what is wrong with it.
+
+    Raises `Unimplemented` for a newer format.
+    """
+    if not data:
+        return Fault(MANIFEST, "is empty")
     try:
         manifest = json.loads(data)
-        if manifest["format"] != 1:
-            text = f"{path} has format {manifest['format']}, and this ckptd reads 1; update it"
-            raise errors.Unimplemented(text)
+        check_format(directory / MANIFEST, manifest["format"])
         if directory.resolve().name != f"step-{manifest['step']}":
             return Fault(MANIFEST, f"is that of step {manifest['step']}")
         for image in manifest["images"].values():
             int(image["size_bytes"]), str(image["sums_sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_told(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, OSError) as error:
         return Fault(MANIFEST, f"is damaged ({error!r})")
     return dict(manifest)
+
+
+def _check_told(manifest: Mapping[str, Any]) -> None:
+    """Raise `KeyError`, `TypeError` or `ValueError` if it lacks what daemons read in it, or people."""
+    for name in ("attempt", "experiment", "run", "incarnation", "plan_hash"):
+        if not isinstance(manifest[name], str):
+            raise TypeError(f"{name} is {manifest[name]!r}")
+    if not manifest["attempt"]:
+        raise ValueError("it names no attempt")
+    datetime.fromtimestamp(manifest["committed_at"])
+    int(manifest["world_size"]), [float(value) for value in manifest["metrics"].values()]
 
 
 def _check(held: Held, name: str, image: dict[str, Any]) -> list[Fault]:

@@ -19,6 +19,7 @@ from ckptd_proto import errors
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
+_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
@@ -46,21 +47,22 @@ class Images:
     def open(cls, directory: Path, uuid: str | None = None) -> Self:
         """Return the images of *directory*, which the attempt *uuid* has made, if given.
 
-        Raises `NotFound` if nothing is committed there, and `Aborted` if it is another's by now.
+        Raises `NotFound` if nothing is committed there, `DataLoss` if its manifest is damaged, and
+        `Aborted` if it is another's by now.
         """
         path = directory / _MANIFEST
         try:
             held = Held(directory)
-            raw = _parsed(path, held.read(_MANIFEST))
+            attempt, images = _made(path, held.read(_MANIFEST))
         except FileNotFoundError as error:
             text = f"this process sees no {path}: is the directory mounted here as for the daemon?"
             raise errors.NotFound(text) from error
         except OSError as error:
             raise unreadable(path, error) from error
-        if uuid is not None and raw["attempt"] != uuid:
-            text = f"{directory} was replaced by attempt {raw['attempt']} while it was looked at"
+        if uuid is not None and attempt != uuid:
+            text = f"{directory} was replaced by attempt {attempt} while it was looked at"
             raise errors.Aborted(f"{text}; load again")
-        return cls(directory, raw["attempt"], raw["images"], held)
+        return cls(directory, attempt, images, held)
 
     def prefer(self, memory: Mapping[str, Copy], on_corrupt: Callable[[str, str], None]) -> None:
         """Read the images that lie in *memory* there, while they are what was saved.
@@ -171,13 +173,35 @@ class Held:
             return file.read()
 
 
+def _made(path: Path, data: bytes) -> tuple[str, dict[str, Any]]:
+    """Return who has made a checkpoint, and what its manifest says of each image."""
+    raw = _parsed(path, data)
+    try:
+        images: dict[str, Any] = raw["images"]
+        for image in images.values():
+            int(image["size_bytes"]), str(image["sums_sha256"])
+        return str(raw["attempt"]), images
+    except _NOT_OURS as error:
+        raise _damaged(path, error) from error
+
+
 def _parsed(path: Path, data: bytes) -> dict[str, Any]:
     try:
         raw: dict[str, Any] = json.loads(data)
-        version = raw["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise errors.DataLoss(f"{path} is damaged ({error}); load another step") from error
-    if version != _FORMAT:
-        text = f"{path} has format {version}, and this ckptd reads {_FORMAT}: upgrade it"
-        raise errors.Unimplemented(text)
+        check_format(path, raw["format"])
+    except _NOT_OURS as error:
+        raise _damaged(path, error) from error
     return raw
+
+
+def check_format(path: Path, found: Any) -> None:
+    """Raise `Unimplemented` if the file is of a later ckptd, `ValueError` if it has no format."""
+    if isinstance(found, int) and found > _FORMAT:
+        text = f"{path} has format {found}, and this ckptd reads {_FORMAT}: upgrade it"
+        raise errors.Unimplemented(text)
+    if found != _FORMAT:
+        raise ValueError(f"its format is {found!r}")
+
+
+def _damaged(path: Path, error: Exception) -> errors.DataLoss:
+    return errors.DataLoss(f"{path} is damaged ({error!r}); load another step")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from itertools import groupby
 
 from ckptd_daemon.rpc.status import Context
-from ckptd_daemon.save.attempts import Checkpoint
+from ckptd_daemon.save.attempts import Checkpoint, Flaw
 from ckptd_daemon.save.commit.damage import Damage
 from ckptd_daemon.save.keeping import pins, standing
 from ckptd_daemon.save.keeping.keeper import Keeper
@@ -128,15 +128,19 @@ def checkpoint_message(
         committed_at=checkpoint.committed_at,
         pinned=pinned,
         latest=latest,
-        corruption=_corruption(damage),
+        corruption=_corruption(damage, checkpoint.flaw),
     )
 
 
-def _corruption(found: Damage | None) -> pb.Corruption | None:
+def _corruption(found: Damage | None, flaw: Flaw | None = None) -> pb.Corruption | None:
     if found is None:
         return None
     return pb.Corruption(
-        file=found.file, chunk=found.chunk, what=found.what, found_at=found.found_at
+        file=found.file,
+        chunk=found.chunk,
+        what=found.what,
+        found_at=found.found_at,
+        newer=flaw is not None and flaw.is_newer,
     )
 
 

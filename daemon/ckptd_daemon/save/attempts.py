@@ -70,6 +70,16 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Flaw:
+    """Why a committed step's manifest says nothing to this daemon."""
+
+    what: str
+    """In words."""
+    is_newer: bool = False
+    """Nothing is wrong with it: a later ckptd wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What is committed, as its manifest says."""
 
@@ -83,6 +93,8 @@ class Checkpoint:
     committed_at: float
     uid: int | None = None
     """Of whoever saved it; None if its manifest does not say."""
+    flaw: Flaw | None = None
+    """If the manifest says nothing: then of all this only place and step are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +195,9 @@ class Attempt:
 
 def taken(found: Checkpoint) -> errors.AlreadyExists:
     """Return the error for a step that somebody else has committed."""
+    if found.flaw is not None:
+        where = f"the manifest of {found.place.step(found.step)} {found.flaw.what}"
+        return errors.AlreadyExists(f"{where}; save the step again, which replaces it")
     return errors.AlreadyExists(
         f"{found.place.step(found.step)} is committed already, by attempt {found.attempt} of "
         f"incarnation {found.incarnation}; save another step, or pass on_existing='replace'"

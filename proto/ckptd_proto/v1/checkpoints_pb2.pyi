@@ -369,12 +369,16 @@ class Checkpoint(google.protobuf.message.Message):
     pinned: builtins.bool
     """It stays whatever the rules of its run say."""
     latest: builtins.bool
-    """Of a listing: what was saved last in its run, and is not known to be corrupt unless all are."""
+    """Of a listing: what was saved last in its run, and is not known to be corrupt unless all are.
+    Never one whose manifest cannot be read.
+    """
     @property
     def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
     @property
     def corruption(self) -> Global___Corruption:
-        """Of a listing: if it is known not to be what was saved."""
+        """Of a listing: if it is known not to be what was saved. If its manifest is damaged, or of a newer
+        format, only its place and its step are known.
+        """
 
     def __init__(
         self,
@@ -407,12 +411,15 @@ class Corruption(google.protobuf.message.Message):
     CHUNK_FIELD_NUMBER: builtins.int
     WHAT_FIELD_NUMBER: builtins.int
     FOUND_AT_FIELD_NUMBER: builtins.int
+    NEWER_FIELD_NUMBER: builtins.int
     file: builtins.str
     chunk: builtins.int
     what: builtins.str
     """In words."""
     found_at: builtins.float
     """Seconds since the epoch."""
+    newer: builtins.bool
+    """Nothing is known to be bad: a later ckptd wrote it, and this one cannot read it."""
     def __init__(
         self,
         *,
@@ -420,9 +427,10 @@ class Corruption(google.protobuf.message.Message):
         chunk: builtins.int | None = ...,
         what: builtins.str = ...,
         found_at: builtins.float = ...,
+        newer: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_chunk", b"_chunk", "chunk", b"chunk"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_chunk", b"_chunk", "chunk", b"chunk", "file", b"file", "found_at", b"found_at", "what", b"what"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_chunk", b"_chunk", "chunk", b"chunk", "file", b"file", "found_at", b"found_at", "newer", b"newer", "what", b"what"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_chunk", b"_chunk"]) -> typing.Literal["chunk"] | None: ...
 
 Global___Corruption: typing_extensions.TypeAlias = Corruption

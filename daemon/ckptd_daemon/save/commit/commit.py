@@ -223,6 +223,10 @@ def _put_back_if_missing(path: Path, place: Place) -> bool:
 
 
 def _put_back(path: Path, place: Place) -> None:
+    attempt_id = path.name.removesuffix(_REPLACED)
+    if any(one.attempt == attempt_id for one in manifests.of_run(place)):
+        remove(path, place)  # the new one is there, whatever can be read of the old one
+        return
     try:
         old = manifests.decode((path / MANIFEST).read_bytes(), place)
         if place.step(old.step).exists():

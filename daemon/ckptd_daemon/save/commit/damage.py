@@ -12,7 +12,7 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -84,7 +84,10 @@ def forget(place: Place, step: int) -> None:
 
 
 def known(checkpoint: Checkpoint) -> Damage | None:
-    """Return what is known to be bad of the checkpoint."""
+    """Return what is known to be bad of the checkpoint; of a later ckptd's, that it cannot be read."""
+    if checkpoint.flaw is not None:
+        what = checkpoint.flaw.what
+        return Damage(checkpoint.step, checkpoint.attempt, MANIFEST, None, what, time.time())
     found = _read(_record(checkpoint.place, checkpoint.step))
     return found if found is not None and found.attempt == checkpoint.attempt else None
 
@@ -92,14 +95,18 @@ def known(checkpoint: Checkpoint) -> Damage | None:
 def among(place: Place, checkpoints: Iterable[Checkpoint]) -> dict[int, Damage]:
     """Return, by step, what is known to be bad of *checkpoints* of one run."""
     noted = _noted(place)
-    found = ((one.step, known(one)) for one in checkpoints if one.step in noted)
+    found = ((one.step, known(one)) for one in checkpoints if one.step in noted or one.flaw)
     return {step: damage for step, damage in found if damage is not None}
 
 
-def sweep(place: Place, checkpoints: Iterable[Checkpoint]) -> None:
-    """Remove what was noted of steps that are gone, or were replaced."""
-    attempts = {one.step: one.attempt for one in checkpoints}
-    for step in _noted(place):
+def sweep(place: Place, checkpoints: Collection[Checkpoint]) -> None:
+    """Remove what was noted of steps that are gone, or were replaced.
+
+    What was noted of one whose manifest says nothing stays: it may be mended.
+    """
+    attempts = {one.step: one.attempt for one in checkpoints if one.flaw is None}
+    unknown = {one.step for one in checkpoints if one.flaw is not None}
+    for step in _noted(place) - unknown:
         found = _read(_record(place, step))
         if step not in attempts or (found is not None and found.attempt != attempts[step]):
             forget(place, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +144,15 @@ class Keeper:
 def _check_owner(place: Place, uid: int, save_roots: tuple[Path, ...]) -> None:
     places.check_user_below(place.root, uid, save_roots)
     places.check_no_links(place, uid)
-    if uid != os.getuid() and any(one.uid != uid for one in manifests.of_run(place)):
+    if uid != os.getuid() and not _is_of(manifests.of_run(place), uid):
         text = f"not all checkpoints in {place} are of user {uid}; ask who runs the daemon"
         raise errors.PermissionDenied(text)
+
+
+def _is_of(found: Sequence[Checkpoint], uid: int) -> bool:
+    """Whether all that is in a run is *uid*'s; of what says nothing, the others of it do."""
+    known = [one for one in found if one.flaw is None]
+    return all(one.uid == uid for one in known) and bool(known or not found)
 
 
 def _pin(place: Place, step: int) -> bool:

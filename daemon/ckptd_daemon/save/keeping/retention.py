@@ -89,16 +89,19 @@ def reasons(
     """Return why each step stays; a step of *found*, in the order they were saved, that is not in it may go.
 
     *bad* are the steps that are known to be. *now* is in seconds since the epoch; what was
-    committed after it is young.
+    committed after it is young. What has a flaw stays, and counts for no rule: of it nobody
+    knows what a rule asks for.
     """
-    in_order = list(found)
+    steps = list(found)
     if rules.keeps_all:
-        return dict.fromkeys((one.step for one in in_order), "no rule lets it go")
+        return dict.fromkeys((one.step for one in steps), "no rule lets it go")
+    in_order = [one for one in steps if one.flaw is None]
     kept = _kept([one for one in in_order if one.step not in bad], rules, now)
     if bad:
         were_they_good = _kept(in_order, rules, now)
         kept |= {step: f"{why}, but corrupt" for step, why in were_they_good.items() if step in bad}
-    return kept | dict.fromkeys((one.step for one in in_order if one.step in pinned), "pinned")
+    kept |= {one.step: f"its manifest {one.flaw.what}" for one in steps if one.flaw is not None}
+    return kept | dict.fromkeys((one.step for one in steps if one.step in pinned), "pinned")
 
 
 def _kept(in_order: Sequence[Checkpoint], rules: Retention, now: float) -> dict[int, str]:

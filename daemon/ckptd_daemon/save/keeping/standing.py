@@ -23,7 +23,7 @@ class Standing:
     steps: tuple[Checkpoint, ...]
     """In the order they were saved."""
     damaged: Mapping[int, Damage]
-    """Those that are known to be bad, by step."""
+    """Those that are known to be bad, or cannot be read, by step."""
 
     @property
     def good(self) -> tuple[Checkpoint, ...]:
@@ -32,8 +32,12 @@ class Standing:
 
     @property
     def latest(self) -> Checkpoint | None:
-        """What was saved last, and a job goes on from: a good one, if there is one."""
-        return next(reversed(self.good or self.steps), None)
+        """What was saved last, and a job goes on from: a good one, if there is one.
+
+        Never one of which nobody can tell when it was saved.
+        """
+        known = tuple(one for one in self.steps if one.flaw is None)
+        return next(reversed(self.good or known), None)
 
     def saves_of(self, incarnation: str) -> int:
         """Return the number that the next save of that life gets, as far as can be seen."""

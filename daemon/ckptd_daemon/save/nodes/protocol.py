@@ -284,9 +284,12 @@ class Course:
         data: bytes | None = yield Read(self._step / MANIFEST)
         try:
             if data is not None:
-                return manifests.decode(data, self._place)
-        except (ValueError, errors.Unimplemented) as error:
-            return errors.AlreadyExists(f"{self._step} is no checkpoint of this ckptd: {error}")
+                return manifests.understood(data, self._place, self._attempt.step)
+        except (manifests.Misplaced, errors.Unimplemented) as error:
+            text = (
+                f"{self._step} is no checkpoint that this ckptd may replace: its {MANIFEST} {error}"
+            )
+            return errors.AlreadyExists(f"{text}; move it away or save elsewhere")
         if not (yield Exists(self._step)):
             return None
         text = f"{self._step} exists and is no checkpoint of ckptd; move it away or save elsewhere"

@@ -14,6 +14,9 @@ from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 
 _FORMAT: Final = 1
+_NOT_TOLD: Final = frozenset(
+    {"place", "flaw"}
+)  # each daemon has its own; what is the same has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def encode_note(attempt_id: str, incarnation: str, why: errors.CkptdError | Chec
     }
     if isinstance(why, Checkpoint):
         fields = dataclasses.asdict(why)
-        record["same_as"] = {name: fields[name] for name in fields if name != "place"}
+        record["same_as"] = {name: fields[name] for name in fields if name not in _NOT_TOLD}
     else:
         record |= {"error": type(why).__name__, "reason": str(why)}
     if isinstance(why, errors.ResourceExhausted):
