@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ckptd_daemon.save.arena import headers
 from ckptd_daemon.save.attempts import Attempt, Image, JobKey
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
-from fakes.daemon import Daemon
+from fakes.daemon import Daemon, arena_of
 from fakes.rank import Rank, content
 from fakes.require_real import need_programs, need_root
 from fakes.streams import playing
@@ -188,6 +189,55 @@ def test_a_rank_that_cuts_its_memory_fails_its_own_save(
     rank.ask("seal", plan=[("0", SIZE)])
     assert rank.ask("watch")["state"] == "COMMITTED"
     assert daemon.pid == pid
+
+
+def test_who_removes_the_files_of_the_arena_ends_no_daemon_and_no_save(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    pid = daemon.pid
+    with opened(daemon, tmp_path) as ckpt:
+        saved = ckpt.save({"w": torch.full((9,), 1.0)}, step=1).result(30)
+        (saved.path / "__0_0.distcp").write_bytes(b"")  # so it comes from memory, or not at all
+        arena = arena_of(daemon.state_dir)
+        assert list(arena.glob("*.slot"))
+        shutil.rmtree(arena)
+        state = {"w": torch.zeros(9)}
+        assert ckpt.load(state).step == 1
+        assert float(state["w"][0]) == 1.0
+        larger = {"w": torch.full((SIZE,), 2.0)}  # does not fit the slots that are there
+        ckpt.save(larger, step=2).result(30)
+    assert arena.stat().st_mode & 0o077 == 0
+    assert daemon.pid == pid
+
+
+def test_who_removes_memory_that_a_rank_still_writes_into_ends_no_daemon(
+    daemon: Daemon, rank: Rank
+) -> None:
+    slot = reserved(rank)
+    restart(daemon)
+    shutil.rmtree(slot.parent)
+    rank.kill()
+    eventually(lambda: counted(daemon) == 0)
+
+
+def maps(daemon: Daemon, slot: Path) -> bool:
+    return str(slot) in Path(f"/proc/{daemon.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("allow_uids", ["", OTHER])
+def test_a_daemon_that_serves_other_users_too_maps_no_memory_that_somebody_could_cut(
+    short_path: Path, tmp_path: Path, allow_uids: int | str
+) -> None:
+    with (
+        Daemon(short_path, allow_uids=allow_uids) as daemon,
+        Rank(daemon.socket, tmp_path, 0, 1) as rank,
+    ):
+        rank.ask("join")
+        slot = reserved(rank)
+        rank.ask("copy")
+        assert maps(daemon, slot) is (not allow_uids)
+        rank.ask("seal", plan=[("0", SIZE)])
+        assert rank.ask("watch")["state"] == "COMMITTED"
 
 
 def test_memory_that_was_cut_is_not_committed_after_a_restart(

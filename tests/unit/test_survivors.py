@@ -33,7 +33,7 @@ def taken(process: Process) -> headers.Taken:
 
 def left(arena: Path, **options: bool) -> list[SlotFile | LostSlot]:
     """Return what a daemon that starts finds, closed again."""
-    options = {"believes_slots": False} | options
+    options = {"believes_slots": False, "trusts_own": True} | options
     found = [one if isinstance(one, LostSlot) else one[0] for one in survivors(arena, **options)]
     for one in found:
         one.close()
@@ -58,6 +58,16 @@ def test_what_was_sealed_is_found_and_nobodys_is_removed(tmp_path: Path, slot: S
     slot.unseal()
     assert left(tmp_path) == []
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("trusts_own", [True, False])
+def test_what_its_own_user_could_cut_is_mapped_only_by_a_daemon_that_serves_nobody_else(
+    tmp_path: Path, slot: SlotFile, trusts_own: bool
+) -> None:
+    slot.seal(SEALED)
+    (found,) = left(tmp_path, trusts_own=trusts_own)
+    assert isinstance(found, SlotFile)
+    assert (found.view is not None) is trusts_own
 
 
 def test_a_head_without_its_slot_is_removed(tmp_path: Path, slot: SlotFile) -> None:
@@ -156,7 +166,9 @@ def test_what_an_older_daemon_sealed_in_the_slot_is_taken_up_where_nobody_else_c
     head_of(slot.path).unlink()
     (found,) = left(tmp_path, believes_slots=True)
     assert found.path == slot.path
-    ((_, header),) = list(survivors(tmp_path, believes_slots=False))  # it has a head by now
+    ((_, header),) = list(
+        survivors(tmp_path, believes_slots=False, trusts_own=True)
+    )  # it has a head by now
     assert isinstance(header, headers.Header)
     assert (header.laid, header.attempt.job) == (LAID, JOB)
     head_of(slot.path).unlink()

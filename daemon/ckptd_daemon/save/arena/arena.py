@@ -42,7 +42,11 @@ class ArenaStatistics:
 class Arena:
     """Every slot whose memory counts; it alone changes what one is used for, and for whom."""
 
-    def __init__(self, directory: Path, budget_bytes: int, tasks: TaskGroup) -> None:
+    def __init__(
+        self, directory: Path, budget_bytes: int, tasks: TaskGroup, *, trusts_own: bool
+    ) -> None:
+        """If it *trusts_own*, slots of the daemon's own user are mapped."""
+        self._trusts_own = trusts_own
         self.directory = directory
         self.budget_bytes = budget_bytes
         self._tasks = tasks  # creates and destroys slots, whoever stops waiting
@@ -60,7 +64,8 @@ class Arena:
         """
         left = await anyio.to_thread.run_sync(take_over, config)
         async with anyio.create_task_group() as tasks:
-            arena = cls(left.directory, config.arena_bytes or left.half_bytes, tasks)
+            budget = config.arena_bytes or left.half_bytes
+            arena = cls(left.directory, budget, tasks, trusts_own=not config.allow_uids)
             unfinished = arena._count(left)
             watches = [
                 await tasks.start(arena._yield_memory),
@@ -212,7 +217,7 @@ class Arena:
                 partial(
                     _create,
                     *(self.directory, slot.size_bytes),
-                    is_mapped=slot.holder.uid == os.geteuid(),
+                    is_mapped=self._trusts_own and slot.holder.uid == os.geteuid(),
                 )
             )
             slot.use = Use.IDLE
@@ -278,5 +283,9 @@ def _remove_if_empty(directory: Path) -> None:
 
 def _create(directory: Path, size_bytes: int, *, is_mapped: bool) -> SlotFile:
     """Create a slot unless the node lacks the memory now, whatever the budget says."""
+    slots.own_directory(directory)  # somebody may have removed it
     check_room(directory, size_bytes)
-    return slots.create(directory, size_bytes, is_mapped=is_mapped)
+    try:
+        return slots.create(directory, size_bytes, is_mapped=is_mapped)
+    except FileNotFoundError as error:
+        raise errors.Unavailable(f"somebody has removed {directory}; save again") from error

@@ -36,7 +36,8 @@ class Offers:
     def to_read(self, slot: Slot, session: Session) -> SlotOffer:
         """Offer a slot through a descriptor by which nobody can write."""
         memory = slot.memory
-        fd = os.open(memory.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # not by its name, which somebody may have removed
+        fd = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             token = self._offer(fd, session.process.uid)
         finally:

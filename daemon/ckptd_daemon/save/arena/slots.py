@@ -116,8 +116,14 @@ def own_directory(directory: Path) -> None:
 
     It lies where everybody may write, so somebody else may have been there before.
     """
-    with durable.explained(directory):
-        directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        with durable.explained(directory):
+            directory.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError as error:
+        text = (
+            f"there is no {directory.parent} to stage saves in; make it, or set another `arena_dir`"
+        )
+        raise errors.FailedPrecondition(text) from error
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         text = f"{directory} is not a private directory of user {os.geteuid()}; remove it"

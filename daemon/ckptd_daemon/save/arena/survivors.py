@@ -44,20 +44,20 @@ class LostSlot:
 
 
 def survivors(
-    directory: Path, *, believes_slots: bool
+    directory: Path, *, believes_slots: bool, trusts_own: bool
 ) -> Iterator[tuple[SlotFile, headers.Header] | LostSlot]:
     """Yield what an earlier daemon left sealed, the latest last, and what is still written into.
 
     Removes what it left otherwise. What this daemon cannot read is left alone, and logged. If it
     *believes_slots*, what a daemon before format 2 has sealed, in memory that its clients could
-    write, is taken up as well.
+    write, is taken up as well. If it *trusts_own*, slots of its own user are mapped.
     """
     for head in directory.glob(f"*{HEAD_SUFFIX}"):
         if not head.with_suffix(SUFFIX).exists():
             head.unlink()
     for path in sorted(directory.glob(f"*{SUFFIX}"), key=_changed):
         try:
-            found = _found(path, believes_slots=believes_slots)
+            found = _found(path, believes_slots=believes_slots, trusts_own=trusts_own)
         except headers.NewerFormat as newer:
             text = "%s was sealed in format %s by a newer ckptd and is left alone; start that one"
             logger.error(text, path, newer)
@@ -70,7 +70,7 @@ def survivors(
 
 
 def _found(
-    path: Path, *, believes_slots: bool
+    path: Path, *, believes_slots: bool, trusts_own: bool
 ) -> tuple[SlotFile, headers.Header] | LostSlot | None:
     """Return what is in the slot; None if it is nobody's, and gone now."""
     is_older = not head_of(path).exists()
@@ -90,7 +90,7 @@ def _found(
     elif found is not None:
         if is_older:  # give it the head that it lacks
             durable.write_file(head_of(path), _start(path), mode=0o600, survives=False)
-        is_mapped = found.attempt.job.uid == os.geteuid()
+        is_mapped = trusts_own and found.attempt.job.uid == os.geteuid()
         return slots.reopen(path, size_bytes, is_mapped=is_mapped), found
     _give_back(path)
     return None
@@ -120,7 +120,11 @@ def _changed(path: Path) -> int:
 
 
 def _give_back(path: Path) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:  # somebody has removed it: who has it open has its memory
+        head_of(path).unlink(missing_ok=True)
+        return
     try:
         slots.give_back(path, fd)
     finally:

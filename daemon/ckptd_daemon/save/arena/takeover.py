@@ -41,7 +41,8 @@ def take_over(config: Config) -> Left:
     directory = _directory(config)
     slots.own_directory(directory)
     pages.advise(directory.parent)
-    found = list(survivors(directory, believes_slots=not config.save_roots))
+    believes_slots, trusts_own = not config.save_roots, not config.allow_uids
+    found = list(survivors(directory, believes_slots=believes_slots, trusts_own=trusts_own))
     lost = tuple(one for one in found if isinstance(one, LostSlot))
     sealed = tuple(one for one in found if not isinstance(one, LostSlot))
     return Left(directory, sealed, lost, room_bytes(directory))
