@@ -14,7 +14,7 @@ from ckptd.tensors.copies import PAGE_BYTES, Copy, File
 from ckptd_proto import errors
 from ckptd_proto.crc import crc32c
 
-_BLOCK_BYTES: Final = 512 << 10
+_BLOCK_BYTES: Final = 1 << 20
 """Summed as soon as they are read, while they lie in a core's own cache."""
 _SMALL_BYTES: Final = 64 << 10
 """If the pieces of a chunk have less, on average, they are not worth reads of their own."""

@@ -31,6 +31,14 @@ class Layout:
         return self.start + first * self.element_bytes, self.start + end * self.element_bytes
 
 
+def windows(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the bytes from *start* to *end*, cut where windows end."""
+    while start < end:
+        stop = min(end, (start // WINDOW_BYTES + 1) * WINDOW_BYTES)
+        yield start, stop
+        start = stop
+
+
 def cut(
     part: Box, layout: Layout, *, window_bytes: int = WINDOW_BYTES, gap_bytes: int = GAP_BYTES
 ) -> Iterator[Box]:

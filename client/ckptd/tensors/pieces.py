@@ -10,7 +10,7 @@ import torch
 
 from ckptd.tensors import boxes
 from ckptd.tensors.boxes import Box
-from ckptd.tensors.cuts import Layout, cut
+from ckptd.tensors.cuts import Layout, cut, windows
 from ckptd.tensors.index import Chunk
 
 ByteRange = tuple[str, int, int]
@@ -92,13 +92,16 @@ def pieces_of(stored: Stored, part: Box, target: torch.Tensor) -> Iterator[Piece
         and not (target.is_conj() or target.is_neg())
         and _is_dense(stored.strides, part[1])
     )
-    if is_bytes:
-        start, _ = stored.layout.span(part)
-        target = target.reshape(-1).view(torch.uint8)
-        stored = Stored(stored.file, start, torch.uint8, (1,))
-        part = ((0,), (target.numel(),))
-    for piece in cut(part, stored.layout):
-        yield Piece(stored, piece, narrowed(target, relative(piece, part)), is_bytes)
+    if not is_bytes:
+        for piece in cut(part, stored.layout):
+            yield Piece(stored, piece, narrowed(target, relative(piece, part)), is_bytes=False)
+        return
+    first, end = stored.layout.span(part)
+    data = target.reshape(-1).view(torch.uint8)
+    for start, stop in windows(first, end):
+        here = Stored(stored.file, start, torch.uint8, (1,))
+        taken = ((0,), (stop - start,))
+        yield Piece(here, taken, data[start - first : stop - first], is_bytes=True)
 
 
 def relative(box: Box, origin: Box) -> Box:
