@@ -13,8 +13,8 @@ from ckptd.bench.stage import Stage
 
 _COMPARE_BYTES = 8 << 20
 
-Extra = Callable[[Run, int], Reading]
-"""More figures of a run, given the origin's mark from before it."""
+Watch = Callable[[], Callable[[Run], Reading]]
+"""Called before a run; what it returns is called after it, for more figures."""
 
 
 def race(
@@ -23,7 +23,7 @@ def race(
     door: Door,
     names: tuple[str, ...],
     contestants: Sequence[Contestant],
-    extra: Extra = lambda run, mark: {},
+    watch: Watch = lambda: lambda run: {},
 ) -> tuple[Row, ...]:
     """Return a row for each contestant, over the rounds after the first.
 
@@ -38,17 +38,19 @@ def race(
             if one.name in out:
                 continue
             stage.say(f"{case}: {'warm-up' if turn == 0 else f'round {turn}'}, {one.name}")
-            mark = stage.origin.mark()
             try:
-                with stage.job(door, names) as job, one.fetched(job) as run:
-                    difference = _difference(stage.origin.files, run.paths, in_full=turn == 0)
-                    if turn and not difference:
-                        readings[one.name].append({**run.reading, **extra(run, mark)})
+                with stage.job(door, names) as job:
+                    seen = watch()
+                    with one.fetched(job) as run:
+                        figures = {**run.reading, **seen(run)}
+                        difference = _difference(stage.origin.files, run.paths, in_full=turn == 0)
             except FailedError as error:
                 out[one.name] = Row(one.name, {}, str(error))
                 continue
             if difference:
                 out[one.name] = Row(one.name, {}, difference, is_wrong=True)
+            elif turn:
+                readings[one.name].append(figures)
     return tuple(out.get(one.name) or row(one.name, readings[one.name]) for one in contestants)
 
 
