@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import anyio
@@ -33,6 +34,8 @@ class Volume:
 class _Exchange:
     payloads: dict[int, bytes] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
+    asking: Counter[int] = field(default_factory=Counter)
+    """How many calls of each rank wait: one that lost its connection asks again."""
     failure: errors.CkptdError | None = None
     settled: anyio.Event = field(default_factory=anyio.Event)
     over: anyio.Event = field(default_factory=anyio.Event)
@@ -62,16 +65,14 @@ class Exchanges:
         exchange = self._contribute(name, rank, payload)
         if exchange.settled.is_set():
             self._drop_finished(but=name)
+        exchange.asking[rank] += 1
         try:
-            with anyio.fail_after(timeout_s):
+            with anyio.move_on_after(timeout_s):
                 await exchange.settled.wait()
-        except TimeoutError:
-            late = [rank for rank in range(self._world_size) if rank not in exchange.payloads]
-            text = (
-                f"ranks {', '.join(map(str, late))} of {self._world_size} did not come to "
-                f"{name!r} in {timeout_s:g} s; look at what they do"
-            )
-            raise errors.DeadlineExceeded(text) from None
+        finally:
+            exchange.asking[rank] -= 1
+        if not exchange.settled.is_set():
+            raise self._left(name, exchange, rank, timeout_s)
         if exchange.failure is not None:
             self._drop(name)
             raise exchange.failure
@@ -120,6 +121,21 @@ class Exchanges:
         if len(exchange.payloads) == self._world_size:
             exchange.settled.set()
         return exchange
+
+    def _left(
+        self, name: str, exchange: _Exchange, rank: int, timeout_s: float
+    ) -> errors.DeadlineExceeded:
+        """Have a rank go that has waited long enough: who comes later must not count on it."""
+        late = [rank for rank in range(self._world_size) if rank not in exchange.payloads]
+        if self._rounds.get(name) is exchange and not exchange.asking[rank]:
+            self._volume.bytes -= len(exchange.payloads.pop(rank))
+            if not exchange.payloads:
+                self._drop(name)
+        text = (
+            f"ranks {', '.join(map(str, late))} of {self._world_size} did not come to "
+            f"{name!r} in {timeout_s:g} s; look at what they do"
+        )
+        return errors.DeadlineExceeded(text)
 
     def _drop_finished(self, *, but: str) -> None:
         for name, exchange in list(self._rounds.items()):

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -147,6 +147,9 @@ def check_model(kind: Any) -> None:
     kept = {name: states.local(v).clone() for name, v in state()["model"].items()}
     moments = state()["optimizer"]["state"]
     kept_moments = {n: states.local(v["exp_avg"]).clone() for n, v in moments.items()}
+    whole = {"model": full(state()["model"]), "optimizer": {"state": full(moments)}}
+    if rank == 0:
+        torch.save(whole, path.with_name("whole.pt"))  # for who reads it alone
     train()
     loaded = state()
     dcp.load(loaded, storage_reader=ckptd.dcp.StorageReader(path))
@@ -159,6 +162,13 @@ def check_model(kind: Any) -> None:
     states.check_same(state()["model"], kept)
     moments = state()["optimizer"]["state"]
     states.check_same({n: v["exp_avg"] for n, v in moments.items()}, kept_moments)
+
+
+def full(values: Any) -> Any:
+    """Return it with whole tensors."""
+    if isinstance(values, dict):
+        return {name: full(value) for name, value in values.items()}
+    return values.full_tensor() if isinstance(values, DTensor) else values
 
 
 def check_balance() -> None:

@@ -49,6 +49,7 @@ class Arena:
         self._trusts_own = trusts_own
         self.directory = directory
         self.budget_bytes = budget_bytes
+        self._is_closed = False
         self._tasks = tasks  # creates and destroys slots, whoever stops waiting
         self._slots: list[Slot] = []
         self._clock = 0  # orders idle slots by last use
@@ -225,6 +226,10 @@ class Arena:
             slot.failure = failure
             self._slots.remove(slot)
         slot.settled.set()
+        if self._is_closed:
+            with anyio.CancelScope(shield=True):
+                await self._discard()
+            return
         self._give_back_useless()
         self._tell()
 
@@ -259,12 +264,18 @@ class Arena:
         self._tell()
 
     async def _close(self) -> None:
+        self._is_closed = True
         for slot in self:
-            if slot.use is Use.IDLE:
-                await anyio.to_thread.run_sync(slot.memory.destroy)
-            elif slot.use is Use.BUSY:
+            if slot.use is Use.BUSY:
                 assert slot.file is not None
                 slot.file.close()
+        await self._discard()
+
+    async def _discard(self) -> None:
+        """Give idle slots back, each once, and the directory if nothing else is in it."""
+        while idle := next((slot for slot in self if slot.use is Use.IDLE), None):
+            idle.use = Use.GOING
+            await anyio.to_thread.run_sync(idle.memory.destroy)
         await anyio.to_thread.run_sync(_remove_if_empty, self.directory)
 
     def _tell(self) -> None:
