@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,3 +93,21 @@ def test_peers_that_do_not_exist_are_refused_at_once() -> None:
     done = ckptd("bench", "save", "--peers", "dcp", env=os.environ)
     assert done.returncode == 2
     assert "choose of dcp-async" in done.stderr
+
+
+def test_every_way_is_measured_beside_a_data_loader_and_told_as_json_and_picture(
+    tmp_path: Path,
+) -> None:
+    picture, where = tmp_path / "bench.png", tmp_path / "disk"
+    where.mkdir()
+    tiny = ["--case", "loader", "--mib", "1", "--ranks", "1", "--repeats", "1"]
+    given = [*tiny, "--directory", str(where), "--json", "-o", str(picture)]
+    done = ckptd("bench", "save", *given, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads(done.stdout)["cases"]
+    by_name = {one["name"]: one for one in case["contestants"]}
+    assert by_name.keys() >= {"ckptd", *bench._WAYS}
+    for name in ("ckptd", *bench._WAYS):
+        assert by_name[name]["figures"]["step_ms"]["median"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert list(where.iterdir()) == []
