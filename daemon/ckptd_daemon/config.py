@@ -184,6 +184,15 @@ class Config(BaseSettings):
         separator = "," if info.field_name == "allow_uids" else ":"
         return [part for part in value.split(separator) if part]
 
+    @field_validator("quota_low_percent")
+    @classmethod
+    def _is_below_high(cls, low: float, info: ValidationInfo) -> float:
+        high = info.data.get("quota_high_percent", low)  # which may be wrong itself
+        if low > high:
+            text = f"{low:g} is above quota_high_percent, {high:g}; give the same or less"
+            raise ValueError(text)
+        return low
+
     @field_validator("proxy")
     @classmethod
     def _is_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:

@@ -1,7 +1,8 @@
 """Random faults, kills, damage and changes at once: nothing wrong is ever handed out.
 
-It runs for `CKPTD_CHAOS_S` seconds with the seed `CKPTD_CHAOS_SEED`, or else a new one. What it
-finds names the seed and tells what happened, so that it can be tried again.
+It runs for `CKPTD_CHAOS_S` seconds with the seed `CKPTD_CHAOS_SEED`, or else a new one. It begins
+by saying how to play that again, past pytest's capture: a timeout ends the whole process. What it
+finds tells what happened as well.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ DURATION_S = float(os.environ.get("CKPTD_CHAOS_S", "5"))
 
 
 @pytest.mark.timeout(DURATION_S + 300)
-def test_whatever_happens_callers_get_right_bytes_or_typed_errors(short_path: Path) -> None:
+def test_whatever_happens_callers_get_right_bytes_or_typed_errors(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seed = os.environ.get("CKPTD_CHAOS_SEED") or secrets.token_hex(4)
+    again = f"again: CKPTD_CHAOS_SEED={seed} CKPTD_CHAOS_S={DURATION_S:g} pytest tests/chaos"
+    say(again, capsys)
     authority = Authority(short_path / "ca")
     daemon = Daemon(short_path / "d")
     with (
@@ -44,8 +49,12 @@ def test_whatever_happens_callers_get_right_bytes_or_typed_errors(short_path: Pa
             conductor.run(DURATION_S)
         except BaseException as error:
             schedule = "\n".join(conductor.schedule)
-            replay = f"CKPTD_CHAOS_SEED={seed} CKPTD_CHAOS_S={DURATION_S:g}"
-            text = f"{error}\n\n{schedule}\n\nagain: {replay} pytest tests/chaos"
-            raise AssertionError(text) from error
-    sys.stdout.write(f"seed {seed}: {dict(conductor.outcomes)}\n")
+            raise AssertionError(f"{error}\n\n{schedule}\n\n{again}") from error
+    say(f"seed {seed}: {dict(conductor.outcomes)}", capsys)
     assert any(outcome.startswith("right") for outcome in conductor.outcomes)
+
+
+def say(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        sys.stdout.write(f"\n{text}\n")
+        sys.stdout.flush()

@@ -54,6 +54,28 @@ def test_many_arrive_in_the_order_they_were_asked_for(
     assert len(origin.bodies("part-003")) == 1
 
 
+def test_batches_that_are_under_way_together_bring_what_they_share_once(
+    daemon: Daemon, origin: Origin
+) -> None:
+    files = put(origin, 4)
+    names = list(files)
+    client = daemon.client()
+    origin.hold()
+    with ThreadPoolExecutor(2) as callers:
+        parts = names[:3], names[1:]
+        batches = [callers.submit(client.fetch_many, [*map(origin.url, part)]) for part in parts]
+        shared = {origin.url(name) for name in parts[0] if name in parts[1]}
+        try:
+            eventually(
+                lambda: shared <= {f.object for f in client.status().flights if f.waiters == 2}
+            )
+        finally:
+            origin.release()
+        for part, batch in zip(parts, batches, strict=True):
+            assert [path.read_bytes() for path in batch.result(30)] == [files[n] for n in part]
+    assert sorted(name for name, _ in origin.requests) == names
+
+
 def test_hashes_are_stated_one_by_one(daemon: Daemon, origin: Origin) -> None:
     files = put(origin, 3)
     urls = [origin.url(name) for name in files]

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from fakes.nginx import Nginx
 from fakes.origin import Fault, Origin
 from fakes.running import ckptd
 from fakes.tracing import tampered
+from fakes.waiting import eventually
 
 FILES = {
     "config.json": b"{}",
@@ -153,6 +155,28 @@ def test_single_fetches_and_directories_share_their_files(daemon: Daemon, origin
     tree = client.fetch(origin.url("m/"))
     assert (tree / "sub/part-2.bin").samefile(path)
     assert len(origin.bodies("m/sub/part-2.bin")) == 1
+
+
+def test_snapshots_that_are_under_way_together_bring_what_they_share_once(
+    daemon: Daemon, origin: Origin
+) -> None:
+    files = {name: name.encode() * 1000 for name in "abcd"}
+    manifest(origin, "m/", files)
+    client, url = daemon.client(), origin.url("m/")
+    origin.hold(after_bytes=1)  # the manifest passes, in one piece
+    with ThreadPoolExecutor(2) as callers:
+        parts = "abc", "bcd"
+        trees = [callers.submit(client.fetch, url, include=list(part)) for part in parts]
+        shared = {f"{url}{name}" for name in "bc"}
+        try:
+            eventually(
+                lambda: shared <= {f.object for f in client.status().flights if f.waiters == 2}
+            )
+        finally:
+            origin.release()
+        for part, tree in zip(parts, trees, strict=True):
+            assert content(tree.result(30)) == {name: files[name] for name in part}
+    assert [len(origin.bodies(f"m/{name}")) for name in files] == [1, 1, 1, 1]
 
 
 def test_patterns_that_choose_nothing_say_what_there_is(daemon: Daemon, origin: Origin) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from ckptd import errors
 from ckptd_daemon.sources.source import TransientError
 from ckptd_daemon.transfer.edges import BLAMED_S, Edges
+from fakes.deaf import deaf
 from fakes.node import fetching
 from fakes.origin import Origin
 
@@ -71,6 +72,50 @@ async def test_after_a_stall_the_next_connection_goes_to_another_address(
             assert obj.direct is not None, "streams bring it"
             resolving(lambda port: infos(port, "127.0.0.2", "127.0.0.3", "127.0.0.1"))
             assert (await node.fetch(url)).read_bytes() == data
+
+
+@pytest.fixture(params=["question", "streams"])
+def asked(
+    request: pytest.FixtureRequest, short_path: Path, resolving: Callable[[Resolve], None]
+) -> Callable[..., Awaitable[Path | errors.Unavailable]]:
+    """Fetch what an origin has, by a name: all that is asked, or only the bytes, of these addresses."""
+
+    async def fetch(origin: Origin, *addresses: str) -> Path | errors.Unavailable:
+        url = origin.url("model").replace("127.0.0.1", NAME)
+        patient = {"first_byte_s": 600, "stall_s": 600, "revalidate_s": 60}
+        async with fetching(short_path, connect_s=1, retries=0, **patient) as node:
+            if request.param == "streams":
+                resolving(lambda port: infos(port, "127.0.0.1"))
+                await node.fetcher._versions.of(url, only_public=False, on_board=bool)
+            resolving(lambda port: infos(port, *addresses))
+            with anyio.fail_after(20):
+                try:
+                    return await node.fetch(url)
+                except errors.Unavailable as error:  # it would leave the node in a group
+                    return error
+
+    return fetch
+
+
+async def test_an_address_that_never_takes_a_connection_is_given_up(
+    origin: Origin, data: bytes, asked: Callable[..., Awaitable[Path | errors.Unavailable]]
+) -> None:
+    origin.put("model", data)
+    with deaf("127.0.0.2", origin.port):
+        failure = await asked(origin, "127.0.0.2")
+    assert isinstance(failure, errors.Unavailable)
+    assert "cannot connect" in str(failure) or "cannot be reached" in str(failure)
+    assert origin.bodies("model") == []
+
+
+async def test_after_an_address_that_never_takes_a_connection_the_next_is_tried(
+    origin: Origin, data: bytes, asked: Callable[..., Awaitable[Path | errors.Unavailable]]
+) -> None:
+    origin.put("model", data)
+    with deaf("127.0.0.2", origin.port):
+        path = await asked(origin, "127.0.0.2", "127.0.0.1")
+    assert isinstance(path, Path), path
+    assert path.read_bytes() == data
 
 
 async def test_a_resolver_that_hangs_is_not_waited_for(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,36 @@ def test_only_what_is_asked_for_is_fetched_and_the_rest_when_somebody_wants_it(
     assert path.read_bytes() == model
     assert sorted(chunks(origin)) == [0, 1, 2, 3, 4]
     assert origin.sent_bytes == len(model) + 1
+
+
+@pytest.mark.parametrize("way", ["argument", "fragment"])
+def test_a_stated_hash_is_compared_though_only_some_tensors_are_asked_for(
+    way: str,
+    one_stream: Daemon,
+    origin: Origin,
+    model: bytes,
+    expected: dict[str, torch.Tensor],
+) -> None:
+    origin.put("model", model)
+    client, url = one_stream.client(), origin.url("model")
+
+    def some(stated: str) -> AbstractContextManager[ckptd.Tensors]:
+        ref, sha256 = (f"{url}#sha256={stated}", None) if way == "fragment" else (url, stated)
+        names = ["layer.09"]
+        return client.open_tensors(
+            ref, tensors=names, sha256=sha256, verify="transport", timeout=30
+        )
+
+    origin.hold(after_bytes=3 * CHUNK_BYTES + (1 << 20))
+    with pytest.raises(errors.DataLoss, match="checksum"), some("0" * 64) as tensors:
+        assert torch.equal(tensors["layer.09"], expected["layer.09"])
+        tensors.wait()  # for no more than what was asked for
+        origin.release()
+    assert client.blobs() == []
+    with some(hashlib.sha256(model).hexdigest()) as tensors:
+        assert torch.equal(tensors["layer.09"], expected["layer.09"])
+    (blob,) = client.blobs()
+    assert blob.verification == "sha256"
 
 
 def test_a_part_that_was_fetched_by_an_earlier_life_is_not_fetched_again(

@@ -15,7 +15,7 @@ from ckptd import errors
 from ckptd.values import FlightStatus
 from fakes.daemon import Daemon
 from fakes.origin import Fault, Origin
-from fakes.require_real import need_root
+from fakes.require_real import need_programs, need_root
 from fakes.running import ckptd
 from fakes.tracing import tampered
 from fakes.waiting import eventually
@@ -91,6 +91,21 @@ def put(origin: Origin, **sizes: int) -> dict[str, str]:
     for name, mib in sizes.items():
         origin.put(name, bytes(mib * MIB))
     return {name: origin.url(name) for name in sizes}
+
+
+def need_fallocate(path: Path) -> None:
+    """Skip the test unless the filesystem of *path* can reserve space."""
+    need_programs("fallocate")
+    probe = path / "probe"
+    done = subprocess.run(["fallocate", "-l", "4096", probe], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"needs a filesystem with fallocate: {done.stderr.decode()}")
+
+
+def allocated_bytes(daemon: Daemon) -> int:
+    """What the disk has given for bytes that are still on their way."""
+    files = (daemon.state_dir / "cache" / "partials").glob("*/data")
+    return sum(file.stat().st_blocks * 512 for file in files)
 
 
 def test_who_fits_once_others_have_left_waits_and_says_for_whom(
@@ -262,6 +277,21 @@ def test_many_small_ones_go_together_down_to_the_low_watermark(
             pass
     kept = sum(blob.size_bytes for blob in small.client().blobs())
     assert kept == 75 * MIB  # 90 were over the high watermark
+
+
+def test_the_disk_has_given_all_of_the_space_before_the_first_byte_comes(
+    small: Daemon, origin: Origin, short_path: Path, data: bytes
+) -> None:
+    need_fallocate(short_path)
+    origin.put("model", data)
+    origin.hold()
+    flying = Fetch(small, origin.url("model"))
+    assert origin.held.wait(30)
+    eventually(lambda: allocated_bytes(small) >= len(data))
+    assert origin.sent_bytes == 0
+    origin.release()
+    assert flying.has_it.wait(30)
+    flying.leave()
 
 
 def test_two_flights_are_let_in_only_if_both_fit_where_nothing_can_be_reserved(

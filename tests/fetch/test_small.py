@@ -192,3 +192,15 @@ async def test_a_fault_of_every_body_has_its_outcome(
             error, words = outcome
             assert came[fault].startswith(f"{error.__name__}: "), (fault, came[fault])
             assert re.search(words, came[fault]), (fault, came[fault])
+
+
+async def test_an_answer_that_does_not_begin_is_given_up_however_long_it_might_pause_later(
+    short_path: Path, origin: Origin
+) -> None:
+    for name in ("a", "b"):
+        origin.put(name, name.encode() * 1000).faults = [Fault.MUTE]
+    async with clean(short_path, origin, first_byte_s=0.5, stall_s=600) as node:
+        with anyio.fail_after(20):
+            paths = await fetch_many(node, origin.url("a"), origin.url("b"))
+    assert sorted(origin.requests[:2]) == [("a", FIRST_BYTES), ("b", FIRST_BYTES)]
+    assert [path.read_bytes()[:1] for path in paths] == [b"a", b"b"]

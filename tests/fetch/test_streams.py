@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import ssl
 import threading
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from ckptd_daemon.transfer.pace import Limits, Pacer
 from ckptd_daemon.transfer.progress import Cause
 from ckptd_daemon.transfer.stream import Stream
 from fakes.certificates import Authority
+from fakes.deaf import deaf
 from fakes.node import clean, fetching
 from fakes.origin import Fault, File, Origin
 from fakes.origin.files import FIRST_BYTE
@@ -58,6 +58,32 @@ async def test_a_stall_costs_only_what_did_not_come_and_no_retry(
     async with fetching(short_path, retries=0) as node:
         assert (await node.fetch(origin.url("model"))).read_bytes() == data
     assert origin.has_sent_once(len(data))
+
+
+@pytest.mark.parametrize("size_bytes", [1 << 20, 40 << 20], ids=["small", "big"])
+@pytest.mark.parametrize(
+    ("fault", "waits"),
+    [
+        (Fault.MUTE, {"first_byte_s": 0.5, "stall_s": 600}),
+        (Fault.STALL, {"first_byte_s": 600, "stall_s": 0.5}),
+    ],
+    ids=["does not begin", "stops"],
+)
+async def test_a_reply_that_does_not_begin_and_one_that_stops_have_a_time_of_their_own(
+    fault: Fault,
+    waits: dict[str, float],
+    size_bytes: int,
+    short_path: Path,
+    origin: Origin,
+    data: bytes,
+) -> None:
+    file = origin.put("model", data[:size_bytes])
+    file.faults = [fault]
+    alone = {"streams": 1, "streams_max": 1}  # nobody helps
+    async with clean(short_path, origin, **alone, **waits) as node:
+        with anyio.fail_after(20):
+            assert (await node.fetch(origin.url("model"))).read_bytes() == file.data
+    assert len(ranges(origin, "model")) == len(origin.bodies("model")) > 1, "streams brought it"
 
 
 @pytest.mark.parametrize("fault", [Fault.STALL, Fault.RESET, Fault.TRUNCATE, Fault.MUTE])
@@ -295,16 +321,8 @@ async def test_a_small_fetch_gets_going_while_big_ones_have_all_streams(
 
 
 async def test_who_leaves_while_it_connects_keeps_no_thread(short_path: Path) -> None:
-    with socket.socket() as listener, ExitStack() as stack:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(2):  # its queue is full: who comes now gets no answer
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        endpoint = Endpoint(
-            f"http://127.0.0.1:{listener.getsockname()[1]}/model", {}, ssl.create_default_context()
-        )
+    with deaf() as port:
+        endpoint = Endpoint(f"http://127.0.0.1:{port}/model", {}, ssl.create_default_context())
         obj = Object("o", "t", "v", "n", 1, True, Validator('"v"', None, True), endpoint.url, False)
         config = Config(socket=short_path / "s", state_dir=short_path, connect_s=600)
         stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print), config)

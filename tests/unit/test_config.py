@@ -77,6 +77,19 @@ def test_a_socket_path_over_107_bytes_is_refused_with_its_length(tmp_path: Path)
         config.load({"socket": Path("/" + "s" * 119)}, file=None)
 
 
+def test_a_low_watermark_above_the_high_one_is_refused_with_both_and_what_to_do() -> None:
+    told = r"quota_low_percent: .*75 is above quota_high_percent, 60; give the same or less"
+    with pytest.raises(InvalidArgument, match=told):
+        config.load({"quota_high_percent": 60}, file=None)  # below the default of the other
+    even = config.load({"quota_high_percent": 60, "quota_low_percent": 60}, file=None)
+    assert (even.quota_low_percent, even.quota_high_percent) == (60, 60)
+
+
+def test_a_high_watermark_that_is_wrong_itself_is_all_that_is_told() -> None:
+    with pytest.raises(InvalidArgument, match=r"wrong: quota_high_percent: [^;]*$"):
+        config.load({"quota_high_percent": 101}, file=None)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -50,15 +50,20 @@ def open_tensors(
     leaving the block waits for the comparison: `DataLoss` then says that what was read does not
     count. Where no checksum is known, that check is all there is, and nothing needs to be asked.
 
+    A SHA-256 is of the whole file: where you state one, all of it is fetched and compared, also with
+    `tensors=[…]`, which then come first. The store's checksum brings nothing that was not asked for:
+    with `tensors=[…]` and `verify="transport"` it is not compared.
+
     Args:
         ref: A path, `file://…` or `http(s)://…`; `#sha256=…` may follow.
-        tensors: Fetch only these, by name, in pieces of 16 MiB; others still come when they are
-            asked for. Without it the whole file is fetched while the block lasts.
+        tensors: Fetch only these, by name, in pieces of 16 MiB, or these first where a SHA-256 is
+            stated; others still come when they are asked for. Without it the whole file is fetched
+            while the block lasts.
         sha256: What the bytes of the file must hash to, in hex.
         verify: `"transport"` hands tensors out before that was compared.
         device: Where tensors are put, as torch calls it.
         offline: Answer from the cache or fail.
-        timeout: Seconds that opening, and then each wait for a tensor, may take.
+        timeout: Seconds that opening, then each wait for a tensor, and the comparison may take.
         on_progress: Called on a thread of ours, a few times a second.
 
     Raises:
@@ -122,17 +127,21 @@ def opened_tensors(connect: Callable[[], Connection], ask: TensorsAsk) -> Iterat
         text = f'verify is {ask.verify!r}; give "transport", or nothing to wait for the whole'
         raise errors.InvalidArgument(text)
     ref = refs.parse(ask.fetch.ref, ask.fetch.sha256)
+    is_whole = ask.tensors is None or ref.sha256 is not None  # a hash is of all of it
     deadline = None if ask.fetch.timeout is None else time.monotonic() + ask.fetch.timeout
     with ExitStack() as stack:
         if ref.path is not None:
             arrival, want = _local(fetching.local(ref.path, ref.sha256))
         else:
-            arrival, want = stack.enter_context(_remote(connect, ask, display(ref.url or "")))
+            title = display(ref.url or "")
+            opened = _remote(connect, ask, title, is_whole=is_whole)
+            arrival, want = stack.enter_context(opened)
         stack.callback(arrival.close)
         yield Tensors(
             arrival,
             read_header(arrival, want, deadline),
             ask.tensors,
+            is_whole=is_whole,
             want=want,
             device=ask.device,
             timeout=ask.fetch.timeout,
@@ -155,7 +164,7 @@ def _local(path: Path) -> tuple[Arrival, Want]:
 
 @contextmanager
 def _remote(
-    connect: Callable[[], Connection], ask: TensorsAsk, title: str
+    connect: Callable[[], Connection], ask: TensorsAsk, title: str, *, is_whole: bool
 ) -> Iterator[tuple[Arrival, Want]]:
     """Follow what the daemon fetches, and hold it inside the block."""
     from ckptd.link import calls
@@ -167,7 +176,7 @@ def _remote(
         sha256=ask.fetch.sha256 or "",
         offline=ask.fetch.offline or fetching.is_offline(),
         hold=ask.fetch.hold,
-        whole=ask.tensors is None,
+        whole=is_whole,
         transport=ask.verify == "transport",
     )
     arrival = Arrival(title)

@@ -34,20 +34,25 @@ class Tensors:
         header: Header,
         asked: Iterable[str] | None,
         *,
+        is_whole: bool,
         want: Want,
         device: str,
         timeout: float | None,
     ) -> None:
-        """Raises `NotFound` if the file has no tensor that was *asked* for; None asks for all."""
+        """Raises `NotFound` if the file has no tensor that was *asked* for; None asks for all.
+
+        *is_whole* tells whether all of the file is brought, whatever was asked for.
+        """
         self._arrival = arrival
         self._header = header
         self._want = want
         self._device = device
         self._timeout = timeout
-        self._is_whole = asked is None
+        self._asks_all = asked is None
+        self._is_whole = is_whole
         named = header.tensors if asked is None else asked
         self._asked = {name: self._entry(name) for name in named}
-        if not self._is_whole:
+        if not self._asks_all:
             want((entry.start, entry.end) for entry in self._asked.values())
 
     def __repr__(self) -> str:
@@ -126,7 +131,7 @@ class Tensors:
 
         Raises what `get` does.
         """
-        if self._is_whole:
+        if self._asks_all:
             self._arrival.wait_published(self._deadline())
         else:
             spans = [(entry.start, entry.end) for entry in self._asked.values()]
@@ -134,7 +139,7 @@ class Tensors:
 
     def _settle(self) -> None:
         if self._is_whole and self._arrival.is_unverified:
-            self.wait()
+            self._arrival.wait_published(self._deadline())
         self._arrival.check()
 
     def _read(self, name: str, entry: Entry) -> torch.Tensor:
