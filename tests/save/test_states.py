@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,20 @@ STAGED = {
     "renamed": ("fsync", "{run}", "{run}/step-{step}"),
 }
 COMMITTED = "committed"
-KILLED = {
-    "a rank": [*OPEN, *STAGED, COMMITTED],
-    "the daemon": ["half sealed", *STAGED],
-    "all": ["half sealed", *STAGED],
-}
-CASES = [(victim, state) for victim, states in KILLED.items() for state in states]
+DAEMON, ALL = "the daemon", "all"
+
+
+def cases() -> Iterator[tuple[int, str, int | str]]:
+    """Yield how many ranks there are, what state the attempt is in, and who is killed then.
+
+    Of the ranks the first and the last, which seal on either side of the half.
+    """
+    for size in (1, 2, 4):
+        for state in [*OPEN, *STAGED, COMMITTED]:
+            if size == 1 and state == "half sealed":
+                continue  # as it is when it is copied
+            for victim in [*sorted({0, size - 1}), DAEMON, ALL]:
+                yield size, state, victim
 
 
 class Node:
@@ -89,13 +98,13 @@ class Node:
         """The ranks that have sealed when half have."""
         return list(range(len(self.its.ranks) // 2))
 
-    def kill(self, victim: str) -> list[int]:
-        """Kill one rank, each in its turn, or all; return who lives."""
+    def kill(self, victim: int | str) -> list[int]:
+        """Kill a rank, the daemon, or all; return the ranks that live."""
         ranks = list(range(len(self.its.ranks)))
-        dead = [self.step % len(ranks)] if victim == "a rank" else ranks if victim == "all" else []
+        dead = [victim] if isinstance(victim, int) else ranks if victim == ALL else []
         for rank in dead:
             self.its.ranks[rank].kill()
-        if victim != "a rank":
+        if not isinstance(victim, int):
             os.kill(self.daemon.pid, signal.SIGKILL)
         return [rank for rank in ranks if rank not in dead]
 
@@ -110,31 +119,36 @@ class Node:
         return arena.slots - arena.idle_slots
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda ranks: f"{ranks} ranks")
-def node(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Node]:
-    root = tmp_path_factory.mktemp("states")
-    with short_directory() as short, cluster(short, root, 1, each=request.param) as its:
-        one = Node(its)
-        one.save()
-        yield one
+@pytest.fixture(scope="module")
+def node_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Node]]:
+    """Gives the node of so many ranks, which has a step."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(size: int) -> Node:
+            short = stack.enter_context(short_directory())
+            root = tmp_path_factory.mktemp("states")
+            one = Node(stack.enter_context(cluster(short, root, 1, each=size)))
+            one.save()
+            return one
+
+        yield start
 
 
-@pytest.mark.parametrize(("victim", "state"), CASES)
+@pytest.mark.parametrize(("size", "state", "victim"), list(cases()))
 def test_what_was_staged_is_finished_and_what_was_not_leaves_nothing(
-    node: Node, victim: str, state: str
+    node_of: Callable[[int], Node], size: int, state: str, victim: int | str
 ) -> None:
+    node = node_of(size)
     its = node.its
     with node.held(state) as attempt:
         alive = node.kill(victim)
-    if victim != "a rank":
+    if not isinstance(victim, int):
         node.daemon.wait_killed()
         assert node.step not in its.steps() or state in {"renamed", COMMITTED}
         node.daemon.start()
-    dead = [rank for rank in range(len(its.ranks)) if rank not in alive]
     is_staged = state in STAGED or state == COMMITTED
-    if victim == "a rank" and state == "half sealed" and dead[0] in node.sealed:
+    if state == "half sealed" and victim in node.sealed:
         its.seal(only=[rank for rank in alive if rank not in node.sealed])
         is_staged = True
     told = node.told(attempt, alive)
@@ -143,7 +157,7 @@ def test_what_was_staged_is_finished_and_what_was_not_leaves_nothing(
         eventually(lambda: node.step in its.steps())
         assert its.is_whole(node.step, node.salt)
     else:
-        died = f"rank {dead[0]} (pid " if victim == "a rank" else "before"
+        died = f"rank {victim} (pid " if isinstance(victim, int) else "before"
         assert [one["state"] for one in told if died in one["reason"]] == ["ABORTED"] * len(alive)
         assert node.step not in its.steps()
     if not alive:  # the memory of the dead is nobody's; what is committed may be read there yet

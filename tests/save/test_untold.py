@@ -13,6 +13,7 @@ import ckptd
 from ckptd.saving.membership import Membership
 from ckptd_proto import errors
 from fakes.daemon import Daemon
+from fakes.tracing import tampered
 
 CARELESS = Path(__file__).parent / "programs" / "careless.py"
 
@@ -71,3 +72,40 @@ def test_a_job_that_cannot_leave_hears_of_a_save_that_failed(
     monkeypatch.setattr(Membership, "leave", leave)
     with pytest.raises(errors.CkptdError, match="mount it again"):
         ckpt.close()
+
+
+Failed = tuple[ckptd.Checkpointer, ckptd.Save]
+
+
+@pytest.fixture
+def failed(daemon: Daemon, tmp_path: Path) -> Failed:
+    """A job, and its last save, which has failed behind the training; the daemon is well."""
+    ckpt = ckptd.Checkpointer(tmp_path, experiment="e", run="r", socket=daemon.socket)
+    ckpt.save({"x": 1}, step=1).result(60)
+    with tampered(daemon.pid, "mkdir:error=EIO"):
+        save = ckpt.save({"x": 2}, step=2)
+        assert save.wait(60)
+    assert save.failure is not None
+    return ckpt, save
+
+
+def test_closing_tells_of_a_save_that_failed_and_closing_again_does_not(failed: Failed) -> None:
+    ckpt, save = failed
+    with pytest.raises(errors.Unavailable, match="the disk failed") as told:
+        ckpt.close()
+    assert told.value is save.failure
+    ckpt.close()
+    with pytest.raises(errors.FailedPrecondition, match="is closed"):
+        ckpt.save({"x": 3}, step=3)
+
+
+def test_a_block_that_ends_tells_of_a_save_that_failed(failed: Failed) -> None:
+    with pytest.raises(errors.Unavailable, match="the disk failed"), failed[0]:
+        pass
+
+
+def test_closing_says_nothing_of_what_the_job_has_heard(failed: Failed) -> None:
+    ckpt, save = failed
+    with pytest.raises(errors.Unavailable, match="the disk failed"):
+        save.result()
+    ckpt.close()
