@@ -49,6 +49,7 @@ def _point(place: Place, name: str, step: int | None) -> None:
         return
     if (link.exists() and not link.is_symlink()) or _step_of(link) == step:
         return  # a file of somebody else, or right as it is
+    durable.sync_dir(place.directory)  # who commits the step may not have come so far yet
     beside = place.directory / f".{name}.{secrets.token_hex(4)}.tmp"
     beside.symlink_to(place.step(step).name)
     try:
