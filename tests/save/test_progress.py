@@ -19,7 +19,7 @@ from fakes.waiting import eventually
 SIZE = 1 << 20
 IMAGES = [(f"__0_{number}.distcp", SIZE) for number in range(64)]
 TOTAL = SIZE * len(IMAGES)
-WRITE_S = 0.25
+WRITE_S = 0.5
 """How long the disk takes for each image, of which there is one at a time."""
 
 

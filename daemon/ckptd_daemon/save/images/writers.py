@@ -21,7 +21,7 @@ from ckptd_daemon.save.images.allowance import Allowance, idle_s
 from ckptd_daemon.save.turns import Turns
 
 NICE: Final = 10
-"""Of a writer; its I/O comes after that of others, too (ioprio_set(2): derived from this)."""
+"""Of a writer, at least; its I/O comes after that of others, too (ioprio_set(2): derived from this)."""
 
 Block = Callable[[], None]
 """Writes a piece."""
@@ -121,7 +121,9 @@ async def _stop_when_cancelled(work: _Work) -> None:
 
 def _write_blocks(work: _Work) -> None:
     if not work.is_hurried:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        me = threading.get_native_id()
+        as_it_is = os.getpriority(os.PRIO_PROCESS, me)  # the daemon's own, which may be nicer
+        os.setpriority(os.PRIO_PROCESS, me, max(NICE, as_it_is))
     began_s = time.thread_time()
     try:
         while (block := work.next()) is not None:
