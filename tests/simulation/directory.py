@@ -110,6 +110,7 @@ class View:
         self._clock = clock
         self._lag_s = lag_s
         self._believed: dict[Dir, dict[str, tuple[Dir | None, float]]] = {}
+        self._listed: dict[Dir, tuple[list[str], float]] = {}
 
     def perform(self, op: ops.Op) -> Any:
         """Do it as this node can: by names that it believes, and then knows."""
@@ -139,6 +140,17 @@ class View:
         for name in path.parts[1:]:
             found = self._entry(found, name) if isinstance(found, Dir) else None
         return found
+
+    def names(self, path: Path) -> list[str]:
+        """Return what is listed here: as it was when this node last asked, for as long as it lags."""
+        found = self.find(path)
+        if not isinstance(found, Dir):
+            return []
+        listed, until = self._listed.get(found, ([], 0.0))
+        if self._clock() < until:
+            return listed
+        self._listed[found] = (list(found.entries), self._clock() + self._lag_s)
+        return list(found.entries)
 
     def put(self, path: Path, what: Dir | bytes) -> bool:
         """Make it in the directory that has the name of its parent here."""

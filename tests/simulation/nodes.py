@@ -14,7 +14,7 @@ from ckptd_daemon.save.nodes.protocol import REPLACED, Outcome
 from ckptd_daemon.save.nodes.receipts import encode_note
 from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
-from simulation.directory import Dir, Directory, View
+from simulation.directory import View
 
 PLACE = Place(Path("/root"), "e", "r")
 
@@ -55,14 +55,14 @@ def life_of(attempt: Attempt) -> int:
     return int(attempt.job.incarnation.removeprefix("life "))
 
 
-def repair(directory: Directory, node: Node, part: Part, tokens: Iterator[int]) -> ops.Steps[None]:
+def repair(node: Node, part: Part, tokens: Iterator[int]) -> ops.Steps[None]:
     """End what earlier lives have left, as `commit.repair` and `elsewhere` do."""
     in_hand = {each.attempt.id for each in node.parts if each.outcome is None}
     earlier = [f"life {life}" for life in range(life_of(part.attempt))]
-    for path in _left(directory):
+    for path in _left(node.view):
         if path.name not in in_hand:
             yield from _put_back(path / REPLACED)
-    for path in _left(directory):
+    for path in _left(node.view):
         attempt_id, _, kind = path.name.partition(".")
         if kind.endswith("gone"):
             yield from _delete(path)
@@ -80,10 +80,8 @@ def repair(directory: Directory, node: Node, part: Part, tokens: Iterator[int]) 
                 yield from _delete(gone)
 
 
-def _left(directory: Directory) -> list[Path]:
-    attempts = directory.find(PLACE.attempts)
-    assert isinstance(attempts, Dir)
-    return [PLACE.attempts / name for name in attempts.entries]
+def _left(seen: View) -> list[Path]:
+    return [PLACE.attempts / name for name in seen.names(PLACE.attempts)]
 
 
 def _put_back(replaced: Path) -> ops.Steps[None]:

@@ -132,7 +132,7 @@ class World:
             self._calls.drive(
                 node,
                 part,
-                repair(self.directory, node, part, self._tokens),
+                repair(node, part, self._tokens),
                 lambda *_: self._open(node, part),
             )
 
