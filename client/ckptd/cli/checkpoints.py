@@ -196,5 +196,5 @@ def _line(found: Checkpoint) -> str:
     if found.corrupt is not None:
         mark = "NEWER" if found.corrupt.is_newer else "CORRUPT"
         marks.append(f"{mark}: {found.corrupt.file} {found.corrupt.what}")
-    parts = [place, f"step {found.step}", f"{found.size_bytes / 1e6:.1f} MB", when, metrics, *marks]
+    parts = [place, f"step {found.step}", size(found.size_bytes), when, metrics, *marks]
     return "  ".join(part for part in parts if part)
