@@ -12,36 +12,54 @@ SOON_S = 0.01
 LONG_S = 30.0
 
 
-async def test_who_has_waited_long_enough_leaves_nothing_behind() -> None:
-    volume = Volume()
-    exchanges = Exchanges(2, volume)
-    with pytest.raises(errors.DeadlineExceeded, match="ranks 1 of 2 did not come to 'one'"):
-        await exchanges.gather("one", 0, b"plan", timeout_s=SOON_S)
-    assert (len(exchanges), volume.bytes) == (0, 0)
+async def miss(exchanges: Exchanges, name: str, rank: int) -> None:
+    with pytest.raises(errors.DeadlineExceeded, match=f"did not come to '{name}'"):
+        await exchanges.gather(name, rank, bytes([rank]), timeout_s=SOON_S)
 
 
-async def test_who_comes_late_does_not_go_on_with_one_that_has_left() -> None:
-    exchanges = Exchanges(2, Volume())
-    with pytest.raises(errors.DeadlineExceeded):
-        await exchanges.gather("one", 0, b"plan", timeout_s=SOON_S)
-    with pytest.raises(errors.DeadlineExceeded, match="ranks 0 of 2"):
-        await exchanges.gather("one", 1, b"late", timeout_s=SOON_S)
+async def meet(exchanges: Exchanges, name: str, *ranks: int) -> None:
+    """Have them come, and get everybody's payload."""
 
-
-async def test_a_rank_that_asks_again_is_still_there_when_its_first_call_has_run_out() -> None:
-    exchanges = Exchanges(2, Volume())
-    answers: list[list[bytes]] = []
-
-    async def ask(rank: int, timeout_s: float) -> None:
-        answers.append(await exchanges.gather("one", rank, bytes([rank]), timeout_s=timeout_s))
+    async def come(rank: int) -> None:
+        found = await exchanges.gather(name, rank, bytes([rank]), timeout_s=LONG_S)
+        assert found == [b"\0", b"\1"]
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ask, 0, LONG_S)
+        for rank in ranks:
+            tasks.start_soon(come, rank)
+
+
+async def test_of_rounds_that_some_missed_nothing_is_kept_once_all_have_met_again() -> None:
+    volume = Volume()
+    exchanges = Exchanges(2, volume)
+    for number in range(10):
+        await miss(exchanges, f"missed {number}", 0)
+    await meet(exchanges, "met", 0, 1)
+    assert (len(exchanges), volume.bytes) == (1, 2)
+
+
+async def test_who_comes_late_hears_at_once_what_was_said() -> None:
+    exchanges = Exchanges(2, Volume())
+    await miss(exchanges, "one", 0)
+    await meet(exchanges, "one", 1)
+
+
+async def test_a_late_one_does_not_end_the_round_in_which_the_other_waits_by_then() -> None:
+    exchanges = Exchanges(2, Volume())
+    await miss(exchanges, "one", 0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(meet, exchanges, "two", 0)
         await anyio.wait_all_tasks_blocked()
-        with pytest.raises(errors.DeadlineExceeded):  # the connection broke, and nobody noticed
-            await ask(0, SOON_S)
-        await ask(1, LONG_S)
-    assert answers == [[b"\0", b"\1"]] * 2
+        await meet(exchanges, "one", 1)
+        await meet(exchanges, "two", 1)
+
+
+async def test_who_asks_again_gets_the_same_answer_until_all_have_met_once_more() -> None:
+    exchanges = Exchanges(2, Volume())
+    await meet(exchanges, "one", 0, 1)
+    await meet(exchanges, "one", 1)
+    await meet(exchanges, "two", 0, 1)
+    await miss(exchanges, "one", 1)
 
 
 async def test_a_job_that_ends_while_ranks_wait_gives_its_bytes_back_once() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 import anyio
@@ -33,9 +32,8 @@ class Volume:
 @dataclass(slots=True, eq=False)
 class _Exchange:
     payloads: dict[int, bytes] = field(default_factory=dict)
-    taken: set[int] = field(default_factory=set)
-    asking: Counter[int] = field(default_factory=Counter)
-    """How many calls of each rank wait: one that lost its connection asks again."""
+    asking: int = 0
+    """How many calls wait."""
     failure: errors.CkptdError | None = None
     settled: anyio.Event = field(default_factory=anyio.Event)
     over: anyio.Event = field(default_factory=anyio.Event)
@@ -64,19 +62,23 @@ class Exchanges:
         """
         exchange = self._contribute(name, rank, payload)
         if exchange.settled.is_set():
-            self._drop_finished(but=name)
-        exchange.asking[rank] += 1
+            self._drop_left(but=name)
+        exchange.asking += 1
         try:
             with anyio.move_on_after(timeout_s):
                 await exchange.settled.wait()
         finally:
-            exchange.asking[rank] -= 1
+            exchange.asking -= 1
         if not exchange.settled.is_set():
-            raise self._left(name, exchange, rank, timeout_s)
+            late = [rank for rank in range(self._world_size) if rank not in exchange.payloads]
+            text = (
+                f"ranks {', '.join(map(str, late))} of {self._world_size} did not come to "
+                f"{name!r} in {timeout_s:g} s; look at what they do"
+            )
+            raise errors.DeadlineExceeded(text)
         if exchange.failure is not None:
             self._drop(name)
             raise exchange.failure
-        exchange.taken.add(rank)
         return [exchange.payloads[rank] for rank in range(self._world_size)]
 
     async def stand_by(self, name: str, rank: int, payload: bytes) -> None:
@@ -85,7 +87,6 @@ class Exchanges:
         Returns when every rank has come to a later round.
         """
         exchange = self._contribute(name, rank, payload)
-        exchange.taken.add(rank)
         if not self._is_dismissed:
             await exchange.over.wait()
 
@@ -122,24 +123,14 @@ class Exchanges:
             exchange.settled.set()
         return exchange
 
-    def _left(
-        self, name: str, exchange: _Exchange, rank: int, timeout_s: float
-    ) -> errors.DeadlineExceeded:
-        """Have a rank go that has waited long enough: who comes later must not count on it."""
-        late = [rank for rank in range(self._world_size) if rank not in exchange.payloads]
-        if self._rounds.get(name) is exchange and not exchange.asking[rank]:
-            self._volume.bytes -= len(exchange.payloads.pop(rank))
-            if not exchange.payloads:
-                self._drop(name)
-        text = (
-            f"ranks {', '.join(map(str, late))} of {self._world_size} did not come to "
-            f"{name!r} in {timeout_s:g} s; look at what they do"
-        )
-        return errors.DeadlineExceeded(text)
+    def _drop_left(self, *, but: str) -> None:
+        """Drop the rounds in which nobody waits, now that all ranks have come to this one.
 
-    def _drop_finished(self, *, but: str) -> None:
+        Who has left a round, with an answer or without, has it behind; who has only lost its
+        connection brings its payload again.
+        """
         for name, exchange in list(self._rounds.items()):
-            if name != but and len(exchange.taken) == self._world_size:
+            if name != but and not exchange.asking:
                 self._drop(name)
 
     def _drop(self, name: str) -> None:
