@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,12 @@ from ckptd.link.connection import Connection
 from ckptd.saving.keeping import Address, suspect
 from ckptd_proto import errors
 from fakes.daemon import Daemon
+from fakes.jobs import job
 from fakes.running import ckptd as run_ckptd
 from fakes.waiting import eventually
 
 IMAGE = "__0_0.distcp"
 SIZE = 3 << 19  # floats: two chunks of an image
-
-
-@contextmanager
-def job(
-    daemon: Daemon, root: Path, retention: ckptd.Retention | None = None
-) -> Iterator[ckptd.Checkpointer]:
-    """One life of the run e/r."""
-    with ckptd.Checkpointer(
-        root, experiment="e", run="r", socket=daemon.socket, retention=retention
-    ) as ckpt:
-        yield ckpt
 
 
 def save(ckpt: ckptd.Checkpointer, step: int, value: float | None = None) -> ckptd.Checkpoint:

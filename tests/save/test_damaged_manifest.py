@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,12 @@ import torch
 import ckptd
 from ckptd_proto import errors
 from fakes.daemon import Daemon
+from fakes.jobs import job
 from fakes.running import ckptd as run_ckptd
 from fakes.waiting import eventually
 
 MANIFEST = "manifest.json"
 DAMAGES = {"empty": "is empty", "rotten": "is damaged (", "of nobody": "is damaged ("}
-
-
-@contextmanager
-def job(
-    daemon: Daemon, root: Path, retention: ckptd.Retention | None = None
-) -> Iterator[ckptd.Checkpointer]:
-    """One life of the run e/r."""
-    with ckptd.Checkpointer(
-        root, experiment="e", run="r", socket=daemon.socket, retention=retention
-    ) as ckpt:
-        yield ckpt
 
 
 def save(ckpt: ckptd.Checkpointer, step: int, value: float | None = None, **how: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,20 +10,12 @@ import torch
 
 import ckptd
 from fakes.daemon import Daemon
+from fakes.jobs import job
 from fakes.rank import Rank
 from fakes.running import ckptd as run_ckptd
 from fakes.waiting import eventually
 
 RULES = ckptd.Retention(latest=3)
-
-
-@contextmanager
-def job(daemon: Daemon, root: Path) -> Iterator[ckptd.Checkpointer]:
-    """One life of the run e/r."""
-    with ckptd.Checkpointer(
-        root, experiment="e", run="r", socket=daemon.socket, retention=RULES
-    ) as ckpt:
-        yield ckpt
 
 
 def save(ckpt: ckptd.Checkpointer, root: Path, *steps: int) -> None:
@@ -42,9 +32,9 @@ def there(root: Path) -> list[int]:
 
 
 def test_what_a_job_commits_after_it_went_back_stays(daemon: Daemon, tmp_path: Path) -> None:
-    with job(daemon, tmp_path) as ckpt:
+    with job(daemon, tmp_path, RULES) as ckpt:
         save(ckpt, tmp_path, 400, 490, 500)
-    with job(daemon, tmp_path) as ckpt:
+    with job(daemon, tmp_path, RULES) as ckpt:
         ckpt.load({"x": torch.zeros(8)}, 400)
         save(ckpt, tmp_path, 410)
         assert there(tmp_path) == [410, 490, 500]
@@ -55,7 +45,7 @@ def test_what_a_job_commits_after_it_went_back_stays(daemon: Daemon, tmp_path: P
 def test_the_same_holds_for_a_job_that_goes_back_while_it_lives(
     daemon: Daemon, tmp_path: Path
 ) -> None:
-    with job(daemon, tmp_path) as ckpt:
+    with job(daemon, tmp_path, RULES) as ckpt:
         save(ckpt, tmp_path, 480, 490, 500, 410, 420)
         assert there(tmp_path) == [410, 420, 500]
 
@@ -63,14 +53,14 @@ def test_the_same_holds_for_a_job_that_goes_back_while_it_lives(
 def test_the_next_life_goes_on_from_what_was_saved_last_after_a_restart_of_the_daemon_too(
     daemon: Daemon, tmp_path: Path
 ) -> None:
-    with job(daemon, tmp_path) as ckpt:
+    with job(daemon, tmp_path, RULES) as ckpt:
         save(ckpt, tmp_path, 400, 500)
-    with job(daemon, tmp_path) as ckpt:
+    with job(daemon, tmp_path, RULES) as ckpt:
         ckpt.load({"x": torch.zeros(8)}, 400)
         save(ckpt, tmp_path, 410)
     daemon.kill()
     daemon.start()
-    with job(daemon, tmp_path) as ckpt:
+    with job(daemon, tmp_path, RULES) as ckpt:
         latest = ckpt.latest()
         assert latest is not None
         assert (latest.step, ckpt.load({"x": torch.zeros(8)}).step) == (410, 410)
@@ -87,7 +77,7 @@ def test_the_next_life_goes_on_from_what_was_saved_last_after_a_restart_of_the_d
 def test_the_step_a_job_goes_on_from_is_not_removed_without_force_and_the_highest_is(
     daemon: Daemon, tmp_path: Path, step: int, code: int
 ) -> None:
-    with job(daemon, tmp_path) as ckpt:
+    with job(daemon, tmp_path, RULES) as ckpt:
         save(ckpt, tmp_path, 500, 410)
     done = run_ckptd("rm", str(tmp_path / f"e/r/step-{step}"), env=daemon.env)
     assert done.returncode == code, done.stderr

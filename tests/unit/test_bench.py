@@ -82,6 +82,24 @@ def test_a_target_is_judged_against_the_best_peer_and_a_miss_is_said_as_plainly(
 
 
 @pytest.mark.parametrize(
+    ("share", "busy", "carried", "is_met"),
+    [
+        (0.96, 0.1, None, True),
+        (0.9, 0.5, None, False),
+        (0.9, 0.99, None, True),  # the cores were full
+        (0.8, 0.5, 0.82, False),  # the origin itself gives no more, which is no excuse
+        (0.96, 0.5, 0.82, True),
+    ],
+)
+def test_limited_connections_are_used_up_unless_the_cores_are(
+    share: float, busy: float, carried: float | None, is_met: bool
+) -> None:
+    ours = row("ckptd", [{"stream_share": share, "busy_share": busy}])
+    bar = None if carried is None else row("bar", [{"stream_share": carried}])
+    assert targets.limited(ours, bar).is_met is is_met
+
+
+@pytest.mark.parametrize(
     ("wall_s", "bar_s", "is_met"),
     [(10.0, None, True), (11.0, None, False), (11.0, 10.8, False), (10.0, 10.8, True)],
 )

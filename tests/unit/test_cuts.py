@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ckptd.tensors import boxes
 from ckptd.tensors.boxes import Box
-from ckptd.tensors.cuts import GAP_BYTES, WINDOW_BYTES, Layout, cut
+from ckptd.tensors.cuts import GAP_BYTES, WINDOW_BYTES, Layout, cut, windows
 
 MIB = 1 << 20
 
@@ -95,3 +95,10 @@ def test_columns_far_apart_are_pieces_of_their_own_though_the_next_row_begins_at
 def test_a_column_with_small_gaps_is_read_in_one_go() -> None:
     cuts = list(cut(((0, 10), (1000, 10)), Layout(0, (1000, 1), 1)))
     assert cuts == [((0, 10), (1000, 10))]
+
+
+@given(st.integers(0, 3 * WINDOW_BYTES), st.integers(1, 3 * WINDOW_BYTES))
+def test_bytes_are_cut_where_windows_end_and_nowhere_else(start: int, size_bytes: int) -> None:
+    end = start + size_bytes
+    ends = [at for at in range(WINDOW_BYTES, end, WINDOW_BYTES) if at > start]
+    assert list(windows(start, end)) == list(itertools.pairwise([start, *ends, end]))

@@ -16,6 +16,8 @@ ORIGIN_SHARE = 1.0
 WARM_P50_MS = 1.5
 WARM_P99_MS = 5.0
 LIMITED_SHARE = 0.95
+FULL_SHARE = 0.95
+"""Of all cores: a machine that is busier has nothing left."""
 MESSAGES_PER_S = 200.0
 DOWNLOADERS = ("curl", "aria2c", "hf_transfer", "rclone")
 RANGES = "obstore"
@@ -76,7 +78,20 @@ def fixed(streams: int, size_bytes: int, ours: Row, bar: Row | None) -> Verdict:
     most_bytes_s = streams * LIMIT_BYTES_S
     share = size_bytes / ours.median("wall_s") / most_bytes_s
     carried = None if bar is None else size_bytes / bar.median("wall_s") / most_bytes_s
-    text = f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)"
-    if carried is not None:  # that is said, and no excuse
+    return _limited(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share, carried)
+
+
+def limited(ours: Row, bar: Row | None) -> Verdict:
+    """Judge how much of what its connections might carry ckptd got; *bar* as above."""
+    share, busy = ours.median("stream_share"), ours.median("busy_share")
+    text = f"{share:.1%} of (streams x 50 MB/s)"
+    if share < LIMITED_SHARE and busy >= FULL_SHARE:
+        return Verdict(f"{text}; the cores were full ({busy:.0%} busy)", True)
+    return _limited(text, share, None if bar is None else bar.median("stream_share"))
+
+
+def _limited(text: str, share: float, carried: float | None) -> Verdict:
+    """Ask for a share of the limit; what the origin itself gets through is said, and no excuse."""
+    if carried is not None:
         text = f"{text}, where the origin alone reaches {carried:.1%}"
     return Verdict(f"{text}, to be at least {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE)

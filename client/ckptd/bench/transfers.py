@@ -13,7 +13,7 @@ import psutil
 from ckptd.bench import node, targets
 from ckptd.bench.bare import Bare
 from ckptd.bench.contestants import Ckptd, Contestant, Run, checked
-from ckptd.bench.figures import OURS, Outcome, Reading, Row, Verdict
+from ckptd.bench.figures import OURS, Outcome, Reading
 from ckptd.bench.origin import LIMIT_BYTES_S, Door, mean_streams
 from ckptd.bench.race import race
 from ckptd.bench.stage import Stage
@@ -50,16 +50,16 @@ def limited(stage: Stage) -> Outcome:
 
     def watch() -> Callable[[Run], Reading]:
         mark = stage.origin.mark()
-        psutil.cpu_times_percent(percpu=True)  # from here to the next call
+        psutil.cpu_times_percent()  # from here to the next call
 
         def streams(run: Run) -> Reading:
             if "streams" in run.reading:
                 return {}
             wall_s = run.reading["wall_s"]
-            cores = [1 - core.idle / 100 for core in psutil.cpu_times_percent(percpu=True)]
+            busy = 1 - psutil.cpu_times_percent().idle / 100
             found = mean_streams(stage.origin.since(mark, size_bytes), wall_s)
             share = size_bytes / wall_s / (found * LIMIT_BYTES_S)
-            return {"streams": found, "stream_share": share, "busiest_core": max(cores)}
+            return {"streams": found, "stream_share": share, "busy_share": busy}
 
         return streams
 
@@ -72,22 +72,11 @@ def limited(stage: Stage) -> Outcome:
     if (ours := found.row(OURS)) is None:
         return found
     carried = {bar.connections: found.row(bar.name) for bar in bars}
-    verdicts: list[Verdict] = []
+    verdicts = [targets.limited(ours, carried[FREE])]
     for count, one in fixed.items():
         if (row := found.row(one.name)) is not None:
             verdicts.append(targets.fixed(count, size_bytes, row, carried[count]))
-    verdicts.append(targets.memory(ours))
-    return replace(found, verdicts=tuple(verdicts), notes=(_adaptive(ours),))
-
-
-def _adaptive(ours: Row) -> str:
-    """Say how many streams ckptd takes if it may, which is no matter of the limit alone."""
-    streams, share, core = map(ours.median, ("streams", "stream_share", "busiest_core"))
-    return (
-        f"with as many streams as it likes, {streams:.1f}, ckptd gets {share:.1%} of"
-        f" (streams x 50 MB/s), the busiest core at {core:.0%}: it adds streams until disk or cores"
-        " are full"
-    )
+    return replace(found, verdicts=(*verdicts, targets.memory(ours)))
 
 
 @contextmanager

@@ -14,9 +14,8 @@ from ckptd_daemon.save.places import Place
 from ckptd_proto import errors
 
 _FORMAT: Final = 1
-_NOT_TOLD: Final = frozenset(
-    {"place", "flaw"}
-)  # each daemon has its own; what is the same has none
+_NOT_TOLD: Final = frozenset({"place", "flaw"})
+"""Of a checkpoint: each daemon has a place of its own, and what is the same has no flaw."""
 
 
 @dataclass(frozen=True, slots=True)
