@@ -128,7 +128,7 @@ class Config(BaseSettings):
     never."""
     wait_for_room_s: float = Field(300.0, ge=0)
     """How long a fetch waits for others to leave the cache, before it fails."""
-    streams: int = Field(8, ge=1, le=64)
+    streams: int = Field(8, ge=1, le=256)
     """Parallel ranges from a host to begin with; how many it gets follows what they bring."""
     streams_max: int = Field(64, ge=1, le=256)
     """Parallel ranges of the whole daemon; set it to `streams` for a fixed number."""

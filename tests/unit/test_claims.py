@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -182,3 +184,35 @@ def test_a_request_is_for_the_more_the_more_is_left_for_each_connection() -> Non
     assert asked == sorted(asked, reverse=True)
     assert (asked[0], asked[-1], sum(asked)) == (4, 1, count)
     assert len(asked) > 40, "each of many connections gets something"
+
+
+MIB = 1 << 20
+
+
+def brought_in_s(streams: int, size_bytes: int, bytes_per_s: float) -> tuple[float, int]:
+    """How long so many equal streams take for all of it, and by how many requests."""
+    header = Header("o", "t", "v", "n", size_bytes, 16 * MIB, is_resumable=True)
+    plan, requests = Plan(header, range(header.chunk_count)), 0
+    busy: list[tuple[float, int, Claim]] = []
+    free = [(0.0, n) for n in range(streams)]
+    while True:
+        for at, n in free:
+            if (found := plan.next([], is_whole=True, streams=streams)) is not None:
+                claim, requests = plan.claim(*found), requests + 1
+                heapq.heappush(busy, (at + (claim.end - claim.start) / bytes_per_s, n, claim))
+        if not busy:
+            return at, requests
+        at, n, claim = heapq.heappop(busy)
+        claim.asks()
+        claim.at = claim.end
+        plan.end(claim)
+        free = [(at, n)]
+
+
+@pytest.mark.parametrize("streams", [1, 3, 8, 16, 42, 64])
+@pytest.mark.parametrize("size_mib", [100, 1000, 2048, 20_000])
+def test_streams_that_bring_the_same_end_together(streams: int, size_mib: int) -> None:
+    took_s, requests = brought_in_s(streams, size_mib * MIB, 50 * MIB)
+    least_s = size_mib / 50 / streams
+    assert took_s <= least_s + 4.5 / 50  # one part of a chunk later at most
+    assert requests <= size_mib / 64 + 8 * streams + 8

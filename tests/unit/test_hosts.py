@@ -64,6 +64,23 @@ def test_a_flight_alone_gets_what_its_host_bears() -> None:
         assert Flight(hosts, stack, OTHER).fill() == 8
 
 
+def test_a_flight_knows_how_many_seats_it_may_come_to_have() -> None:
+    hosts = Hosts(start=8, streams_max=12)
+    with ExitStack() as stack:
+        one, other = Flight(hosts, stack, ONE), Flight(hosts, stack, OTHER)
+        assert one.share.reach == 8
+        one.share.take_nowait()
+        assert one.share.reach == 8
+        assert other.fill() == 8
+        assert one.share.reach == 4
+        peer = Flight(hosts, stack, ONE)
+        wait(hosts, other)  # not for one of these: its host bears no more
+        assert one.share.reach == 4
+        peer.fill()
+        wait(hosts, peer)
+        assert one.share.reach == 1
+
+
 def test_all_flights_together_keep_to_the_budget() -> None:
     hosts = Hosts(start=8, streams_max=12)
     with ExitStack() as stack:

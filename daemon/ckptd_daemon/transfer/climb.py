@@ -1,7 +1,9 @@
 """How many streams one host is worth: up while that brings bytes, down when it costs them; pure.
 
-Whoever calls says what time it is and what came, in bytes per second. A level is tried for some
-samples and kept if it brought more than the one below. A host that brings much less although
+Whoever calls says what time it is and what came, in bytes per second. Twice as many are tried,
+until what comes rises no more. If each brought about as much as before, more are tried at once;
+if they brought more, but less than that, the fewest are looked for that bring as much; if they
+brought no more, they are given back. A host that brings much less although
 nothing failed is asked by half as many, and half of these, until that helps: it gets more only
 after a long while, and a longer one each time that was wrong. If nothing helps it was not the
 streams, and they come back. When nothing at all comes it is the network, and says nothing.
@@ -9,14 +11,18 @@ streams, and they come back. When nothing at all comes it is the network, and sa
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import inf
 
 SAMPLE_S = 0.25
 SETTLE_SAMPLES = 1  # after a change: connections are being made, or wind down
 TRIAL_SAMPLES = 2
+RISING = 1.1  # from one sample to the next: connections get up to speed
+RISING_SAMPLES = 8  # as long at most
 COLLAPSE_SAMPLES = 6
 GAIN = 1.05  # a level that does not bring so much more is not worth its connections
-STEP = 1.5
+STEP = 2
+LINEAR = 0.75  # of what more streams would bring if each brought as much: then none is too many
+NARROW = 0.25  # of a level: closer is not looked
 COLLAPSED = 0.5
 FADE = 0.99  # how fast less becomes usual, per sample
 RELIEF = 1.5
@@ -41,6 +47,7 @@ class Climb:
         self._ceiling_s = CEILING_FIRST_S
         self._samples: list[float] = []  # at this level, while all its streams were busy
         self._trial: tuple[int, float] | None = None  # the level below, and what that brought
+        self._search: tuple[int, int, float] | None = None  # too few, enough, for what
         self._collapse: tuple[int, float] | None = None  # the level before, and what it fell to
         self._usual = 0.0  # what this level brings
         self._probe_at = -inf
@@ -53,6 +60,8 @@ class Climb:
     @property
     def safe(self) -> int:
         """The last level that was found good: not one that is on trial, or a cure that is."""
+        if self._search is not None:
+            return self._search[1]
         doubted = self._trial or self._collapse
         return self.level if doubted is None else doubted[0]
 
@@ -75,9 +84,23 @@ class Climb:
             self.ceiling, self._ceiling_until = self._streams_max, inf
         if self._has_collapsed():
             self._fall(bytes_per_s)
-        elif len(self._samples) >= SETTLE_SAMPLES + TRIAL_SAMPLES:
-            self._judge(now, sum(self._samples[-TRIAL_SAMPLES:]) / TRIAL_SAMPLES)
+        elif (found := self._found()) is not None:
+            self._judge(now, found)
             del self._samples[:-COLLAPSE_SAMPLES]
+
+    def _found(self) -> float | None:
+        """Return what the level brings, once that is clear."""
+        settled = self._samples[SETTLE_SAMPLES:]
+        if settled and self._trial is not None and self._is_linear(settled[-1], *self._trial):
+            return settled[-1]
+        if len(settled) < TRIAL_SAMPLES:
+            return None
+        if len(settled) < RISING_SAMPLES and settled[-1] > settled[-2] * RISING:
+            return None
+        return sum(settled[-TRIAL_SAMPLES:]) / TRIAL_SAMPLES
+
+    def _is_linear(self, found: float, level: int, before: float) -> bool:
+        return found >= before * (1 + LINEAR * (self.level / level - 1))
 
     def _has_collapsed(self) -> bool:
         last = self._samples[-COLLAPSE_SAMPLES:]
@@ -95,20 +118,39 @@ class Climb:
         """Decide what becomes of a level that was just reached."""
         if self._collapse is not None:
             self._relieve(now, found, *self._collapse)
-        elif self._trial is None:
-            if found > self._usual * COLLAPSED:
-                self._probe(now, max(found, self._usual * FADE))
+        elif self._search is not None:
+            few, enough, best = self._search
+            is_enough = found >= best  # rather too many than too few, where samples scatter
+            self._narrow(now, *(few, self.level) if is_enough else (self.level, enough), best)
+        elif self._trial is not None:
+            self._tried(now, found, *self._trial)
+        elif found > self._usual * COLLAPSED:
+            self._probe(now, max(found, self._usual * FADE))
+
+    def _tried(self, now: float, found: float, level: int, before: float) -> None:
+        """Decide whether to keep more streams than *level*, which brought what was *before*."""
+        if found < before * COLLAPSED:
+            return  # too bad to be true, or a collapse: the next samples tell
+        is_linear = self._is_linear(found, level, before)
+        self._trial = None
+        if found < before * GAIN:
+            self._wait(now)
+            self._change(level, usual=before)
+            return
+        self._probe_s = PROBE_FIRST_S
+        if is_linear:
+            self._probe(now, found)
         else:
-            level, before = self._trial
-            if found < before * COLLAPSED:
-                return  # too bad to be true, or a collapse: the next samples tell
-            self._trial = None
-            if found < before * GAIN:
-                self._wait(now)
-                self._change(level, usual=before)
-            else:
-                self._probe_s = PROBE_FIRST_S
-                self._probe(now, found)
+            self._narrow(now, level, self.level, found)
+
+    def _narrow(self, now: float, few: int, enough: int, best: float) -> None:
+        """Look for the fewest that bring *best*, between what is too *few* and *enough*."""
+        if enough - few <= enough * NARROW:
+            self._wait(now)
+            self._change(enough, usual=best)
+        else:
+            self._change((few + enough) // 2, usual=best)
+            self._search = few, enough, best
 
     def _relieve(self, now: float, found: float, level: int, before: float) -> None:
         """Decide whether fewer streams are the cure for what *level* of them brought."""
@@ -131,13 +173,13 @@ class Climb:
         if now >= self._probe_at and self.level < self.ceiling:
             self._trial = self.level, found
             self._samples.clear()
-            higher = ceil(self.level * STEP)
+            higher = self.level * STEP
             self.level = self.ceiling if higher * GAIN >= self.ceiling else higher
 
     def _change(self, level: int, *, usual: float = 0.0) -> None:
         self.level = level
         self._usual = usual
-        self._trial = None
+        self._trial = self._search = None
         self._samples.clear()
 
     def _wait(self, now: float) -> None:

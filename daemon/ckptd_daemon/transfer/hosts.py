@@ -30,7 +30,8 @@ class Host:
     def __init__(self, climb: Climb) -> None:
         self.climb = climb
         self.seats = 0
-        self.lowest_seats = 0  # since the last sample
+        self.lowest_seats = 0  # since the last sample, or since all were taken that there are now
+        self.is_filling = False  # there are more than there were
         self.received_bytes = 0
         self.gave_at = -inf
         self.is_held = False  # by a limit of ours, some time since the last sample
@@ -47,12 +48,20 @@ class Host:
             return False
         if now - at < 2 * SAMPLE_S:
             rate = (self.received_bytes - received) / (now - at)
-            is_full = self.lowest_seats >= self.climb.level and not self.is_held
+            level = self.climb.level
+            is_full = self.lowest_seats >= level and not self.is_held
             self.climb.sample(now, rate, is_full=is_full)
+            self.is_filling = self.climb.level > level
         self.is_held = False
         self._sampled = now, self.received_bytes
         self.lowest_seats = self.seats
         return True
+
+    def seated(self) -> None:
+        """Have one more stream."""
+        self.seats += 1
+        if self.is_filling and self.seats >= self.climb.level:
+            self.is_filling, self.lowest_seats = False, self.seats
 
 
 class Share:
@@ -79,6 +88,11 @@ class Share:
         self.is_recalled = False
         self.waiting: deque[anyio.Event] = deque()
         """For a seat each."""
+
+    @property
+    def reach(self) -> int:
+        """How many seats it has, and would have if it took all that are free."""
+        return self.seats + self._hosts.free(self)
 
     @property
     def must_give(self) -> bool:
@@ -254,7 +268,7 @@ class Hosts:
                 break
             chosen = min(ready, key=_turn)
             chosen.seats += 1
-            chosen.host.seats += 1
+            chosen.host.seated()
             chosen.waiting.popleft().set()
         if waiting and not all(_needs(share) for share in self._shares if share.seats):
             for poor in waiting:
@@ -269,6 +283,12 @@ class Hosts:
             if share.recall():
                 share.is_recalled = True
                 return
+
+    def free(self, share: Share) -> int:
+        """Return how many seats *share* may take, and nobody else waits for."""
+        if any(other.waiting for other in self._rivals(share) if other is not share):
+            return 0
+        return max(0, min(_room(share.host), self._streams_max - self.seats))
 
     def is_above(self, share: Share) -> bool:
         """Tell whether *share* has more than is fair, now that others wait."""
@@ -317,5 +337,9 @@ def _owes(share: Share, other: Share) -> bool:
     return other.seats + 1 < share.seats
 
 
+def _room(host: Host) -> int:
+    return host.climb.level - host.seats
+
+
 def _has_room(host: Host) -> bool:
-    return host.seats < host.climb.level
+    return _room(host) > 0

@@ -249,7 +249,8 @@ class Lane:
         """Be done with a claim, and take the next unless somebody else is to have the seat."""
         self.end()
         work = self._crew.work
-        self.claim = None if self.is_recalled or self._share.must_give else work.next()
+        is_to_go = self.is_recalled or self._share.must_give
+        self.claim = None if is_to_go else work.next(self._share.reach)
         self._failed_at = self.claim.at if self.claim is not None else 0
         self._crew.relieve()
         work.turn()

@@ -15,11 +15,9 @@ from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES
 from ckptd_daemon.transfer.ranges import Range, Ranges
 
-RUN_MIN_CHUNKS = 2  # per request: enough to hide its latency, little to lose
-RUN_MAX_CHUNKS = 4  # while there are turns enough: between two requests a connection brings nothing
-TURNS = 2  # for each connection, of runs of that length
-CONNECTIONS = 4  # are expected at least
-SINGLE_CHUNKS = 16  # while so few are left, a request is for one: they all end together
+RUN_MAX_CHUNKS = 4  # of one request: between two a connection brings nothing, and more is to lose
+TURNS = 2  # more, of the same length, are left for each connection: at the end all end together
+PART_MIN_BYTES = 4 << 20  # of a chunk: less is not worth a request
 
 
 @dataclass(eq=False, slots=True)
@@ -134,10 +132,11 @@ class Plan:
         """Return where the chunk ends that holds *offset*."""
         return self._header.extent(offset // self._header.chunk_bytes)[1]
 
-    def next(self, urgent: Collection[int], *, is_whole: bool) -> Range | None:
+    def next(self, urgent: Collection[int], *, is_whole: bool, streams: int = 1) -> Range | None:
         """Return what to claim next: of the *urgent* chunks, then, if it *is_whole*, of all.
 
-        Costs as much as the urgent chunks that are being brought: those that landed are none.
+        That is the less the more *streams* are to share what is left. Costs as much as the urgent
+        chunks that are being brought: those that landed are none.
         """
         for index in urgent:
             start, end = self._header.extent(index)
@@ -147,15 +146,20 @@ class Plan:
                 return self._gaps.first(gap[0], end)
         if not is_whole or (gap := self._gaps.first(0, self._header.size_bytes or 0)) is None:
             return None
-        end = self.chunk_end(gap[0]) + (self._run_chunks() - 1) * self._header.chunk_bytes
-        return gap[0], min(gap[1], end)
+        return gap[0], min(gap[1], self._run_end(gap[0], max(streams, len(self._claims) + 1)))
 
-    def _run_chunks(self) -> int:
-        left_chunks = self._gaps.total_bytes / self._header.chunk_bytes
-        if left_chunks <= SINGLE_CHUNKS:
-            return 1
-        turns = TURNS * max(CONNECTIONS, len(self._claims))
-        return max(RUN_MIN_CHUNKS, min(RUN_MAX_CHUNKS, int(left_chunks) // turns))
+    def _run_end(self, start: int, streams: int) -> int:
+        """Return where a claim from *start* ends at most, of one of so many *streams*.
+
+        Guided self-scheduling (Polychronopoulos and Kuck, 1987): each takes an equal part of a
+        part of what is left, so that none is alone with much at the end.
+        """
+        fair_bytes = self._gaps.total_bytes // (TURNS * streams)
+        chunk_bytes, end = self._header.chunk_bytes, self.chunk_end(start)
+        if fair_bytes >= chunk_bytes:
+            return end + (min(RUN_MAX_CHUNKS, fair_bytes // chunk_bytes) - 1) * chunk_bytes
+        parts = -(-(end - start) // max(fair_bytes, PART_MIN_BYTES))
+        return min(end, _page_up(start + (end - start) // parts))
 
     def claim(self, start: int, end: int) -> Claim:
         """Claim what is missing of the object between *start* and *end*, all of it."""

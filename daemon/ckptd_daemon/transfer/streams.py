@@ -72,7 +72,7 @@ class Streams:
             await self._work.turned()
 
     def _start(self, tasks: TaskGroup, share: Share) -> None:
-        claim = self._work.next()
+        claim = self._work.next(share.reach)
         if claim is None:
             claim = self._work.helped()
             self._crew.relieve()

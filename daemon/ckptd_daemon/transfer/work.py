@@ -44,9 +44,9 @@ class Work:
         """Tell whether one more connection would have something to do."""
         return self._late is not None or self._unclaimed() is not None
 
-    def next(self) -> Claim | None:
-        """Claim what is wanted and not being brought."""
-        found = self._unclaimed()
+    def next(self, streams: int) -> Claim | None:
+        """Claim what is wanted and not being brought, as one of so many *streams*."""
+        found = self._unclaimed(streams)
         return None if found is None else self._plan.claim(*found)
 
     def helped(self) -> Claim | None:
@@ -87,5 +87,6 @@ class Work:
         self._turned.set()
         self._turned = anyio.Event()
 
-    def _unclaimed(self) -> Range | None:
-        return self._plan.next(self._demand.urgent(), is_whole=self._demand.is_whole)
+    def _unclaimed(self, streams: int = 1) -> Range | None:
+        demand = self._demand
+        return self._plan.next(demand.urgent(), is_whole=demand.is_whole, streams=streams)
