@@ -82,21 +82,22 @@ def test_a_target_is_judged_against_the_best_peer_and_a_miss_is_said_as_plainly(
 
 
 @pytest.mark.parametrize(
-    ("share", "busy", "carried", "is_met"),
+    ("share", "most", "is_met"),
     [
-        (0.96, 0.1, None, True),
-        (0.9, 0.5, None, False),
-        (0.9, 0.99, None, True),  # the cores were full
-        (0.8, 0.5, 0.82, False),  # the origin itself gives no more, which is no excuse
-        (0.96, 0.5, 0.82, True),
+        (0.96, None, True),
+        (0.96, (56.0, 0.5), True),
+        (0.90, None, False),
+        (0.90, (56.0, 0.95), True),  # many more bring hardly more: the machine is full
+        (0.90, (56.0, 0.85), False),
+        (0.90, (41.0, 0.95), False),  # these are hardly more, and say nothing
     ],
 )
-def test_limited_connections_are_used_up_unless_the_cores_are(
-    share: float, busy: float, carried: float | None, is_met: bool
+def test_limited_connections_are_used_up_unless_more_of_them_bring_no_more(
+    share: float, most: tuple[float, float] | None, is_met: bool
 ) -> None:
-    ours = row("ckptd", [{"stream_share": share, "busy_share": busy}])
-    bar = None if carried is None else row("bar", [{"stream_share": carried}])
-    assert targets.limited(ours, bar).is_met is is_met
+    ours = row("ckptd", [{"stream_share": share, "streams": 40.0, "wall_s": 1.0}])
+    other = most and row("most", [{"streams": most[0], "wall_s": most[1]}])
+    assert targets.limited(ours, other or None).is_met is is_met
 
 
 @pytest.mark.parametrize(

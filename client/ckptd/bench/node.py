@@ -50,6 +50,14 @@ class Node:
                     found.append(fd)
         return found
 
+    def await_bytes(self) -> None:
+        """Wait until a fetch that is going on brings bytes."""
+        deadline = time.monotonic() + SEEN_S
+        while not any(flight.done_bytes for flight in self.client.status().flights):
+            if time.monotonic() > deadline:
+                raise errors.Internal("the daemon fetches nothing")
+            time.sleep(_POLL_S)
+
     def forget(self) -> None:
         """Drop all blobs that nobody holds."""
         for blob in self.client.blobs():

@@ -47,6 +47,7 @@ COLUMNS: Mapping[str, Column] = {
     "anon_bytes": Column("RssAnon, MB", 1e6, 0),
     "streams": Column("streams", digits=1),
     "stream_share": Column("of limit, %", 0.01, 1),
+    "busy_share": Column("cores, %", 0.01, 0),
     "origin_share": Column("origin bytes, x", digits=3),
     "p50_ms": Column("p50, ms"),
     "p99_ms": Column("p99, ms"),

@@ -16,8 +16,10 @@ ORIGIN_SHARE = 1.0
 WARM_P50_MS = 1.5
 WARM_P99_MS = 5.0
 LIMITED_SHARE = 0.95
-FULL_SHARE = 0.95
-"""Of all cores: a machine that is busier has nothing left."""
+MORE_STREAMS = 1.2
+FULL_TIMES = 1.1
+"""A machine is full if so many times as many streams are no faster by so much: `transfer.climb` stops
+where they are by 5 %, and looks as closely for the fewest that bring the most."""
 MESSAGES_PER_S = 200.0
 DOWNLOADERS = ("curl", "aria2c", "hf_transfer", "rclone")
 RANGES = "obstore"
@@ -81,13 +83,20 @@ def fixed(streams: int, size_bytes: int, ours: Row, bar: Row | None) -> Verdict:
     return _limited(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share, carried)
 
 
-def limited(ours: Row, bar: Row | None) -> Verdict:
-    """Judge how much of what its connections might carry ckptd got; *bar* as above."""
-    share, busy = ours.median("stream_share"), ours.median("busy_share")
+def limited(ours: Row, most: Row | None) -> Verdict:
+    """Judge how much of what its connections might carry ckptd got.
+
+    All of it, until the machine is full: then *most* streams, more than ours, bring no more.
+    """
+    share = ours.median("stream_share")
     text = f"{share:.1%} of (streams x 50 MB/s)"
-    if share < LIMITED_SHARE and busy >= FULL_SHARE:
-        return Verdict(f"{text}; the cores were full ({busy:.0%} busy)", True)
-    return _limited(text, share, None if bar is None else bar.median("stream_share"))
+    if share >= LIMITED_SHARE or most is None:
+        return _limited(text, share, None)
+    is_more = most.median("streams") >= ours.median("streams") * MORE_STREAMS
+    ratio = most.median("wall_s") / ours.median("wall_s")
+    text = f"{text} from {ours.median('streams'):.0f} streams, {most.median('streams'):.0f} take"
+    text = f"{text} {ratio:.2f}x the time; below {LIMITED_SHARE:.0%}, to be at least"
+    return Verdict(f"{text} {1 / FULL_TIMES:.2f}x", is_more and ratio * FULL_TIMES >= 1)
 
 
 def _limited(text: str, share: float, carried: float | None) -> Verdict:

@@ -19,10 +19,10 @@ from ckptd.bench.race import race
 from ckptd.bench.stage import Stage
 
 HASHED = "ckptd, sha256"
-FIXED = (4, 8)
+FIXED = (4, 8, 16, 24)
 """Streams, of a ckptd that may have no fewer and no more: neither disk nor cores are full."""
-FREE = 16
-"""About as many as a ckptd takes that may have as many as it likes."""
+MOST = 96
+"""The same, where they are: half as many again as ckptd takes unless told to."""
 
 
 def plain(stage: Stage) -> Outcome:
@@ -63,7 +63,7 @@ def limited(stage: Stage) -> Outcome:
 
         return streams
 
-    bars = [Bare(count, size_bytes) for count in (*FIXED, FREE)]
+    bars = [Bare(count, size_bytes) for count in FIXED]
     with _fixed(stage) as fixed:
         contestants = [*_contestants(stage), *fixed.values(), *bars]
         rows = race(stage, "limited", stage.origin.limited, names, contestants, watch)
@@ -72,19 +72,25 @@ def limited(stage: Stage) -> Outcome:
     if (ours := found.row(OURS)) is None:
         return found
     carried = {bar.connections: found.row(bar.name) for bar in bars}
-    verdicts = [targets.limited(ours, carried[FREE])]
-    for count, one in fixed.items():
-        if (row := found.row(one.name)) is not None:
-            verdicts.append(targets.fixed(count, size_bytes, row, carried[count]))
-    return replace(found, verdicts=(*verdicts, targets.memory(ours)))
+    held = {count: found.row(one.name) for count, one in fixed.items()}
+    verdicts = (
+        targets.limited(ours, held[MOST]),
+        *(
+            targets.fixed(count, size_bytes, row, carried[count])
+            for count in FIXED
+            if (row := held[count]) is not None
+        ),
+        targets.memory(ours),
+    )
+    return replace(found, verdicts=verdicts)
 
 
 @contextmanager
 def _fixed(stage: Stage) -> Iterator[dict[int, Ckptd]]:
-    """Run a daemon for each of `FIXED`; returns what takes part, by its streams."""
+    """Run a daemon for each of `FIXED` and `MOST`; returns what takes part, by its streams."""
     with ExitStack() as stack:
         found = {}
-        for count in FIXED:
+        for count in (*FIXED, MOST):
             settings = {"CKPTD_STREAMS": str(count), "CKPTD_STREAMS_MAX": str(count)}
             state = stack.enter_context(tempfile.TemporaryDirectory(dir=stage.scratch))
             running = stack.enter_context(node.running(Path(state), settings=settings))
