@@ -67,9 +67,11 @@ def test_a_limited_connection_is_counted_as_a_stream(here: Stage) -> None:
         assert row.median("streams") > 0
         assert row.median("stream_share") > 0
     names = [row.name for row in outcome.rows]
-    assert names[2:7] == [f"ckptd, {count} streams" for count in (4, 8, 16, 24, 96)]
-    assert names[7:] == [f"the origin alone, {count} connections" for count in (4, 8, 16, 24)]
-    assert len(outcome.verdicts) == 6
+    assert names[2:8] == [f"ckptd, {count} streams" for count in (4, 8, 16, 24, 40, 64)]
+    assert names[8:] == [
+        f"the origin alone, {count} connections" for count in (4, 8, 16, 24, 40, 64)
+    ]
+    assert len(outcome.verdicts) == 7
 
 
 def test_small_files_all_arrive(here: Stage) -> None:
@@ -145,7 +147,7 @@ def test_a_daemon_is_started_and_looked_at_while_it_rests(here: Stage) -> None:
 def test_streams_and_a_busy_loop_are_measured_together_and_apart(here: Stage) -> None:
     outcome = convoy(here)
     assert len(outcome.rows) == 9
-    assert all("that of another daemon" in note for note in outcome.notes)
+    assert len(outcome.notes) == 4
     assert here.node.client.blobs() == []
 
 

@@ -82,22 +82,27 @@ def test_a_target_is_judged_against_the_best_peer_and_a_miss_is_said_as_plainly(
 
 
 @pytest.mark.parametrize(
-    ("share", "most", "is_met"),
+    ("share", "carried", "is_met"),
     [
         (0.96, None, True),
-        (0.96, (56.0, 0.5), True),
-        (0.90, None, False),
-        (0.90, (56.0, 0.95), True),  # many more bring hardly more: the machine is full
-        (0.90, (56.0, 0.85), False),
-        (0.90, (41.0, 0.95), False),  # these are hardly more, and say nothing
+        (0.94, None, False),
+        (0.94, 0.97, False),
+        (0.85, 0.88, True),  # the machine carries no more
+        (0.82, 0.88, False),
     ],
 )
-def test_limited_connections_are_used_up_unless_more_of_them_bring_no_more(
-    share: float, most: tuple[float, float] | None, is_met: bool
+def test_limited_connections_are_used_up_as_far_as_the_machine_carries_them(
+    share: float, carried: float | None, is_met: bool
 ) -> None:
-    ours = row("ckptd", [{"stream_share": share, "streams": 40.0, "wall_s": 1.0}])
-    other = most and row("most", [{"streams": most[0], "wall_s": most[1]}])
-    assert targets.limited(ours, other or None).is_met is is_met
+    ours = row("ckptd", [{"stream_share": share, "streams": 40.0}])
+    bar = None if carried is None else row("bar", [{"stream_share": carried}])
+    assert targets.limited(ours, bar).is_met is is_met
+
+
+def test_the_number_of_streams_is_judged_by_the_best_of_those_that_were_tried() -> None:
+    fixed = [row(f"{wall_s}", [{"wall_s": wall_s}]) for wall_s in (2.0, 1.0, 1.5)]
+    assert targets.chosen(row("ckptd", [{"wall_s": 1.1}]), fixed).is_met
+    assert not targets.chosen(row("ckptd", [{"wall_s": 1.2}]), fixed).is_met
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ async def test_no_more_is_lent_than_the_budget_and_in_turn() -> None:
             await anyio.wait_all_tasks_blocked()
             tasks.start_soon(borrow, "small", 1)  # would fit, but came later
             await anyio.wait_all_tasks_blocked()
-            assert order == []
-    assert order == ["large", "small"]
+            assert (order, lender.is_short) == ([], True)
+    assert (order, lender.is_short) == (["large", "small"], False)
 
 
 async def test_a_block_is_as_long_as_asked_in_whole_pages() -> None:

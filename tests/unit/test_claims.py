@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -189,17 +189,17 @@ def test_a_request_is_for_the_more_the_more_is_left_for_each_connection() -> Non
 MIB = 1 << 20
 
 
-def brought_in_s(streams: int, size_bytes: int, bytes_per_s: float) -> tuple[float, int]:
-    """How long so many equal streams take for all of it, and by how many requests."""
+def brought_in_s(rates: Sequence[float], size_bytes: int) -> tuple[float, int]:
+    """How long streams of such rates take for all of it, and by how many requests."""
     header = Header("o", "t", "v", "n", size_bytes, 16 * MIB, is_resumable=True)
     plan, requests = Plan(header, range(header.chunk_count)), 0
     busy: list[tuple[float, int, Claim]] = []
-    free = [(0.0, n) for n in range(streams)]
+    free = [(0.0, n) for n in range(len(rates))]
     while True:
         for at, n in free:
-            if (found := plan.next([], is_whole=True, streams=streams)) is not None:
+            if (found := plan.next([], is_whole=True, streams=len(rates))) is not None:
                 claim, requests = plan.claim(*found), requests + 1
-                heapq.heappush(busy, (at + (claim.end - claim.start) / bytes_per_s, n, claim))
+                heapq.heappush(busy, (at + (claim.end - claim.start) / rates[n], n, claim))
         if not busy:
             return at, requests
         at, n, claim = heapq.heappop(busy)
@@ -211,8 +211,26 @@ def brought_in_s(streams: int, size_bytes: int, bytes_per_s: float) -> tuple[flo
 
 @pytest.mark.parametrize("streams", [1, 3, 8, 16, 42, 64])
 @pytest.mark.parametrize("size_mib", [100, 1000, 2048, 20_000])
-def test_streams_that_bring_the_same_end_together(streams: int, size_mib: int) -> None:
-    took_s, requests = brought_in_s(streams, size_mib * MIB, 50 * MIB)
-    least_s = size_mib / 50 / streams
-    assert took_s <= least_s + 4.5 / 50  # one part of a chunk later at most
+@pytest.mark.parametrize("spread", [0, 30])
+def test_streams_end_together_though_some_bring_more_than_others(
+    streams: int, size_mib: int, spread: int
+) -> None:
+    slowest = (50 - spread) * MIB
+    rates = [slowest + 2 * spread * MIB * (n % 4) / 3 for n in range(streams)]
+    took_s, requests = brought_in_s(rates, size_mib * MIB)
+    last_s = 16 * MIB / slowest  # of a chunk
+    assert took_s <= size_mib * MIB / sum(rates) + last_s
     assert requests <= size_mib / 64 + 8 * streams + 8
+
+
+def test_one_stream_alone_asks_for_as_much_as_it_may() -> None:
+    assert brought_in_s([1.0], 33 * MIB)[1] == 2
+    assert brought_in_s([1.0], 256 * MIB)[1] == 4
+
+
+def test_a_request_is_worth_the_wait_for_its_reply() -> None:
+    header = Header("o", "t", "v", "n", 64 * MIB, 16 * MIB, is_resumable=True)
+    plan = Plan(header, range(4))
+    for part_mib, expected_mib in ((4, 4), (6, 8), (100, 16)):
+        found = plan.next([], is_whole=True, streams=64, part_bytes=part_mib * MIB)
+        assert found == (0, expected_mib * MIB)

@@ -163,6 +163,18 @@ def test_what_a_limit_of_ours_holds_is_no_collapse_of_the_host() -> None:
         assert (host.climb.level == 8) == is_held
 
 
+def test_a_level_is_judged_from_the_moment_it_is_reached() -> None:
+    hosts = Hosts(start=8, streams_max=64)
+    with ExitStack() as stack:
+        flight = Flight(hosts, stack, ONE)
+        found = []
+        for n in range(9):
+            found.append(flight.fill())  # a moment after the sample
+            flight.share.host.received_bytes += 1_000_000 * flight.share.seats
+            flight.share.host.sample(n * SAMPLE_S)
+        assert found == [8, 8, 8, 8, 16, 16, 32, 32, 64]
+
+
 def test_a_flight_that_ends_leaves_no_seat_behind() -> None:
     hosts = Hosts(start=2, streams_max=2)
     with ExitStack() as stack:

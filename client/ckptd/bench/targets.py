@@ -16,10 +16,9 @@ ORIGIN_SHARE = 1.0
 WARM_P50_MS = 1.5
 WARM_P99_MS = 5.0
 LIMITED_SHARE = 0.95
-MORE_STREAMS = 1.2
-FULL_TIMES = 1.1
-"""A machine is full if so many times as many streams are no faster by so much: `transfer.climb` stops
-where they are by 5 %, and looks as closely for the fewest that bring the most."""
+CHOSEN = 1.15
+"""What it may cost not to have so many streams as would be best: more than these have to bring enough
+for their number, says `transfer.climb`."""
 MESSAGES_PER_S = 200.0
 DOWNLOADERS = ("curl", "aria2c", "hf_transfer", "rclone")
 RANGES = "obstore"
@@ -83,20 +82,26 @@ def fixed(streams: int, size_bytes: int, ours: Row, bar: Row | None) -> Verdict:
     return _limited(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share, carried)
 
 
-def limited(ours: Row, most: Row | None) -> Verdict:
-    """Judge how much of what its connections might carry ckptd got.
+def limited(ours: Row, bar: Row | None) -> Verdict:
+    """Judge how much of what its connections might carry ckptd got, from as many as it likes.
 
-    All of it, until the machine is full: then *most* streams, more than ours, bring no more.
+    *bar* is as many connections that keep nothing, or fewer: where these do not carry it either, with
+    the machine to themselves, it is the machine, and ckptd is to get as much as they.
     """
-    share = ours.median("stream_share")
-    text = f"{share:.1%} of (streams x 50 MB/s)"
-    if share >= LIMITED_SHARE or most is None:
-        return _limited(text, share, None)
-    is_more = most.median("streams") >= ours.median("streams") * MORE_STREAMS
-    ratio = most.median("wall_s") / ours.median("wall_s")
-    text = f"{text} from {ours.median('streams'):.0f} streams, {most.median('streams'):.0f} take"
-    text = f"{text} {ratio:.2f}x the time; below {LIMITED_SHARE:.0%}, to be at least"
-    return Verdict(f"{text} {1 / FULL_TIMES:.2f}x", is_more and ratio * FULL_TIMES >= 1)
+    share, streams = ours.median("stream_share"), ours.median("streams")
+    text = f"{share:.1%} of (streams x 50 MB/s), from {streams:.0f} of its own choice"
+    carried = 1.0 if bar is None else bar.median("stream_share")
+    if bar is None or carried >= LIMITED_SHARE:
+        return _limited(text, share, None if bar is None else carried)
+    text = f"{text}; {bar.name} reach {carried:.1%}, of which it is to be at least"
+    return Verdict(f"{text} {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE * carried)
+
+
+def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:
+    """Judge the number of streams that ckptd chose by what other numbers of them would have taken."""
+    best = min(fixed, key=lambda row: row.median("wall_s"))
+    ratio = ours.median("wall_s") / best.median("wall_s")
+    return at_most(f"wall, beside the best number of streams ({best.name}),", ratio, CHOSEN, "x")
 
 
 def _limited(text: str, share: float, carried: float | None) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import psutil
 from ckptd.bench import node, targets
 from ckptd.bench.bare import Bare
 from ckptd.bench.contestants import Ckptd, Contestant, Run, checked
-from ckptd.bench.figures import OURS, Outcome, Reading
+from ckptd.bench.figures import OURS, Outcome, Reading, Row
 from ckptd.bench.origin import LIMIT_BYTES_S, Door, mean_streams
 from ckptd.bench.race import race
 from ckptd.bench.stage import Stage
@@ -21,8 +21,8 @@ from ckptd.bench.stage import Stage
 HASHED = "ckptd, sha256"
 FIXED = (4, 8, 16, 24)
 """Streams, of a ckptd that may have no fewer and no more: neither disk nor cores are full."""
-MOST = 96
-"""The same, where they are: half as many again as ckptd takes unless told to."""
+MANY = (40, 64)
+"""The same, where they are."""
 
 
 def plain(stage: Stage) -> Outcome:
@@ -56,14 +56,15 @@ def limited(stage: Stage) -> Outcome:
             if "streams" in run.reading:
                 return {}
             wall_s = run.reading["wall_s"]
-            busy = 1 - psutil.cpu_times_percent().idle / 100
+            spent = psutil.cpu_times_percent()
+            busy = 1 - (spent.idle + spent.iowait) / 100
             found = mean_streams(stage.origin.since(mark, size_bytes), wall_s)
             share = size_bytes / wall_s / (found * LIMIT_BYTES_S)
             return {"streams": found, "stream_share": share, "busy_share": busy}
 
         return streams
 
-    bars = [Bare(count, size_bytes) for count in FIXED]
+    bars = [Bare(count, size_bytes) for count in (*FIXED, *MANY)]
     with _fixed(stage) as fixed:
         contestants = [*_contestants(stage), *fixed.values(), *bars]
         rows = race(stage, "limited", stage.origin.limited, names, contestants, watch)
@@ -74,7 +75,8 @@ def limited(stage: Stage) -> Outcome:
     carried = {bar.connections: found.row(bar.name) for bar in bars}
     held = {count: found.row(one.name) for count, one in fixed.items()}
     verdicts = (
-        targets.limited(ours, held[MOST]),
+        targets.limited(ours, _bar(ours, carried)),
+        targets.chosen(ours, [row for row in held.values() if row is not None]),
         *(
             targets.fixed(count, size_bytes, row, carried[count])
             for count in FIXED
@@ -85,12 +87,18 @@ def limited(stage: Stage) -> Outcome:
     return replace(found, verdicts=verdicts)
 
 
+def _bar(ours: Row, carried: Mapping[int, Row | None]) -> Row | None:
+    """Return what as many connections carried as *ours* had, or the next fewer that were tried."""
+    fewer = [count for count in carried if count <= ours.median("streams")]
+    return carried[max(fewer)] if fewer else None
+
+
 @contextmanager
 def _fixed(stage: Stage) -> Iterator[dict[int, Ckptd]]:
-    """Run a daemon for each of `FIXED` and `MOST`; returns what takes part, by its streams."""
+    """Run a daemon for each of `FIXED` and `MANY`; returns what takes part, by its streams."""
     with ExitStack() as stack:
         found = {}
-        for count in (*FIXED, MOST):
+        for count in (*FIXED, *MANY):
             settings = {"CKPTD_STREAMS": str(count), "CKPTD_STREAMS_MAX": str(count)}
             state = stack.enter_context(tempfile.TemporaryDirectory(dir=stage.scratch))
             running = stack.enter_context(node.running(Path(state), settings=settings))

@@ -37,6 +37,11 @@ class Buffers:
     def __repr__(self) -> str:
         return f"<Buffers [{self._lent_bytes} of {self._budget_bytes} bytes lent]>"
 
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits for a block."""
+        return bool(self._waiting)
+
     @asynccontextmanager
     async def lend(self, size_bytes: int = BLOCK_BYTES) -> AsyncIterator[memoryview]:
         """Lend so much of a block, in whole pages; waits while too much is lent.

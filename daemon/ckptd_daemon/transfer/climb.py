@@ -1,17 +1,17 @@
 """How many streams one host is worth: up while that brings bytes, down when it costs them; pure.
 
 Whoever calls says what time it is and what came, in bytes per second. Twice as many are tried,
-until what comes rises no more. If each brought about as much as before, more are tried at once;
-if they brought more, but less than that, the fewest are looked for that bring as much; if they
-brought no more, they are given back. A host that brings much less although
-nothing failed is asked by half as many, and half of these, until that helps: it gets more only
-after a long while, and a longer one each time that was wrong. If nothing helps it was not the
-streams, and they come back. When nothing at all comes it is the network, and says nothing.
+until what comes rises no more, and then half as many more. They are kept if they bring enough more
+for their number, and more are tried at once; else they are given back, and it is a while until the
+next try. A host that brings much less although nothing failed is asked by half as many, and half of
+these, until that helps: it gets more only after a long while, and a longer one each time that was
+wrong. If nothing helps it was not the streams, and they come back. When nothing at all comes it is
+the network, and says nothing.
 """
 
 from __future__ import annotations
 
-from math import inf
+from math import ceil, inf
 
 SAMPLE_S = 0.25
 SETTLE_SAMPLES = 1  # after a change: connections are being made, or wind down
@@ -19,16 +19,18 @@ TRIAL_SAMPLES = 2
 RISING = 1.1  # from one sample to the next: connections get up to speed
 RISING_SAMPLES = 8  # as long at most
 COLLAPSE_SAMPLES = 6
-GAIN = 1.05  # a level that does not bring so much more is not worth its connections
-STEP = 2
-LINEAR = 0.75  # of what more streams would bring if each brought as much: then none is too many
-NARROW = 0.25  # of a level: closer is not looked
+GAIN = 1.05  # a level that is not so much higher is not worth a trial
+WORTH = 0.2  # of what more streams would bring if each brought as much: else they are too many
+STEP = 2.0
+STEP_LATE = 1.5  # once more streams bring less than in proportion
+LINEAR = 0.75  # of the same: then there may be many more
 COLLAPSED = 0.5
 FADE = 0.99  # how fast less becomes usual, per sample
 RELIEF = 1.5
 HARM = 0.7
 PROBE_FIRST_S = 15.0  # doubled at each try in vain
 PROBE_MAX_S = 600.0
+REFUSED_S = 3600.0  # for so long a refusal is remembered
 CEILING_FIRST_S = 300.0  # how long a ceiling holds; doubled each time
 CEILING_MAX_S = 7200.0
 SILENT = 1e-4  # of what is usual: less than any crowd leaves of it
@@ -47,11 +49,13 @@ class Climb:
         self._ceiling_s = CEILING_FIRST_S
         self._samples: list[float] = []  # at this level, while all its streams were busy
         self._trial: tuple[int, float] | None = None  # the level below, and what that brought
-        self._search: tuple[int, int, float] | None = None  # too few, enough, for what
         self._collapse: tuple[int, float] | None = None  # the level before, and what it fell to
+        self._step = STEP
         self._usual = 0.0  # what this level brings
         self._probe_at = -inf
         self._probe_s = PROBE_FIRST_S
+        self._refused_at = -inf
+        self._refused_s = PROBE_FIRST_S  # what a refusal costs, whatever went well in between
         self._deaf_until = -inf
 
     def __repr__(self) -> str:
@@ -60,8 +64,6 @@ class Climb:
     @property
     def safe(self) -> int:
         """The last level that was found good: not one that is on trial, or a cure that is."""
-        if self._search is not None:
-            return self._search[1]
         doubted = self._trial or self._collapse
         return self.level if doubted is None else doubted[0]
 
@@ -70,8 +72,13 @@ class Climb:
         if now < self._deaf_until:
             return
         self._deaf_until = now + THROTTLE_DEAF_S
+        if now >= self._refused_at + REFUSED_S:
+            self._refused_s = PROBE_FIRST_S
         self._collapse = None
         self._wait(now)
+        self._probe_at = max(self._probe_at, now + self._refused_s)
+        self._refused_at, self._refused_s = now, min(2 * self._refused_s, PROBE_MAX_S)
+        self._step = STEP_LATE
         self._change(max(1, self.level // 2))
 
     def sample(self, now: float, bytes_per_s: float, *, is_full: bool) -> None:
@@ -100,7 +107,11 @@ class Climb:
         return sum(settled[-TRIAL_SAMPLES:]) / TRIAL_SAMPLES
 
     def _is_linear(self, found: float, level: int, before: float) -> bool:
-        return found >= before * (1 + LINEAR * (self.level / level - 1))
+        return found >= before * self._gain(LINEAR, level)
+
+    def _gain(self, part: float, level: int) -> float:
+        """Return by how much more comes if what is above *level* brings that *part* of its share."""
+        return 1 + part * (self.level / level - 1)
 
     def _has_collapsed(self) -> bool:
         last = self._samples[-COLLAPSE_SAMPLES:]
@@ -118,10 +129,6 @@ class Climb:
         """Decide what becomes of a level that was just reached."""
         if self._collapse is not None:
             self._relieve(now, found, *self._collapse)
-        elif self._search is not None:
-            few, enough, best = self._search
-            is_enough = found >= best  # rather too many than too few, where samples scatter
-            self._narrow(now, *(few, self.level) if is_enough else (self.level, enough), best)
         elif self._trial is not None:
             self._tried(now, found, *self._trial)
         elif found > self._usual * COLLAPSED:
@@ -131,26 +138,22 @@ class Climb:
         """Decide whether to keep more streams than *level*, which brought what was *before*."""
         if found < before * COLLAPSED:
             return  # too bad to be true, or a collapse: the next samples tell
-        is_linear = self._is_linear(found, level, before)
-        self._trial = None
-        if found < before * GAIN:
-            self._wait(now)
-            self._change(level, usual=before)
+        if found < before * self._gain(WORTH, level):
+            if self._step > STEP_LATE:
+                self._step = STEP_LATE
+                self._try(level, before)
+            else:
+                self._wait(now)
+                self._change(level, usual=before)
             return
+        if self._is_linear(found, level, before):
+            self._step = STEP
+            found = max(found, before * self.level / level)  # connections may still speed up
+        else:
+            self._step = STEP_LATE
+        self._trial = None
         self._probe_s = PROBE_FIRST_S
-        if is_linear:
-            self._probe(now, found)
-        else:
-            self._narrow(now, level, self.level, found)
-
-    def _narrow(self, now: float, few: int, enough: int, best: float) -> None:
-        """Look for the fewest that bring *best*, between what is too *few* and *enough*."""
-        if enough - few <= enough * NARROW:
-            self._wait(now)
-            self._change(enough, usual=best)
-        else:
-            self._change((few + enough) // 2, usual=best)
-            self._search = few, enough, best
+        self._probe(now, found)
 
     def _relieve(self, now: float, found: float, level: int, before: float) -> None:
         """Decide whether fewer streams are the cure for what *level* of them brought."""
@@ -171,15 +174,19 @@ class Climb:
         """Try a higher level if there is one, and it is time to."""
         self._usual = found
         if now >= self._probe_at and self.level < self.ceiling:
-            self._trial = self.level, found
-            self._samples.clear()
-            higher = self.level * STEP
-            self.level = self.ceiling if higher * GAIN >= self.ceiling else higher
+            self._try(self.level, found)
+
+    def _try(self, level: int, found: float) -> None:
+        """Try more than *level*, which brings what is *found*."""
+        self._trial = level, found
+        self._samples.clear()
+        higher = ceil(level * self._step)
+        self.level = self.ceiling if higher * GAIN >= self.ceiling else higher
 
     def _change(self, level: int, *, usual: float = 0.0) -> None:
         self.level = level
         self._usual = usual
-        self._trial = self._search = None
+        self._trial = None
         self._samples.clear()
 
     def _wait(self, now: float) -> None:

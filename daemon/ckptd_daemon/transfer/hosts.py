@@ -30,8 +30,8 @@ class Host:
     def __init__(self, climb: Climb) -> None:
         self.climb = climb
         self.seats = 0
-        self.lowest_seats = 0  # since the last sample, or since all were taken that there are now
-        self.is_filling = False  # there are more than there were
+        self.lowest_seats = 0  # since the last sample, or since the level was reached after it
+        self.is_filling = True  # the level has not been reached since the last sample
         self.received_bytes = 0
         self.gave_at = -inf
         self.is_held = False  # by a limit of ours, some time since the last sample
@@ -48,17 +48,16 @@ class Host:
             return False
         if now - at < 2 * SAMPLE_S:
             rate = (self.received_bytes - received) / (now - at)
-            level = self.climb.level
-            is_full = self.lowest_seats >= level and not self.is_held
+            is_full = self.lowest_seats >= self.climb.level and not self.is_held
             self.climb.sample(now, rate, is_full=is_full)
-            self.is_filling = self.climb.level > level
         self.is_held = False
+        self.is_filling = self.seats < self.climb.level
         self._sampled = now, self.received_bytes
         self.lowest_seats = self.seats
         return True
 
     def seated(self) -> None:
-        """Have one more stream."""
+        """Have one more stream; what comes counts for the level once that is reached."""
         self.seats += 1
         if self.is_filling and self.seats >= self.climb.level:
             self.is_filling, self.lowest_seats = False, self.seats

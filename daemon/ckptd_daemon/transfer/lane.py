@@ -21,7 +21,7 @@ from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.hosts import Share
 from ckptd_daemon.transfer.link import Link
 from ckptd_daemon.transfer.means import BLOCKS_BYTES, Means
-from ckptd_daemon.transfer.plan import Claim
+from ckptd_daemon.transfer.plan import PART_MIN_BYTES, Claim
 from ckptd_daemon.transfer.progress import Gauge, Phase
 from ckptd_daemon.transfer.retry import Damages, Patience, delay_s
 from ckptd_daemon.transfer.stream import NotFastError, RefusedError, StaleError, Stream
@@ -30,6 +30,7 @@ from ckptd_daemon.transfer.work import Work
 logger = logging.getLogger(__name__)
 
 BLOCK_MIN_BYTES = 2 << 20
+LATENCIES = 4  # of a connection are what it brings by one request worth at least
 
 
 class Crew:
@@ -237,6 +238,7 @@ class Lane:
         async with means.buffers.lend(_block_bytes(claim, means.hosts.seats)) as buffer:
             work = functools.partial(stream.fetch, claim, crew.partial, buffer, crew.tell)
             await to_thread.run_sync(work, limiter=means.fetching)
+        crew.work.part_bytes = max(PART_MIN_BYTES, int(LATENCIES * stream.late_bytes))
 
     def _succeeded(self) -> None:
         self._crew.link.answered()
@@ -288,9 +290,9 @@ class Lane:
 
 
 def _block_bytes(claim: Claim, seats: int) -> int:
-    """Return how much memory a stream may have while there are so many of them."""
+    """Return how much memory a stream may have, so that twice as many of them may have as much."""
     size = BLOCK_BYTES
-    while size > BLOCK_MIN_BYTES and size * seats > BLOCKS_BYTES:
+    while size > BLOCK_MIN_BYTES and size * 2 * seats > BLOCKS_BYTES:
         size //= 2
     left = claim.end - claim.at
     return left if claim.is_racer else min(size, left)

@@ -17,7 +17,7 @@ from ckptd_daemon.transfer.ranges import Range, Ranges
 
 RUN_MAX_CHUNKS = 4  # of one request: between two a connection brings nothing, and more is to lose
 TURNS = 2  # more, of the same length, are left for each connection: at the end all end together
-PART_MIN_BYTES = 4 << 20  # of a chunk: less is not worth a request
+PART_MIN_BYTES = 4 << 20  # of a chunk: less is never worth a request
 
 
 @dataclass(eq=False, slots=True)
@@ -132,11 +132,19 @@ class Plan:
         """Return where the chunk ends that holds *offset*."""
         return self._header.extent(offset // self._header.chunk_bytes)[1]
 
-    def next(self, urgent: Collection[int], *, is_whole: bool, streams: int = 1) -> Range | None:
+    def next(
+        self,
+        urgent: Collection[int],
+        *,
+        is_whole: bool,
+        streams: int = 1,
+        part_bytes: int = PART_MIN_BYTES,
+    ) -> Range | None:
         """Return what to claim next: of the *urgent* chunks, then, if it *is_whole*, of all.
 
-        That is the less the more *streams* are to share what is left. Costs as much as the urgent
-        chunks that are being brought: those that landed are none.
+        That is the less the more *streams* are to share what is left, but not less than
+        *part_bytes*. Costs as much as the urgent chunks that are being brought: those that landed
+        are none.
         """
         for index in urgent:
             start, end = self._header.extent(index)
@@ -146,19 +154,21 @@ class Plan:
                 return self._gaps.first(gap[0], end)
         if not is_whole or (gap := self._gaps.first(0, self._header.size_bytes or 0)) is None:
             return None
-        return gap[0], min(gap[1], self._run_end(gap[0], max(streams, len(self._claims) + 1)))
+        streams = max(streams, len(self._claims) + 1)
+        return gap[0], min(gap[1], self._run_end(gap[0], streams, part_bytes))
 
-    def _run_end(self, start: int, streams: int) -> int:
+    def _run_end(self, start: int, streams: int, part_bytes: int) -> int:
         """Return where a claim from *start* ends at most, of one of so many *streams*.
 
         Guided self-scheduling (Polychronopoulos and Kuck, 1987): each takes an equal part of a
         part of what is left, so that none is alone with much at the end.
         """
-        fair_bytes = self._gaps.total_bytes // (TURNS * streams)
+        turns = TURNS * streams if streams > 1 else 1
+        fair_bytes = self._gaps.total_bytes // turns
         chunk_bytes, end = self._header.chunk_bytes, self.chunk_end(start)
         if fair_bytes >= chunk_bytes:
             return end + (min(RUN_MAX_CHUNKS, fair_bytes // chunk_bytes) - 1) * chunk_bytes
-        parts = -(-(end - start) // max(fair_bytes, PART_MIN_BYTES))
+        parts = max(1, (end - start) // max(fair_bytes, part_bytes))
         return min(end, _page_up(start + (end - start) // parts))
 
     def claim(self, start: int, end: int) -> Claim:

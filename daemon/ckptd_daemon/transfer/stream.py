@@ -79,6 +79,8 @@ class Stream:
         self.time = Stopwatch()
         self.pause_s: float | None = None
         """How long the last reply asks not to be followed by another request."""
+        self.late_bytes = 0.0
+        """What it would have brought, by its last request, while that waited for its reply."""
         self._due: float | None = None  # when a piece has to be here; None while none is expected
 
     @property
@@ -207,15 +209,19 @@ class Stream:
         meanwhile ends without an error, and the connection with it.
         """
         asked = claim.asks()
+        began, before_bytes = time.monotonic(), self.received_bytes
         try:
             if asked is not None:
                 with self.time.at(Work.RECEIVING), self._listening(self._config.first_byte_s):
                     reply = self._replied(*asked)
+                replied = time.monotonic()
                 while length := claim.block(len(buffer)):
                     with self.time.at(Work.RECEIVING), self._listening(self._config.stall_s):
                         self._receive(reply, claim, buffer[:length])
                     with self.time.at(Work.WRITING):
                         _land(claim, partial, buffer, on_landed)
+                rate = (self.received_bytes - before_bytes) / (time.monotonic() - replied)
+                self.late_bytes = (replied - began) * rate
         except TransientError:
             with self.time.at(Work.WRITING):
                 _land(claim, partial, buffer, on_landed)

@@ -142,7 +142,8 @@ class Streams:
             while True:
                 await anyio.sleep(LOOK_S)
                 total = self._crew.received_bytes
-                share.received(total - received, is_held=self._gauge.is_held)
+                is_held = self._gauge.is_held or self._means.buffers.is_short
+                share.received(total - received, is_held=is_held)
                 received = total
                 self._gauge.read()  # a sample for its rate, also when nobody asks
                 self._crew.interrupt_silent()
