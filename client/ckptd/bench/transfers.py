@@ -21,7 +21,7 @@ from ckptd.bench.stage import Stage
 HASHED = "ckptd, sha256"
 FIXED = (4, 8, 16, 24)
 """Streams, of a ckptd that may have no fewer and no more: neither disk nor cores are full."""
-MANY = (40, 64)
+MANY = (32, 64)
 """The same, where they are."""
 
 
