@@ -289,7 +289,7 @@ def test_a_killed_daemon_goes_on_and_its_readers_do_not_notice(
     short_path: Path, origin: Origin, model: bytes, expected: dict[str, torch.Tensor]
 ) -> None:
     origin.put("model", model)
-    origin.hold(after_bytes=2 * CHUNK_BYTES)
+    origin.hold(after_bytes=5 * CHUNK_BYTES // 2)
     with Daemon(short_path, streams=1, streams_max=1) as daemon:
         with daemon.client().open_tensors(origin.url("model"), timeout=30) as tensors:
             assert torch.equal(tensors[NAMES[0]], expected[NAMES[0]])
@@ -301,7 +301,7 @@ def test_a_killed_daemon_goes_on_and_its_readers_do_not_notice(
             tensors.wait()
         eventually(lambda: [blob.leases for blob in daemon.client().blobs()] == [0])
     assert all(torch.equal(read[name], expected[name]) for name in NAMES)
-    assert origin.sent_bytes <= len(model) + CHUNK_BYTES + 2
+    assert origin.sent_bytes <= len(model) + CHUNK_BYTES  # half a chunk, and what nobody read
 
 
 READ = """
