@@ -33,6 +33,17 @@ def ranges(origin: Origin, name: str) -> list[tuple[int, int]]:
     return [(int(start), int(end) + 1) for start, end in asked if end]
 
 
+async def test_where_replies_are_long_in_coming_requests_are_for_more(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("model", data).first_byte_s = 0.5
+    async with fetching(short_path, streams=8, streams_max=8) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+    *at_once, last = sorted(ranges(origin, "model"))
+    assert [end - start for start, end in at_once] == [4 << 20] * 8
+    assert last == (32 << 20, len(data))
+
+
 async def test_one_connection_that_dribbles_does_not_hold_up_the_end(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:

@@ -82,19 +82,19 @@ def test_a_target_is_judged_against_the_best_peer_and_a_miss_is_said_as_plainly(
 
 
 @pytest.mark.parametrize(
-    ("share", "carried", "is_met"),
+    ("share", "busy", "carried", "is_met"),
     [
-        (0.96, None, True),
-        (0.94, None, False),
-        (0.94, 0.97, False),
-        (0.85, 0.88, True),  # the machine carries no more
-        (0.82, 0.88, False),
+        (0.96, 0.1, None, True),
+        (0.9, 0.5, None, False),
+        (0.9, 0.99, None, True),  # the cores were full
+        (0.8, 0.5, 0.82, False),  # the origin itself gives no more, which is no excuse
+        (0.96, 0.5, 0.82, True),
     ],
 )
-def test_limited_connections_are_used_up_as_far_as_the_machine_carries_them(
-    share: float, carried: float | None, is_met: bool
+def test_limited_connections_are_used_up_unless_the_cores_are(
+    share: float, busy: float, carried: float | None, is_met: bool
 ) -> None:
-    ours = row("ckptd", [{"stream_share": share, "streams": 40.0}])
+    ours = row("ckptd", [{"stream_share": share, "busy_share": busy, "streams": 40.0}])
     bar = None if carried is None else row("bar", [{"stream_share": carried}])
     assert targets.limited(ours, bar).is_met is is_met
 

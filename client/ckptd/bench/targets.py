@@ -16,6 +16,8 @@ ORIGIN_SHARE = 1.0
 WARM_P50_MS = 1.5
 WARM_P99_MS = 5.0
 LIMITED_SHARE = 0.95
+FULL_SHARE = 0.95
+"""Of all cores: a machine that is busier has nothing left."""
 CHOSEN = 1.15
 """What it may cost not to have so many streams as would be best: more than these have to bring enough
 for their number, says `transfer.climb`."""
@@ -85,16 +87,15 @@ def fixed(streams: int, size_bytes: int, ours: Row, bar: Row | None) -> Verdict:
 def limited(ours: Row, bar: Row | None) -> Verdict:
     """Judge how much of what its connections might carry ckptd got, from as many as it likes.
 
-    *bar* is as many connections that keep nothing, or fewer: where these do not carry it either, with
-    the machine to themselves, it is the machine, and ckptd is to get as much as they.
+    *bar* is what as many connections brought that keep nothing, or the next fewer that were tried.
     """
-    share, streams = ours.median("stream_share"), ours.median("streams")
-    text = f"{share:.1%} of (streams x 50 MB/s), from {streams:.0f} of its own choice"
-    carried = 1.0 if bar is None else bar.median("stream_share")
-    if bar is None or carried >= LIMITED_SHARE:
-        return _limited(text, share, None if bar is None else carried)
-    text = f"{text}; {bar.name} reach {carried:.1%}, of which it is to be at least"
-    return Verdict(f"{text} {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE * carried)
+    share, busy = ours.median("stream_share"), ours.median("busy_share")
+    text = (
+        f"{share:.1%} of (streams x 50 MB/s), from {ours.median('streams'):.0f} of its own choice"
+    )
+    if share < LIMITED_SHARE and busy >= FULL_SHARE:
+        return Verdict(f"{text}; the cores were full ({busy:.0%} busy)", True)
+    return _limited(text, share, None if bar is None else bar.median("stream_share"))
 
 
 def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:

@@ -21,7 +21,7 @@ from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.hosts import Share
 from ckptd_daemon.transfer.link import Link
 from ckptd_daemon.transfer.means import BLOCKS_BYTES, Means
-from ckptd_daemon.transfer.plan import PART_MIN_BYTES, Claim
+from ckptd_daemon.transfer.plan import Claim
 from ckptd_daemon.transfer.progress import Gauge, Phase
 from ckptd_daemon.transfer.retry import Damages, Patience, delay_s
 from ckptd_daemon.transfer.stream import NotFastError, RefusedError, StaleError, Stream
@@ -238,7 +238,7 @@ class Lane:
         async with means.buffers.lend(_block_bytes(claim, means.hosts.seats)) as buffer:
             work = functools.partial(stream.fetch, claim, crew.partial, buffer, crew.tell)
             await to_thread.run_sync(work, limiter=means.fetching)
-        crew.work.part_bytes = max(PART_MIN_BYTES, int(LATENCIES * stream.late_bytes))
+        crew.work.part_bytes = int(LATENCIES * stream.late_bytes)
 
     def _succeeded(self) -> None:
         self._crew.link.answered()

@@ -138,7 +138,7 @@ class Plan:
         *,
         is_whole: bool,
         streams: int = 1,
-        part_bytes: int = PART_MIN_BYTES,
+        part_bytes: int = 0,
     ) -> Range | None:
         """Return what to claim next: of the *urgent* chunks, then, if it *is_whole*, of all.
 
@@ -168,7 +168,7 @@ class Plan:
         chunk_bytes, end = self._header.chunk_bytes, self.chunk_end(start)
         if fair_bytes >= chunk_bytes:
             return end + (min(RUN_MAX_CHUNKS, fair_bytes // chunk_bytes) - 1) * chunk_bytes
-        parts = max(1, (end - start) // max(fair_bytes, part_bytes))
+        parts = max(1, (end - start) // max(fair_bytes, part_bytes, PART_MIN_BYTES))
         return min(end, _page_up(start + (end - start) // parts))
 
     def claim(self, start: int, end: int) -> Claim:

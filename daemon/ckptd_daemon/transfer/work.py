@@ -9,7 +9,7 @@ import anyio
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.endgame import EndGame
-from ckptd_daemon.transfer.plan import PART_MIN_BYTES, Claim, Plan
+from ckptd_daemon.transfer.plan import Claim, Plan
 from ckptd_daemon.transfer.ranges import Range
 
 
@@ -22,7 +22,7 @@ class Work:
         self._demand = demand
         self._end_game = EndGame(partial.header.size_bytes or 0)
         self._late: tuple[Claim, int | None] | None = None  # whom to help, and how
-        self.part_bytes = PART_MIN_BYTES
+        self.part_bytes = 0
         """Less than that is not worth a request, as far as is known of the way."""
         self._turned = anyio.Event()
 

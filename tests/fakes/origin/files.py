@@ -39,6 +39,8 @@ class File:
     """What 429 asks for."""
     bytes_per_s: float = 0
     """Over each connection; 0 for as fast as it goes."""
+    first_byte_s: float = 0
+    """Until it answers, as over a long way."""
     dribble_s: float = 0.02
     """Between two bytes."""
 

@@ -58,6 +58,8 @@ class Reply:
     """After every single byte, if not 0."""
     bytes_per_s: float = 0.0
     """Of the body, if not 0."""
+    first_byte_s: float = 0.0
+    """Before anything is said."""
     http: str = "HTTP/1.1"
     is_chunked: bool = False
 
@@ -162,7 +164,7 @@ def _described(reply: Reply, file: File) -> Reply:
     if file.last_modified is not None:
         reply.headers["Last-Modified"] = file.last_modified
     reply.headers |= file.headers
-    reply.bytes_per_s = file.bytes_per_s
+    reply.bytes_per_s, reply.first_byte_s = file.bytes_per_s, file.first_byte_s
     return reply
 
 

@@ -228,6 +228,7 @@ class Origin:
         return status if status and self._uses[signature] > uses else None
 
     async def _send(self, connection: socket.socket, reply: Reply) -> None:
+        await asyncio.sleep(reply.first_byte_s)
         if reply.status:
             await self._loop.sock_sendall(connection, reply.head())
         for piece in _pieces(reply):
