@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from ckptd_daemon.store import buffers
-from ckptd_daemon.store.buffers import BLOCK_BYTES, HUGE_BYTES, WARM_BYTES, Buffers
+from ckptd_daemon.store.buffers import BLOCK_BYTES, HUGE_BYTES, WARM_BYTES, Buffers, touch
 
 
 async def test_no_more_is_lent_than_the_budget_and_in_turn() -> None:
@@ -130,3 +130,37 @@ async def test_what_nobody_uses_goes_back_to_the_system(monkeypatch: pytest.Monk
         await anyio.wait_all_tasks_blocked()
         assert sum(map(_in_memory, all_of_them)) == 0
         tasks.cancel_scope.cancel()
+
+
+async def test_what_was_used_meanwhile_stays_for_another_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rested, goes_on = anyio.Event(), anyio.Event()
+
+    async def sleep(seconds: float) -> None:
+        rested.set()
+        await goes_on.wait()
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    lender = Buffers(BLOCK_BYTES)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lender.keep)
+        (address,) = await _used(lender, 1)
+        await rested.wait()
+        await _used(lender, 1)
+        rested, ends, goes_on = anyio.Event(), goes_on, anyio.Event()
+        ends.set()
+        await rested.wait()
+        assert _in_memory(address) == BLOCK_BYTES
+        goes_on.set()
+        await anyio.wait_all_tasks_blocked()
+        assert _in_memory(address) == 0
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_beginning_of_a_block_can_be_had_in_memory_first() -> None:
+    async with Buffers(BLOCK_BYTES).lend(1) as block:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+        assert _in_memory(address) == 0
+        touch(block)
+        assert _in_memory(address) > 0

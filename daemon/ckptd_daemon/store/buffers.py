@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections import deque
 from collections.abc import AsyncIterator
@@ -14,7 +15,12 @@ HUGE_BYTES = 2 << 20
 """Of a huge page. Direct I/O from such a one takes one segment of a request instead of 512, and
 a virtual disk takes almost twice as much of it."""
 WARM_BYTES = 32 << 20  # how much that nobody uses stays warm, to be faulted in by nobody again
-REST_S = 2.0  # and for how long
+REST_S = 60.0  # and for how long: a virtual machine may need its host to have a page again
+TOUCHED_BYTES = 64 << 10
+_MADV_POPULATE_WRITE = 23  # of Linux 5.14
+
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Buffers:
@@ -62,9 +68,10 @@ class Buffers:
     async def keep(self) -> None:
         """Give memory back to the system whenever nothing was lent for a while; runs for ever."""
         while True:
-            await self._rest.wait()
+            rest = self._rest
+            await rest.wait()
             await anyio.sleep(REST_S)
-            if not self._lent:
+            if self._rest is rest:  # the same one still
                 self._cool(0)
                 self._rest = anyio.Event()
 
@@ -96,6 +103,8 @@ class Buffers:
             size_bytes, granted = self._waiting.popleft()
             self._lent_bytes += size_bytes
             self._lent += 1
+            if self._rest.is_set():
+                self._rest = anyio.Event()
             granted.set()
 
     def _warm(self, size_bytes: int) -> mmap.mmap:
@@ -129,3 +138,14 @@ def mapped(*, is_huge: bool) -> mmap.mmap:
         with suppress(OSError):  # a kernel without them; one before 6.7 may align fewer of them
             block.madvise(mmap.MADV_HUGEPAGE)
     return block
+
+
+def touch(block: memoryview) -> None:
+    """Have the beginning of a lent block in memory; blocks, but without the interpreter's lock.
+
+    For a copy that is made under the lock: a page that has to be cleared first, which takes a
+    virtual machine milliseconds, would hold up every other thread.
+    """
+    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    _libc.madvise(address, min(len(block), TOUCHED_BYTES), _MADV_POPULATE_WRITE)
+    # where the kernel knows no such advice the copy takes longer, and is right

@@ -23,6 +23,7 @@ from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
 from ckptd_daemon.sources.http import unwell
 from ckptd_daemon.sources.proxies import tunnel
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
+from ckptd_daemon.store.buffers import touch
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
 from ckptd_daemon.transfer.pace import Pace
@@ -209,6 +210,7 @@ class Stream:
         meanwhile ends without an error, and the connection with it.
         """
         asked = claim.asks()
+        touch(buffer)  # http.client copies there what it read of a body with the headers
         began, before_bytes = time.monotonic(), self.received_bytes
         try:
             if asked is not None:
