@@ -30,7 +30,6 @@ from ckptd_daemon.transfer.work import Work
 logger = logging.getLogger(__name__)
 
 BLOCK_MIN_BYTES = 2 << 20
-LATENCIES = 4  # of a connection are what it brings by one request worth at least
 
 
 class Crew:
@@ -238,7 +237,7 @@ class Lane:
         async with means.buffers.lend(_block_bytes(claim, means.hosts.seats)) as buffer:
             work = functools.partial(stream.fetch, claim, crew.partial, buffer, crew.tell)
             await to_thread.run_sync(work, limiter=means.fetching)
-        crew.work.part_bytes = int(LATENCIES * stream.late_bytes)
+        crew.work.learn(stream.late_s, stream.bytes_per_s)
 
     def _succeeded(self) -> None:
         self._crew.link.answered()

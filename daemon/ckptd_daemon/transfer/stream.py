@@ -80,8 +80,10 @@ class Stream:
         self.time = Stopwatch()
         self.pause_s: float | None = None
         """How long the last reply asks not to be followed by another request."""
-        self.late_bytes = 0.0
-        """What it would have brought, by its last request, while that waited for its reply."""
+        self.late_s = 0.0
+        """How long the last reply was in coming."""
+        self.bytes_per_s = 0.0
+        """What came once it had."""
         self._due: float | None = None  # when a piece has to be here; None while none is expected
 
     @property
@@ -211,7 +213,8 @@ class Stream:
         """
         asked = claim.asks()
         touch(buffer)  # http.client copies there what it read of a body with the headers
-        began, before_bytes = time.monotonic(), self.received_bytes
+        began = time.monotonic()
+        before_bytes = self.received_bytes
         try:
             if asked is not None:
                 with self.time.at(Work.RECEIVING), self._listening(self._config.first_byte_s):
@@ -222,8 +225,9 @@ class Stream:
                         self._receive(reply, claim, buffer[:length])
                     with self.time.at(Work.WRITING):
                         _land(claim, partial, buffer, on_landed)
-                rate = (self.received_bytes - before_bytes) / (time.monotonic() - replied)
-                self.late_bytes = (replied - began) * rate
+                self.late_s = replied - began
+                came_bytes = self.received_bytes - before_bytes
+                self.bytes_per_s = came_bytes / (time.monotonic() - replied)
         except TransientError:
             with self.time.at(Work.WRITING):
                 _land(claim, partial, buffer, on_landed)

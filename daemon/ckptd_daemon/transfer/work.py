@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import inf
 
 import anyio
 
@@ -11,6 +12,8 @@ from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.endgame import EndGame
 from ckptd_daemon.transfer.plan import Claim, Plan
 from ckptd_daemon.transfer.ranges import Range
+
+LATENCIES = 4  # a request is for so much that it takes so often what its reply is late
 
 
 class Work:
@@ -22,8 +25,8 @@ class Work:
         self._demand = demand
         self._end_game = EndGame(partial.header.size_bytes or 0)
         self._late: tuple[Claim, int | None] | None = None  # whom to help, and how
-        self.part_bytes = 0
-        """Less than that is not worth a request, as far as is known of the way."""
+        self._late_s = inf  # the shortest that a reply was in coming: busy machines are later
+        self._part_bytes = 0  # less than that is not worth a request
         self._turned = anyio.Event()
 
     @property
@@ -80,6 +83,11 @@ class Work:
             self._late = claims[help_.which], help_.keep_bytes
             self.turn()
 
+    def learn(self, late_s: float, bytes_per_s: float) -> None:
+        """Learn from a request how late its reply was, and what that brought from then on."""
+        self._late_s = min(self._late_s, late_s)
+        self._part_bytes = int(LATENCIES * self._late_s * bytes_per_s)
+
     async def turned(self) -> None:
         """Wait until there may be something else to do."""
         await self._turned.wait()
@@ -95,5 +103,5 @@ class Work:
             demand.urgent(),
             is_whole=demand.is_whole,
             streams=streams,
-            part_bytes=self.part_bytes,
+            part_bytes=self._part_bytes,
         )
