@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -13,12 +13,14 @@ import psutil
 from ckptd.bench import node, targets
 from ckptd.bench.bare import Bare
 from ckptd.bench.contestants import Ckptd, Contestant, Run, checked
-from ckptd.bench.figures import OURS, Outcome, Reading, Row
-from ckptd.bench.origin import LIMIT_BYTES_S, Door, mean_streams
+from ckptd.bench.figures import OURS, Outcome, Reading
+from ckptd.bench.origin import LIMIT_BYTES_S, Door, Origin, mean_streams
 from ckptd.bench.race import race
 from ckptd.bench.stage import Stage
+from ckptd.bench.worker import Job
 
 HASHED = "ckptd, sha256"
+UNLIMITED = "ckptd, no limit"
 FIXED = (4, 8, 16, 24)
 """Streams, of a ckptd that may have no fewer and no more: neither disk nor cores are full."""
 MANY = (32, 64)
@@ -66,7 +68,8 @@ def limited(stage: Stage) -> Outcome:
 
     bars = [Bare(count, size_bytes) for count in (*FIXED, *MANY)]
     with _fixed(stage) as fixed:
-        contestants = [*_contestants(stage), *fixed.values(), *bars]
+        unlimited = Unlimited(Ckptd(stage.node, UNLIMITED), stage.origin)
+        contestants = [*_contestants(stage), *fixed.values(), *bars, unlimited]
         rows = race(stage, "limited", stage.origin.limited, names, contestants, watch)
     title = f"one object of {_size(size_bytes)}, 50 MB/s per connection"
     found = Outcome("limited", title, "wall_s", rows, missing=stage.missing)
@@ -75,7 +78,7 @@ def limited(stage: Stage) -> Outcome:
     carried = {bar.connections: found.row(bar.name) for bar in bars}
     held = {count: found.row(one.name) for count, one in fixed.items()}
     verdicts = (
-        targets.limited(ours, _bar(ours, carried)),
+        targets.limited(ours, found.row(UNLIMITED)),
         targets.chosen(ours, [row for row in held.values() if row is not None]),
         *(
             targets.fixed(count, size_bytes, row, carried[count])
@@ -87,10 +90,32 @@ def limited(stage: Stage) -> Outcome:
     return replace(found, verdicts=verdicts)
 
 
-def _bar(ours: Row, carried: Mapping[int, Row | None]) -> Row | None:
-    """Return what as many connections carried as *ours* had, or the next fewer that were tried."""
-    fewer = [count for count in carried if count <= ours.median("streams")]
-    return carried[max(fewer)] if fewer else None
+@dataclass(frozen=True, slots=True)
+class Unlimited:
+    """Ours through the door that has no limit, whatever the others take: full disk, or cores."""
+
+    ours: Ckptd
+    origin: Origin
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return self.ours.name
+
+    @property
+    def version(self) -> str:
+        """As it says itself."""
+        return self.ours.version
+
+    @contextmanager
+    def fetched(self, job: Job) -> Iterator[Run]:
+        """Fetch it, and count its streams."""
+        mark = self.origin.mark()
+        with self.ours.fetched(replace(job, url=self.origin.plain.url)) as run:
+            size_bytes = sum(path.stat().st_size for path in run.paths.values())
+            requests = self.origin.since(mark, size_bytes)
+            streams = mean_streams(requests, run.reading["wall_s"])
+            yield replace(run, reading={**run.reading, "streams": streams})
 
 
 @contextmanager
