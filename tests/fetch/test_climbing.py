@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptd_daemon.sources.brakes import host_of
+from ckptd_daemon.store.buffers import Buffers
 from ckptd_daemon.transfer.openings import SMALL_BYTES
 from fakes.node import Node, fetching
 from fakes.origin import Fault, Origin
@@ -43,6 +44,17 @@ async def test_where_each_connection_is_slow_there_are_soon_more(
         with ExitStack() as stack:
             calls = [stack.enter_context(node.calling(url)) for url in urls]
             await until(lambda: sum(call.progress().streams for call in calls) > START)
+
+
+async def test_while_streams_wait_for_memory_no_more_of_them_are_tried(
+    short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Buffers, "is_short", True)
+    (url,) = put(origin, "streams", data, bytes_per_s=2e6)
+    async with fetching(short_path, streams=START, streams_max=16) as node:
+        with node.calling(url) as call:
+            await until(lambda: call.progress().done_bytes > 8e6)  # in two seconds
+            assert call.progress().streams == START
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,0 +1,39 @@
+"""What a connection is to bring next, from what was learned of the way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from ckptd_daemon.store.journal import Header
+from ckptd_daemon.store.partials import Partial
+from ckptd_daemon.transfer.demand import Demand
+from ckptd_daemon.transfer.work import Work
+
+MIB = 1 << 20
+FAST = 50e6  # bytes per second
+
+
+@pytest.mark.parametrize(
+    ("late_s", "mib"),
+    [
+        ([0.001], 4),
+        ([0.2], 16),
+        ([0.2, 0.2, 0.2], 16),
+        ([0.001, 0.2], 4),  # a busy machine, not a long way
+        ([0.2, 0.001], 4),
+    ],
+)
+def test_a_request_is_for_what_the_way_is_worth_at_its_best(late_s: list[float], mib: int) -> None:
+    header = Header("o", "t", "v", "n", 64 * MIB, 16 * MIB, is_resumable=True)
+    partial = cast(Partial, SimpleNamespace(header=header, missing=lambda: range(4)))
+    demand = Demand()
+    with demand.whole():
+        work = Work(partial, demand)
+        for found_s in late_s:
+            work.learn(found_s, FAST)
+        claim = work.next(streams=64)
+    assert claim is not None
+    assert claim.end == mib * MIB
