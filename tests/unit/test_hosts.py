@@ -175,29 +175,6 @@ def test_a_level_is_judged_from_the_moment_it_is_reached() -> None:
         assert found == [8, 8, 8, 8, 16, 16, 32, 32, 64]
 
 
-def test_fewer_streams_are_on_trial_until_no_more_than_these_are_left() -> None:
-    host, now = Host(Climb(64, 64)), 0.0
-
-    def bring(rate: float, seconds: float) -> None:
-        nonlocal now
-        for _ in range(int(seconds / SAMPLE_S)):
-            now += SAMPLE_S
-            host.received_bytes += int(rate * SAMPLE_S)
-            host.sample(now)
-
-    for _ in range(64):
-        host.seated()
-    bring(3.2e9, 3)
-    bring(1.7e9, 6)
-    fewer = host.climb.level
-    assert (fewer < 64, host.climb.safe) == (True, 64)
-    host.seats = host.lowest_seats = fewer  # within a sample there were more
-    bring(1.7e9, SAMPLE_S)
-    assert host.climb.safe == 64
-    bring(1.7e9, 4 * SAMPLE_S)
-    assert host.climb.safe == fewer
-
-
 def test_a_flight_that_ends_leaves_no_seat_behind() -> None:
     hosts = Hosts(start=2, streams_max=2)
     with ExitStack() as stack:

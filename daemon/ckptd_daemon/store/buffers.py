@@ -39,6 +39,7 @@ class Buffers:
         self._idle: list[tuple[mmap.mmap, int]] = []  # each with what of it is in memory
         self._waiting: deque[tuple[int, anyio.Event]] = deque()
         self._rest = anyio.Event()  # set when nothing is lent
+        self._rests_since = 0.0
 
     def __repr__(self) -> str:
         return f"<Buffers [{self._lent_bytes} of {self._budget_bytes} bytes lent]>"
@@ -68,10 +69,9 @@ class Buffers:
     async def keep(self) -> None:
         """Give memory back to the system whenever nothing was lent for a while; runs for ever."""
         while True:
-            rest = self._rest
-            await rest.wait()
-            await anyio.sleep(REST_S)
-            if self._rest is rest:  # the same one still
+            await self._rest.wait()
+            await anyio.sleep_until(self._rests_since + REST_S)
+            if self._rest.is_set() and anyio.current_time() >= self._rests_since + REST_S:
                 self._cool(0)
                 self._rest = anyio.Event()
 
@@ -96,6 +96,7 @@ class Buffers:
         if not self._lent:
             self._cool(WARM_BYTES)
             self._rest.set()
+            self._rests_since = anyio.current_time()
 
     def _grant(self) -> None:
         """Lend to those who wait, in the order they came."""

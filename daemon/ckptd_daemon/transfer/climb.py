@@ -3,11 +3,10 @@
 Whoever calls says what time it is and what came, in bytes per second. Twice as many are tried,
 until what comes rises no more, and then half as many more. They are kept if they bring enough more
 for their number, and more are tried at once; else they are given back, and it is a while until the
-next try. Where each brings much less than it did at its best, as many are tried as would do at
-that, and kept if they bring no less. A host that brings much less although nothing failed is asked
-by half as many, and half of these, until that helps: it gets more only after a long while, and a
-longer one each time that was wrong. If nothing helps it was not the streams, and they come back.
-When nothing at all comes it is the network, and says nothing.
+next try. A host that brings much less although nothing failed is asked by half as many, and half of
+these, until that helps: it gets more only after a long while, and a longer one each time that was
+wrong. If nothing helps it was not the streams, and they come back. When nothing at all comes it is
+the network, and says nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +26,10 @@ STEP_LATE = 1.5  # once more streams bring less than in proportion
 LINEAR = 0.75  # of the same: then there may be many more
 COLLAPSED = 0.5
 FADE = 0.99  # how fast less becomes usual, per sample
-CROWDED = 0.82  # of its best, brought by each stream for a while: fewer may do
-SPARE = 1.1  # of the streams that would do if each brought its best
-BEST = 0.95  # of it: then more streams may be of use
 RELIEF = 1.5
 HARM = 0.7
 PROBE_FIRST_S = 15.0  # doubled at each try in vain
 PROBE_MAX_S = 600.0
-PROBE_BEST_S = 60.0  # at most, where each stream brings its best
 REFUSED_S = 3600.0  # for so long a refusal is remembered
 CEILING_FIRST_S = 300.0  # how long a ceiling holds; doubled each time
 CEILING_MAX_S = 7200.0
@@ -45,24 +40,21 @@ THROTTLE_DEAF_S = 1.0  # refusals of one moment count once
 class Climb:
     """The level of one host, which is remembered as long as this lives."""
 
-    def __init__(self, start: int, streams_max: int, *, floor: int = 1) -> None:
+    def __init__(self, start: int, streams_max: int) -> None:
         self.level = min(start, streams_max)
         self.ceiling = streams_max
         """More have been too many, lately."""
         self._streams_max = streams_max
-        self._floor = floor  # no fewer are tried because they would do
         self._ceiling_until = inf
         self._ceiling_s = CEILING_FIRST_S
         self._samples: list[float] = []  # at this level, while all its streams were busy
-        self._trial: tuple[int, float] | None = None  # the level before, and what that brought
+        self._trial: tuple[int, float] | None = None  # the level below, and what that brought
         self._collapse: tuple[int, float] | None = None  # the level before, and what it fell to
         self._step = STEP
         self._usual = 0.0  # what this level brings
-        self._best = 0.0  # what one stream brought at its best, until fewer bring less
-        self._waits_since = -inf
-        self._wait_s = 0.0
+        self._probe_at = -inf
         self._probe_s = PROBE_FIRST_S
-        self._refused_at = self._refused_until = -inf
+        self._refused_at = -inf
         self._refused_s = PROBE_FIRST_S  # what a refusal costs, whatever went well in between
         self._deaf_until = -inf
 
@@ -84,20 +76,14 @@ class Climb:
             self._refused_s = PROBE_FIRST_S
         self._collapse = None
         self._wait(now)
-        self._refused_until = now + self._refused_s
+        self._probe_at = max(self._probe_at, now + self._refused_s)
         self._refused_at, self._refused_s = now, min(2 * self._refused_s, PROBE_MAX_S)
         self._step = STEP_LATE
         self._change(max(1, self.level // 2))
 
-    def sample(
-        self, now: float, bytes_per_s: float, *, is_full: bool, is_over: bool = False
-    ) -> None:
-        """Take note of what came lately.
-
-        *is_full*: from as many streams as the level allows; *is_over*: from more, for a part of
-        the time, because the level has fallen.
-        """
-        if not is_full or (is_over and self._is_sparing):
+    def sample(self, now: float, bytes_per_s: float, *, is_full: bool) -> None:
+        """Take note of what came lately; *is_full*: from as many streams as the level allows."""
+        if not is_full:
             self._samples.clear()  # they say nothing about the level
             return
         self._samples.append(bytes_per_s)
@@ -109,16 +95,10 @@ class Climb:
             self._judge(now, found)
             del self._samples[:-COLLAPSE_SAMPLES]
 
-    @property
-    def _is_sparing(self) -> bool:
-        """Whether fewer streams are on trial."""
-        return self._trial is not None and self.level < self._trial[0]
-
     def _found(self) -> float | None:
         """Return what the level brings, once that is clear."""
         settled = self._samples[SETTLE_SAMPLES:]
-        is_more = self._trial is not None and not self._is_sparing
-        if settled and self._trial and is_more and self._is_linear(settled[-1], *self._trial):
+        if settled and self._trial is not None and self._is_linear(settled[-1], *self._trial):
             return settled[-1]
         if len(settled) < TRIAL_SAMPLES:
             return None
@@ -150,9 +130,9 @@ class Climb:
         if self._collapse is not None:
             self._relieve(now, found, *self._collapse)
         elif self._trial is not None:
-            (self._spared if self._is_sparing else self._tried)(now, found, *self._trial)
+            self._tried(now, found, *self._trial)
         elif found > self._usual * COLLAPSED:
-            self._probe(now, found)
+            self._probe(now, max(found, self._usual * FADE))
 
     def _tried(self, now: float, found: float, level: int, before: float) -> None:
         """Decide whether to keep more streams than *level*, which brought what was *before*."""
@@ -161,10 +141,10 @@ class Climb:
         if found < before * self._gain(WORTH, level):
             if self._step > STEP_LATE:
                 self._step = STEP_LATE
-                self._try(self._more(level), level, before)
+                self._try(level, before)
             else:
+                self._wait(now)
                 self._change(level, usual=before)
-                self._try_fewer(now, before)
             return
         if self._is_linear(found, level, before):
             self._step = STEP
@@ -173,22 +153,7 @@ class Climb:
             self._step = STEP_LATE
         self._trial = None
         self._probe_s = PROBE_FIRST_S
-        self._note(found, found)
-        if not self._try(self._more(self.level), self.level, found):
-            self._try_fewer(now, found)
-
-    def _spared(self, now: float, found: float, level: int, before: float) -> None:
-        """Decide whether to keep fewer streams than *level*, which brought what was *before*."""
-        if found * GAIN < before:
-            self._best = before / level  # as things are
-            self._wait(now)
-            self._change(level, usual=before)
-            return
-        self._trial = None
-        self._step = STEP_LATE
-        self._probe_s = PROBE_FIRST_S
-        self._note(found, found)
-        self._try_fewer(now, found)
+        self._probe(now, found)
 
     def _relieve(self, now: float, found: float, level: int, before: float) -> None:
         """Decide whether fewer streams are the cure for what *level* of them brought."""
@@ -206,44 +171,17 @@ class Climb:
         self._wait(now)
 
     def _probe(self, now: float, found: float) -> None:
-        """Try another level if it is time to: a lower one if that may do, else a higher one."""
-        self._note(found, max(found, self._usual * FADE))
-        is_best = found >= BEST * self._best * self.level
-        wait_s = min(self._wait_s, PROBE_BEST_S) if is_best else self._wait_s
-        if now < max(self._waits_since + wait_s, self._refused_until):
-            return
-        if not self._try(self._fewer(found), self.level, found):
-            self._try(self._more(self.level), self.level, self._usual)
+        """Try a higher level if there is one, and it is time to."""
+        self._usual = found
+        if now >= self._probe_at and self.level < self.ceiling:
+            self._try(self.level, found)
 
-    def _note(self, found: float, usual: float) -> None:
-        self._usual = usual
-        self._best = max(self._best, found / self.level)
-
-    def _fewer(self, found: float) -> int:
-        """Return how many streams may well bring what is *found* too; the level, if no fewer do."""
-        if self._usual >= CROWDED * self._best * self.level:
-            return self.level
-        fewer = max(self._floor, ceil(max(self.level / STEP, SPARE * found / self._best)))
-        return min(fewer, self.level)
-
-    def _more(self, level: int) -> int:
-        """Return what to try above *level*; the ceiling at most."""
-        higher = ceil(level * self._step)
-        return self.ceiling if higher * GAIN >= self.ceiling else higher
-
-    def _try_fewer(self, now: float, found: float) -> None:
-        """Try fewer streams, if they may do; more do not."""
-        if not self._try(self._fewer(found), self.level, found):
-            self._wait(now)
-
-    def _try(self, other: int, level: int, found: float) -> bool:
-        """Try an *other* level than the one which brings what is *found*; tells whether it is one."""
-        if other == level:
-            return False
+    def _try(self, level: int, found: float) -> None:
+        """Try more than *level*, which brings what is *found*."""
         self._trial = level, found
         self._samples.clear()
-        self.level = other
-        return True
+        higher = ceil(level * self._step)
+        self.level = self.ceiling if higher * GAIN >= self.ceiling else higher
 
     def _change(self, level: int, *, usual: float = 0.0) -> None:
         self.level = level
@@ -252,6 +190,6 @@ class Climb:
         self._samples.clear()
 
     def _wait(self, now: float) -> None:
-        """Try no other level for a while."""
-        self._waits_since, self._wait_s = now, self._probe_s
+        """Try no higher level for a while."""
+        self._probe_at = now + self._probe_s
         self._probe_s = min(2 * self._probe_s, PROBE_MAX_S)

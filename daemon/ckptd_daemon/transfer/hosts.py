@@ -31,7 +31,6 @@ class Host:
         self.climb = climb
         self.seats = 0
         self.lowest_seats = 0  # since the last sample, or since the level was reached after it
-        self.highest_seats = 0  # since the last sample
         self.is_filling = True  # the level has not been reached since the last sample
         self.received_bytes = 0
         self.gave_at = -inf
@@ -50,18 +49,16 @@ class Host:
         if now - at < 2 * SAMPLE_S:
             rate = (self.received_bytes - received) / (now - at)
             is_full = self.lowest_seats >= self.climb.level and not self.is_held
-            is_over = self.highest_seats > self.climb.level
-            self.climb.sample(now, rate, is_full=is_full, is_over=is_over)
+            self.climb.sample(now, rate, is_full=is_full)
         self.is_held = False
         self.is_filling = self.seats < self.climb.level
         self._sampled = now, self.received_bytes
-        self.lowest_seats = self.highest_seats = self.seats
+        self.lowest_seats = self.seats
         return True
 
     def seated(self) -> None:
         """Have one more stream; what comes counts for the level once that is reached."""
         self.seats += 1
-        self.highest_seats = max(self.highest_seats, self.seats)
         if self.is_filling and self.seats >= self.climb.level:
             self.is_filling, self.lowest_seats = False, self.seats
 
@@ -257,7 +254,7 @@ class Hosts:
             if len(self._hosts) >= HOSTS_MAX and (oldest := next(idle, None)) is not None:
                 del self._hosts[oldest]
             start = self._remembered.get(name, self.start)
-            self._hosts[name] = Host(Climb(start, self._streams_max, floor=self.start))
+            self._hosts[name] = Host(Climb(start, self._streams_max))
         return self._hosts[name]
 
     def settle(self) -> None:

@@ -237,7 +237,8 @@ class Lane:
         async with means.buffers.lend(_block_bytes(claim, means.hosts.seats)) as buffer:
             work = functools.partial(stream.fetch, claim, crew.partial, buffer, crew.tell)
             await to_thread.run_sync(work, limiter=means.fetching)
-        crew.work.learn(stream.late_s, stream.bytes_per_s)
+        if stream.late_s is not None:
+            crew.work.learn(stream.late_s, stream.bytes_per_s)
 
     def _succeeded(self) -> None:
         self._crew.link.answered()

@@ -80,8 +80,8 @@ class Stream:
         self.time = Stopwatch()
         self.pause_s: float | None = None
         """How long the last reply asks not to be followed by another request."""
-        self.late_s = 0.0
-        """How long the last reply was in coming."""
+        self.late_s: float | None = None
+        """How long the last reply was in coming; None if none came, or broke off."""
         self.bytes_per_s = 0.0
         """What came once it had."""
         self._due: float | None = None  # when a piece has to be here; None while none is expected
@@ -212,6 +212,7 @@ class Stream:
         meanwhile ends without an error, and the connection with it.
         """
         asked = claim.asks()
+        self.late_s = None
         touch(buffer)  # http.client copies there what it read of a body with the headers
         began = time.monotonic()
         before_bytes = self.received_bytes
