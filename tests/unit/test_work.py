@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
+import ssl
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from ckptd_daemon.config import Config
+from ckptd_daemon.sources.source import Endpoint, Object, Validator
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.demand import Demand
+from ckptd_daemon.transfer.pace import Limits, Pacer
+from ckptd_daemon.transfer.plan import Plan
+from ckptd_daemon.transfer.stream import Stream
 from ckptd_daemon.transfer.work import Work
 
 MIB = 1 << 20
@@ -37,3 +45,14 @@ def test_a_request_is_for_what_the_way_is_worth_at_its_best(late_s: list[float],
         claim = work.next(streams=64)
     assert claim is not None
     assert claim.end == mib * MIB
+
+
+def test_a_claim_that_needs_no_request_teaches_nothing_of_the_way(tmp_path: Path) -> None:
+    endpoint = Endpoint("http://origin.example/model", {}, ssl.create_default_context())
+    obj = Object("o", "t", "v", "n", 1, True, Validator('"v"', None, True), endpoint.url, False)
+    header = Header("o", "t", "v", "n", 1, MIB, is_resumable=True)
+    claim = Plan(header, [0]).claim(0, 1)
+    claim.at = claim.end  # another connection has brought it
+    stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print), Config())
+    stream.fetch(claim, Partial(tmp_path, header), memoryview(mmap.mmap(-1, MIB)), print)
+    assert stream.late_s is None
