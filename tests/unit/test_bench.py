@@ -82,21 +82,21 @@ def test_a_target_is_judged_against_the_best_peer_and_a_miss_is_said_as_plainly(
 
 
 @pytest.mark.parametrize(
-    ("share", "unlimited_s", "is_met"),
+    ("share", "busy", "carried", "is_met"),
     [
-        (0.96, None, True),
-        (0.9, None, False),
-        (0.96, 0.5, True),
-        (0.7, 0.9, False),
-        (0.7, 0.96, True),  # no more goes to the disk, or through the cores
+        (0.96, 0.1, None, True),
+        (0.9, 0.5, None, False),
+        (0.9, 0.99, None, True),  # the cores were full
+        (0.8, 0.5, 0.82, False),  # the origin itself gives no more, which is no excuse
+        (0.96, 0.5, 0.82, True),
     ],
 )
-def test_limited_connections_are_used_up_unless_the_machine_is(
-    share: float, unlimited_s: float | None, is_met: bool
+def test_limited_connections_are_used_up_unless_the_cores_are(
+    share: float, busy: float, carried: float | None, is_met: bool
 ) -> None:
-    ours = row("ckptd", [{"wall_s": 1.0, "stream_share": share, "streams": 40.0}])
-    unlimited = None if unlimited_s is None else row("open", [{"wall_s": unlimited_s}])
-    assert targets.limited(ours, unlimited).is_met is is_met
+    ours = row("ckptd", [{"stream_share": share, "busy_share": busy, "streams": 40.0}])
+    bar = None if carried is None else row("bar", [{"stream_share": carried}])
+    assert targets.limited(ours, bar).is_met is is_met
 
 
 def test_the_number_of_streams_is_judged_by_the_best_of_those_that_were_tried() -> None:

@@ -16,6 +16,8 @@ ORIGIN_SHARE = 1.0
 WARM_P50_MS = 1.5
 WARM_P99_MS = 5.0
 LIMITED_SHARE = 0.95
+FULL_SHARE = 0.95
+"""Of all cores: a machine that is busier has nothing left."""
 CHOSEN = 1.15
 """What it may cost not to have so many streams as would be best: more than these have to bring enough
 for their number, says `transfer.climb`."""
@@ -78,26 +80,22 @@ def fixed(streams: int, size_bytes: int, ours: Row, bar: Row | None) -> Verdict:
     """
     most_bytes_s = streams * LIMIT_BYTES_S
     share = size_bytes / ours.median("wall_s") / most_bytes_s
-    text = f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)"
-    if bar is not None:
-        carried = size_bytes / bar.median("wall_s") / most_bytes_s
-        text = f"{text}, where the origin alone reaches {carried:.1%}"
-    return _used_up(text, share)
+    carried = None if bar is None else size_bytes / bar.median("wall_s") / most_bytes_s
+    return _limited(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share, carried)
 
 
-def limited(ours: Row, unlimited: Row | None) -> Verdict:
-    """Judge how much ckptd got, over as many connections as it likes, of what they might carry.
+def limited(ours: Row, bar: Row | None) -> Verdict:
+    """Judge how much of what its connections might carry ckptd got, from as many as it likes.
 
-    Or of what it gets without a limit, if that is less: then the disk or the cores are full.
+    *bar* is what as many connections brought that keep nothing, or the next fewer that were tried.
     """
-    share, streams = ours.median("stream_share"), ours.median("streams")
-    text = f"{share:.1%} of (streams x 50 MB/s), from {streams:.0f} of its own choice"
-    if unlimited is not None:
-        full_share = unlimited.median("wall_s") / ours.median("wall_s")
-        if full_share > share:
-            text = f"{text}; {full_share:.1%} of what comes without a limit, which is less"
-            share = full_share
-    return _used_up(text, share)
+    share, busy = ours.median("stream_share"), ours.median("busy_share")
+    text = (
+        f"{share:.1%} of (streams x 50 MB/s), from {ours.median('streams'):.0f} of its own choice"
+    )
+    if share < LIMITED_SHARE and busy >= FULL_SHARE:
+        return Verdict(f"{text}; the cores were full ({busy:.0%} busy)", True)
+    return _limited(text, share, None if bar is None else bar.median("stream_share"))
 
 
 def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:
@@ -107,5 +105,8 @@ def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:
     return at_most(f"wall, beside the best number of streams ({best.name}),", ratio, CHOSEN, "x")
 
 
-def _used_up(text: str, share: float) -> Verdict:
+def _limited(text: str, share: float, carried: float | None) -> Verdict:
+    """Ask for a share of the limit; what the origin itself gets through is said, and no excuse."""
+    if carried is not None:
+        text = f"{text}, where the origin alone reaches {carried:.1%}"
     return Verdict(f"{text}, to be at least {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE)
