@@ -128,6 +128,10 @@ def test_a_connection_counts_as_a_stream_while_it_waits_between_its_requests() -
     assert mean_streams(requests, 4.0) == (4.0 + 2.0) / 4.0
 
 
+def test_a_connection_that_took_less_than_the_origin_can_tell_counts_as_well() -> None:
+    assert mean_streams([Request("1", 1.0, 0.0, 5)], 0.01) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     ("said", "version"),
     [("curl 7.88.1 (x86_64)", "7.88.1"), ("rclone v1.60.1-DEV", "1.60.1-DEV"), ("", "unknown")],

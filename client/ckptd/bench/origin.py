@@ -20,6 +20,8 @@ LIMIT_BYTES_S = 50_000_000
 START_S = 10.0
 SETTLE_S = 5.0
 _POLL_S = 0.01
+_TICK_S = 0.001
+"""nginx tells times to the millisecond: what took less took none."""
 _BLOCK_BYTES = 1 << 20
 _LONG_AGO = 1_000_000_000  # old enough for its Last-Modified to be a strong validator
 _LISTEN = "localhost"
@@ -114,14 +116,15 @@ def _request(line: str) -> Request:
 def mean_streams(requests: Sequence[Request], wall_s: float) -> float:
     """Return how many connections carried bytes at a time, on average over *wall_s*.
 
-    A connection counts from its first request to the end of its last, pauses included.
+    A connection counts from its first request to the end of its last, pauses included, and at least
+    for one tick of the origin's clock.
     """
     began: dict[str, float] = {}
     ended: dict[str, float] = {}
     for request in requests:
         if request.sent_bytes == 0:
             continue  # only asked, as by HEAD
-        start, name = request.ended_s - request.took_s, request.connection
+        start, name = request.ended_s - max(request.took_s, _TICK_S), request.connection
         began[name] = min(began.get(name, start), start)
         ended[name] = max(ended.get(name, 0.0), request.ended_s)
     return sum(ended[name] - began[name] for name in began) / wall_s
