@@ -18,6 +18,7 @@ from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Valida
 from ckptd_daemon.transfer.pace import Limits, Pacer
 from ckptd_daemon.transfer.progress import Cause
 from ckptd_daemon.transfer.stream import Stream
+from ckptd_daemon.transfer.whole import AHEAD_BYTES, WholeSocket
 from fakes.certificates import Authority
 from fakes.deaf import deaf
 from fakes.node import clean, fetching
@@ -42,6 +43,25 @@ async def test_where_replies_are_long_in_coming_requests_are_for_more(
     *at_once, last = sorted(ranges(origin, "model"))
     assert [end - start for start, end in at_once] == [4 << 20] * 8
     assert last == (32 << 20, len(data))
+
+
+async def test_pieces_come_whole_though_the_network_brings_them_in_parts(
+    short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive, reads = WholeSocket.recv_into, list[tuple[int, int]]()
+
+    def noted(sock: WholeSocket, buffer: memoryview) -> int:
+        got = receive(sock, buffer)
+        reads.append((len(buffer), got))
+        return got
+
+    monkeypatch.setattr(WholeSocket, "recv_into", noted)
+    origin.put("model", data)
+    async with fetching(short_path, streams=2, streams_max=2) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+    long = [read for read in reads if read[0] > AHEAD_BYTES]
+    assert sum(got for _, got in long) > 0.9 * len(data)
+    assert all(got == asked for asked, got in long)
 
 
 async def test_one_connection_that_dribbles_does_not_hold_up_the_end(

@@ -28,6 +28,7 @@ from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
 from ckptd_daemon.transfer.pace import Pace
 from ckptd_daemon.transfer.plan import Claim
+from ckptd_daemon.transfer.whole import WholeSocket
 from ckptd_proto.crc import crc32c
 
 REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
@@ -132,6 +133,9 @@ class Stream:
                 )
                 self._adopt(sock)
                 secure.do_handshake()
+            else:
+                sock = WholeSocket.of(sock)
+                self._adopt(sock)
         except PrivateAddressError as error:
             raise ChangedError("the origin is at a private address by now") from error
         except (OSError, http.client.HTTPException) as error:  # the latter of a proxy
@@ -358,7 +362,7 @@ def _is_quiet(sock: socket.socket) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError | BlockingIOError):
         return "nothing came in time"
     if isinstance(error, http.client.RemoteDisconnected):
         return "it was closed without an answer"

@@ -1,0 +1,116 @@
+"""A socket of the byte path: long reads come whole, and no call stands still for ever."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ckptd_daemon.transfer.whole import AHEAD_BYTES, WholeSocket
+
+LONG_BYTES = AHEAD_BYTES + 1
+SHORT_S = 0.05
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[WholeSocket, socket.socket]]:
+    """Ours, and the other's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = WholeSocket.of(socket.create_connection(server.getsockname(), timeout=20))
+        theirs, _ = server.accept()
+    with ours, theirs:
+        ours.settimeout(20)
+        yield ours, theirs
+
+
+def received(sock: socket.socket, size_bytes: int) -> bytes:
+    buffer = bytearray(size_bytes)
+    return bytes(buffer[: sock.recv_into(memoryview(buffer))])
+
+
+def test_a_long_read_waits_for_all_of_it(ends: tuple[WholeSocket, socket.socket]) -> None:
+    ours, theirs = ends
+    sent = bytes(range(256)) * (LONG_BYTES // 256 + 1)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(received, ours, LONG_BYTES)
+        for start in range(0, len(sent), 1000):
+            theirs.sendall(sent[start : start + 1000])
+        assert reading.result(20) == sent[:LONG_BYTES]
+
+
+def test_a_short_read_takes_what_is_there(ends: tuple[WholeSocket, socket.socket]) -> None:
+    ours, theirs = ends
+    theirs.sendall(b"HTTP/1.1")
+    assert received(ours, AHEAD_BYTES) == b"HTTP/1.1"
+
+
+def test_a_read_ends_where_the_other_does(ends: tuple[WholeSocket, socket.socket]) -> None:
+    ours, theirs = ends
+    theirs.sendall(b"the last")
+    theirs.close()
+    assert received(ours, LONG_BYTES) == b"the last"
+    assert received(ours, LONG_BYTES) == b""
+
+
+@pytest.mark.parametrize("size_bytes", [1, LONG_BYTES])
+def test_silence_has_its_time(size_bytes: int, ends: tuple[WholeSocket, socket.socket]) -> None:
+    ours, _ = ends
+    ours.settimeout(SHORT_S)
+    with pytest.raises(TimeoutError):
+        received(ours, size_bytes)
+
+
+def test_what_came_before_the_silence_is_not_lost(
+    ends: tuple[WholeSocket, socket.socket],
+) -> None:
+    ours, theirs = ends
+    ours.settimeout(SHORT_S)
+    theirs.sendall(b"so far")
+    assert received(ours, LONG_BYTES) == b"so far"
+    with pytest.raises(TimeoutError):
+        received(ours, LONG_BYTES)
+
+
+def test_who_takes_nothing_holds_up_no_writer(
+    ends: tuple[WholeSocket, socket.socket],
+) -> None:
+    ours, _ = ends
+    ours.settimeout(SHORT_S)
+    with pytest.raises(BlockingIOError):
+        ours.sendall(bytes(64 << 20))
+
+
+def test_a_time_without_end_can_be_asked_for(ends: tuple[WholeSocket, socket.socket]) -> None:
+    ours, _ = ends
+    assert any(limits(ours))
+    ours.settimeout(None)
+    assert not any(limits(ours))
+
+
+def limits(sock: socket.socket) -> bytes:
+    return b"".join(
+        sock.getsockopt(socket.SOL_SOCKET, option, 16)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)
+    )
+
+
+@pytest.mark.parametrize("size_bytes", [1, LONG_BYTES])
+def test_another_thread_can_end_a_read(
+    size_bytes: int, ends: tuple[WholeSocket, socket.socket]
+) -> None:
+    ours, _ = ends
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(received, ours, size_bytes)
+        ours.shutdown(socket.SHUT_RDWR)
+        assert reading.result(20) == b""
+
+
+def test_the_socket_it_was_made_of_is_closed(ends: tuple[WholeSocket, socket.socket]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connected = socket.create_connection(server.getsockname(), timeout=20)
+        with WholeSocket.of(connected) as ours:
+            assert connected.fileno() == -1
+            assert ours.getpeername() == server.getsockname()
+            assert ours.getblocking()
