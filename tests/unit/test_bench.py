@@ -82,21 +82,24 @@ def test_a_target_is_judged_against_the_best_peer_and_a_miss_is_said_as_plainly(
 
 
 @pytest.mark.parametrize(
-    ("share", "busy", "carried", "is_met"),
+    ("share", "busy", "natives", "is_met"),
     [
-        (0.96, 0.1, None, True),
-        (0.9, 0.5, None, False),
-        (0.9, 0.99, None, True),  # the cores were full
-        (0.8, 0.5, 0.82, False),  # the origin itself gives no more, which is no excuse
-        (0.96, 0.5, 0.82, True),
+        (0.96, 0.1, {}, True),
+        (0.9, 0.5, {}, False),
+        (0.9, 0.99, {}, True),  # the cores were full
+        (0.9, 0.5, {48: 0.96}, True),  # ours took 1 s
+        (0.9, 0.5, {48: 0.94}, False),
+        (0.9, 0.5, {32: 2.0, 48: 0.5, 64: 2.0}, False),  # beside as many connections
+        (0.9, 0.5, {32: 2.0}, False),  # fewer tell nothing
+        (0.96, 0.5, {48: 0.5}, True),
     ],
 )
-def test_limited_connections_are_used_up_unless_the_cores_are(
-    share: float, busy: float, carried: float | None, is_met: bool
+def test_limited_connections_are_used_up_unless_the_machine_is(
+    share: float, busy: float, natives: dict[int, float], is_met: bool
 ) -> None:
-    ours = row("ckptd", [{"stream_share": share, "busy_share": busy, "streams": 40.0}])
-    bar = None if carried is None else row("bar", [{"stream_share": carried}])
-    assert targets.limited(ours, bar).is_met is is_met
+    figures = {"stream_share": share, "busy_share": busy, "streams": 47.2, "wall_s": 1.0}
+    bars = {count: row(f"C, {count}", [{"wall_s": wall_s}]) for count, wall_s in natives.items()}
+    assert targets.limited(row("ckptd", [figures]), bars).is_met is is_met
 
 
 def test_the_number_of_streams_is_judged_by_the_best_of_those_that_were_tried() -> None:
@@ -105,15 +108,9 @@ def test_the_number_of_streams_is_judged_by_the_best_of_those_that_were_tried() 
     assert not targets.chosen(row("ckptd", [{"wall_s": 1.2}]), fixed).is_met
 
 
-@pytest.mark.parametrize(
-    ("wall_s", "bar_s", "is_met"),
-    [(10.0, None, True), (11.0, None, False), (11.0, 10.8, False), (10.0, 10.8, True)],
-)
-def test_streams_that_are_fixed_have_no_excuse(
-    wall_s: float, bar_s: float | None, is_met: bool
-) -> None:
-    bar = None if bar_s is None else row("bar", [{"wall_s": bar_s}])
-    verdict = targets.fixed(4, 4 * 10 * 50_000_000, row("ckptd", [{"wall_s": wall_s}]), bar)
+@pytest.mark.parametrize(("wall_s", "is_met"), [(10.0, True), (11.0, False)])
+def test_streams_that_are_fixed_have_no_excuse(wall_s: float, is_met: bool) -> None:
+    verdict = targets.fixed(4, 4 * 10 * 50_000_000, row("ckptd", [{"wall_s": wall_s}]))
     assert verdict.is_met is is_met
     assert "4 streams" in verdict.text
 

@@ -74,7 +74,7 @@ class Command:
         with tempfile.TemporaryFile("w+", errors="replace") as said:
             began_s = time.perf_counter()
             for command in commands:
-                step_s, memory = _run(command, said)
+                step_s, memory = run_program(command, said)
                 used_s += step_s
                 peak_bytes = max(peak_bytes, memory.peak_bytes)
             own_s = time.thread_time()
@@ -85,8 +85,8 @@ class Command:
         yield Run(_reading(wall_s, used_s, peak_bytes), paths)
 
 
-def _run(command: list[str], said: TextIO) -> tuple[float, Memory]:
-    """Run a program; return the CPU seconds it took, and its memory."""
+def run_program(command: list[str], said: TextIO) -> tuple[float, Memory]:
+    """Run a program; return the CPU seconds it took, and its memory. Raises `FailedError`."""
     environment = os.environ | {"RCLONE_CONFIG": os.devnull}  # nobody's own settings
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptd.bench.figures import OURS, Row, Verdict
@@ -73,29 +73,31 @@ def memory(ours: Row) -> Verdict:
     return at_most("the daemon's RssAnon, at worst,", found / 1e6, MEMORY_BYTES / 1e6, " MB", 0)
 
 
-def fixed(streams: int, size_bytes: int, ours: Row, bar: Row | None) -> Verdict:
-    """Judge how much of what *streams* connections might carry came, from first call to sync.
-
-    *bar* is what came over as many connections of the origin's that keep nothing.
-    """
-    most_bytes_s = streams * LIMIT_BYTES_S
-    share = size_bytes / ours.median("wall_s") / most_bytes_s
-    carried = None if bar is None else size_bytes / bar.median("wall_s") / most_bytes_s
-    return _limited(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share, carried)
+def fixed(streams: int, size_bytes: int, ours: Row) -> Verdict:
+    """Judge how much of what *streams* connections might carry came, from first call to sync."""
+    share = size_bytes / ours.median("wall_s") / (streams * LIMIT_BYTES_S)
+    return _used_up(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share)
 
 
-def limited(ours: Row, bar: Row | None) -> Verdict:
+def limited(ours: Row, natives: Mapping[int, Row]) -> Verdict:
     """Judge how much of what its connections might carry ckptd got, from as many as it likes.
 
-    *bar* is what as many connections brought that keep nothing, or the next fewer that were tried.
+    Less is enough once the machine is full: no core is idle, or a native program that does nothing
+    but receive and write gets no more from as many connections, or from the next more that were
+    tried of *natives*, by their connections.
     """
-    share, busy = ours.median("stream_share"), ours.median("busy_share")
-    text = (
-        f"{share:.1%} of (streams x 50 MB/s), from {ours.median('streams'):.0f} of its own choice"
-    )
-    if share < LIMITED_SHARE and busy >= FULL_SHARE:
+    share, busy, streams = (ours.median(key) for key in ("stream_share", "busy_share", "streams"))
+    text = f"{share:.1%} of (streams x 50 MB/s), from {streams:.0f} of its own choice"
+    if share >= LIMITED_SHARE:
+        return _used_up(text, share)
+    if busy >= FULL_SHARE:
         return Verdict(f"{text}; the cores were full ({busy:.0%} busy)", True)
-    return _limited(text, share, None if bar is None else bar.median("stream_share"))
+    if not (more := [count for count in natives if count >= int(streams)]):
+        return _used_up(text, share)
+    native = natives[min(more)]
+    ratio = ours.median("wall_s") / native.median("wall_s")
+    what = f"{text}; wall, beside a program that only receives and writes ({native.name}),"
+    return at_most(what, ratio, 1 / LIMITED_SHARE, "x")
 
 
 def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:
@@ -105,8 +107,5 @@ def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:
     return at_most(f"wall, beside the best number of streams ({best.name}),", ratio, CHOSEN, "x")
 
 
-def _limited(text: str, share: float, carried: float | None) -> Verdict:
-    """Ask for a share of the limit; what the origin itself gets through is said, and no excuse."""
-    if carried is not None:
-        text = f"{text}, where the origin alone reaches {carried:.1%}"
+def _used_up(text: str, share: float) -> Verdict:
     return Verdict(f"{text}, to be at least {LIMITED_SHARE:.0%}", share >= LIMITED_SHARE)

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from ckptd.bench import node, targets
-from ckptd.bench.bare import Bare
 from ckptd.bench.contestants import Ckptd, Contestant, Run, checked
-from ckptd.bench.figures import OURS, Outcome, Reading, Row
-from ckptd.bench.origin import LIMIT_BYTES_S, Door, Origin, mean_streams
+from ckptd.bench.figures import OURS, Outcome, Reading
+from ckptd.bench.native import NO_COMPILER, natives
+from ckptd.bench.origin import LIMIT_BYTES_S, Door, mean_streams
 from ckptd.bench.race import race
 from ckptd.bench.stage import Stage
-from ckptd.bench.worker import Job
 
 HASHED = "ckptd, sha256"
-UNLIMITED = "ckptd, no limit"
 FIXED = (4, 8, 16, 24)
 """Streams, of a ckptd that may have no fewer and no more: neither disk nor cores are full."""
-MANY = (32, 64)
-"""The same, where they are."""
+MANY = (32, 48, 64)
+"""The same, where they may be; and connections of a program that does nothing else."""
 
 
 def plain(stage: Stage) -> Outcome:
@@ -58,70 +56,30 @@ def limited(stage: Stage) -> Outcome:
             wall_s = run.reading["wall_s"]
             spent = psutil.cpu_times_percent()
             busy = 1 - (spent.idle + spent.iowait) / 100
-            if "streams" in run.reading:
-                return {"busy_share": busy}
             found = mean_streams(stage.origin.since(mark, size_bytes), wall_s)
             share = size_bytes / wall_s / (found * LIMIT_BYTES_S)
             return {"streams": found, "stream_share": share, "busy_share": busy}
 
         return streams
 
-    bars = [Bare(count, size_bytes) for count in (*FIXED, *MANY)]
-    with _fixed(stage) as fixed:
-        unlimited = Unlimited(Ckptd(stage.node, UNLIMITED), stage.origin)
-        contestants = [*_contestants(stage), *fixed.values(), *bars, unlimited]
+    with tempfile.TemporaryDirectory(dir=stage.scratch) as folder, _fixed(stage) as fixed:
+        bars = natives(Path(folder), MANY, size_bytes)
+        contestants = [*_contestants(stage), *fixed.values(), *bars]
         rows = race(stage, "limited", stage.origin.limited, names, contestants, watch)
     title = f"one object of {_size(size_bytes)}, 50 MB/s per connection"
-    found = Outcome("limited", title, "wall_s", rows, missing=stage.missing)
+    missing = stage.missing if bars else (*stage.missing, NO_COMPILER)
+    found = Outcome("limited", title, "wall_s", rows, missing=missing)
     if (ours := found.row(OURS)) is None:
         return found
-    carried = {bar.connections: found.row(bar.name) for bar in bars}
-    held = {count: found.row(one.name) for count, one in fixed.items()}
+    held = {count: row for count, one in fixed.items() if (row := found.row(one.name))}
+    carried = {bar.connections: row for bar in bars if (row := found.row(bar.name))}
     verdicts = (
-        targets.limited(ours, _bar(ours, carried)),
-        targets.chosen(ours, [row for row in held.values() if row is not None]),
-        *(
-            targets.fixed(count, size_bytes, row, carried[count])
-            for count in FIXED
-            if (row := held[count]) is not None
-        ),
+        targets.limited(ours, carried),
+        targets.chosen(ours, list(held.values())),
+        *(targets.fixed(count, size_bytes, held[count]) for count in FIXED if count in held),
         targets.memory(ours),
     )
     return replace(found, verdicts=verdicts)
-
-
-def _bar(ours: Row, carried: Mapping[int, Row | None]) -> Row | None:
-    """Return what as many connections carried as *ours* had, or the next fewer that were tried."""
-    fewer = [count for count in carried if count <= ours.median("streams")]
-    return carried[max(fewer)] if fewer else None
-
-
-@dataclass(frozen=True, slots=True)
-class Unlimited:
-    """Ours through the door that has no limit, whatever the others take: to compare, no excuse."""
-
-    ours: Ckptd
-    origin: Origin
-
-    @property
-    def name(self) -> str:
-        """As tables show it."""
-        return self.ours.name
-
-    @property
-    def version(self) -> str:
-        """As it says itself."""
-        return self.ours.version
-
-    @contextmanager
-    def fetched(self, job: Job) -> Iterator[Run]:
-        """Fetch it, and count its streams."""
-        mark = self.origin.mark()
-        with self.ours.fetched(replace(job, url=self.origin.plain.url)) as run:
-            size_bytes = sum(path.stat().st_size for path in run.paths.values())
-            requests = self.origin.since(mark, size_bytes)
-            streams = mean_streams(requests, run.reading["wall_s"])
-            yield replace(run, reading={**run.reading, "streams": streams})
 
 
 @contextmanager
