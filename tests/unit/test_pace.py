@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_daemon.transfer.pace import BURST_S, Bucket, Limits, Pace, Pacer, Ticket
+from ckptd_daemon.transfer.pace import BURST_S, PIECE_MAX_BYTES, Bucket, Limits, Pace, Pacer, Ticket
 from fakes.waiting import eventually
 
 URL = "https://models.example/a"
@@ -197,7 +197,7 @@ def test_without_a_limit_nothing_is_counted(pacer: Pacer) -> None:
     pace = paced(pacer)
     pace.take(1 << 50)
     assert pacer.buckets(frozenset()) == []
-    assert pace.piece_bytes == 1 << 20
+    assert pace.piece_bytes == PIECE_MAX_BYTES
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import anyio
 BURST_S = 0.1  # what may come at once after a rest, in time at the limit's rate
 PIECE_S = 0.05
 PIECE_MIN_BYTES = 4 << 10
-PIECE_MAX_BYTES = 1 << 20
+PIECE_MAX_BYTES = 4 << 20  # each costs some turns at the interpreter's lock
 
 
 @dataclass(frozen=True, slots=True)

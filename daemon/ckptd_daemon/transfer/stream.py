@@ -26,15 +26,13 @@ from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, Transien
 from ckptd_daemon.store.buffers import touch
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
-from ckptd_daemon.transfer.pace import Pace
+from ckptd_daemon.transfer.pace import PIECE_MAX_BYTES, PIECE_MIN_BYTES, Pace
 from ckptd_daemon.transfer.plan import Claim
 from ckptd_daemon.transfer.whole import WholeSocket
 from ckptd_proto.crc import crc32c
 
 REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
-PIECE_MIN_BYTES = 4 << 10
 PIECE_FIRST_BYTES = 64 << 10
-PIECE_MAX_BYTES = 1 << 20
 PIECE_FAST_S = 0.1
 PIECE_SLOW_S = 1.0
 
