@@ -15,6 +15,7 @@ import pytest
 from ckptd import errors
 from ckptd_daemon.config import Config
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Validator
+from ckptd_daemon.transfer import stream
 from ckptd_daemon.transfer.pace import Limits, Pacer
 from ckptd_daemon.transfer.progress import Cause
 from ckptd_daemon.transfer.stream import Stream
@@ -62,6 +63,18 @@ async def test_pieces_come_whole_though_the_network_brings_them_in_parts(
     long = [read for read in reads if read[0] > AHEAD_BYTES]
     assert sum(got for _, got in long) > 0.9 * len(data)
     assert all(got == asked for asked, got in long)
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 30])
+async def test_much_is_on_its_way_from_the_start_unless_a_limit_is_to_hold_it(
+    limit: int | None, short_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widened: list[object] = []
+    monkeypatch.setattr(stream, "widen", widened.append)
+    origin.put("model", b"content")
+    async with fetching(short_path, max_bytes_per_s=limit) as node:
+        await node.fetch(origin.url("model"))
+    assert bool(widened) is (limit is None)
 
 
 async def test_one_connection_that_dribbles_does_not_hold_up_the_end(

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ckptd_daemon.transfer.whole import AHEAD_BYTES, WholeSocket
+from ckptd_daemon.transfer.whole import AHEAD_BYTES, WINDOW_BYTES, WholeSocket, widen
 
 LONG_BYTES = AHEAD_BYTES + 1
 SHORT_S = 0.05
@@ -114,3 +114,12 @@ def test_the_socket_it_was_made_of_is_closed(ends: tuple[WholeSocket, socket.soc
             assert connected.fileno() == -1
             assert ours.getpeername() == server.getsockname()
             assert ours.getblocking()
+
+
+def test_much_may_be_on_its_way_from_the_start(ends: tuple[WholeSocket, socket.socket]) -> None:
+    ours, theirs = ends
+    before = ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    widen(ours)
+    assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= WINDOW_BYTES > before
+    theirs.sendall(b"!")
+    assert received(ours, AHEAD_BYTES) == b"!"  # and little is waited for no longer

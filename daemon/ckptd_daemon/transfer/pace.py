@@ -185,11 +185,14 @@ class Pace:
         self._is_interrupted = False
 
     @property
+    def is_limited(self) -> bool:
+        """Whether a limit is set to what comes this way."""
+        return bool(self._rates())
+
+    @property
     def piece_bytes(self) -> int:
         """How many bytes to take at once at most, so that they flow smoothly."""
-        if not self._pacer.is_limiting:
-            return PIECE_MAX_BYTES
-        rates = [bucket.rate for bucket in self._pacer.buckets(self._sources) if bucket.rate]
+        rates = self._rates()
         if not rates:
             return PIECE_MAX_BYTES
         return max(PIECE_MIN_BYTES, min(PIECE_MAX_BYTES, int(min(rates) * PIECE_S)))
@@ -217,6 +220,11 @@ class Pace:
         """End a `take` that blocks in another thread, and every later one that would."""
         self._is_interrupted = True
         self._woken.set()
+
+    def _rates(self) -> list[float]:
+        if not self._pacer.is_limiting:
+            return []
+        return [bucket.rate for bucket in self._pacer.buckets(self._sources) if bucket.rate]
 
     def _waits(self, n_bytes: int) -> Generator[float, None, None]:
         """Yield how long to wait, again and again, until *n_bytes* are granted by every limit."""

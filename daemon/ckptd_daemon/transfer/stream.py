@@ -28,7 +28,7 @@ from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
 from ckptd_daemon.transfer.pace import PIECE_MAX_BYTES, PIECE_MIN_BYTES, Pace
 from ckptd_daemon.transfer.plan import Claim
-from ckptd_daemon.transfer.whole import WholeSocket
+from ckptd_daemon.transfer.whole import WholeSocket, widen
 from ckptd_proto.crc import crc32c
 
 REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
@@ -122,6 +122,8 @@ class Stream:
                 on_socket=self._adopt,
             )
             self.address = str(sock.getpeername()[0])
+            if not self._pace.is_limited:
+                widen(sock)
             if isinstance(self._connection, http.client.HTTPSConnection):
                 if proxy is not None:
                     tunnel(sock, host, port, proxy)

@@ -1,6 +1,6 @@
 """A socket whose long reads come whole: the kernel waits for the rest, and not the interpreter.
 
-Python's own time limit makes a socket one that never blocks: each read is then a wait and a call,
+And one that takes much from the start. Python's own time limit makes a socket one that never blocks: each read is then a wait and a call,
 and brings what has come by then. Every one gives up the interpreter's lock and takes it again,
 which costs more the more streams there are; of 48 it was half of all such turns.
 """
@@ -12,6 +12,7 @@ import io
 import os
 import socket
 import struct
+from contextlib import suppress
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
 
 AHEAD_BYTES = io.DEFAULT_BUFFER_SIZE
 """What a buffered reader asks for when it needs a line; only more than that will surely come."""
+WINDOW_BYTES = 2 << 20
+
+
+def widen(sock: socket.socket) -> None:
+    """Let so much be on its way to a TCP socket from the start; the kernel would get there slowly.
+
+    By way of the least that is worth a wake-up, for which it makes room: a size that is set outright
+    is a fraction of that on most machines, and stays so.
+    """
+    with suppress(OSError):  # of a kernel that knows no such thing
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, WINDOW_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
 class WholeSocket(socket.socket):
