@@ -95,9 +95,9 @@ def limited(ours: Row, natives: Mapping[int, Row]) -> Verdict:
     if not (more := [count for count in natives if count >= int(streams)]):
         return _used_up(text, share)
     native = natives[min(more)]
-    ratio = ours.median("wall_s") / native.median("wall_s")
-    what = f"{text}; wall, beside a program that only receives and writes ({native.name}),"
-    return at_most(what, ratio, 1 / LIMITED_SHARE, "x")
+    best = native.median("stream_share")
+    text = f"{text}, where a program that only receives and writes gets {best:.1%} ({native.name})"
+    return _used_up(f"{text}: {share / best:.1%} of that", share / best)
 
 
 def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:
