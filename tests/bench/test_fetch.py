@@ -72,7 +72,7 @@ def test_a_limited_connection_is_counted_as_a_stream(here: Stage) -> None:
         *(f"ckptd, {count} streams" for count in (4, 8, 16, 24, 32, 48, 64)),
         *(f"C, {count} connections" for count in (32, 48, 64)),
     ]
-    assert len(outcome.verdicts) == 7
+    assert len(outcome.verdicts) == 10
 
 
 def test_what_a_program_brings_that_does_nothing_else_is_right_bit_for_bit(

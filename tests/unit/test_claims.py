@@ -189,6 +189,21 @@ def test_a_request_is_for_the_more_the_more_is_left_for_each_connection() -> Non
 MIB = 1 << 20
 
 
+@pytest.mark.parametrize(("size_mib", "first_mib"), [(16, 1), (128, 2), (1024, 4)])
+def test_what_nobody_can_cut_off_is_a_small_part_of_all_and_of_its_claim(
+    size_mib: int, first_mib: int
+) -> None:
+    header = Header("o", "t", "v", "n", size_mib * MIB, 16 * MIB, is_resumable=True)
+    claim = Plan(header, [0]).claim(0, 16 * MIB)
+    claim.asks()
+    claim.block(16 * MIB)
+    assert claim.promise(8 * MIB) == first_mib * MIB
+    claim.came(13 * MIB)
+    assert claim.promise(8 * MIB) == MIB
+    claim.came(5 * MIB // 2)
+    assert claim.promise(8 * MIB) == MIB // 2
+
+
 def brought_in_s(rates: Sequence[float], size_bytes: int) -> tuple[float, int]:
     """How long streams of such rates take for all of it, and by how many requests."""
     header = Header("o", "t", "v", "n", size_bytes, 16 * MIB, is_resumable=True)

@@ -48,13 +48,6 @@ def test_a_host_that_is_full_between_two_levels_is_filled_soon(worth: int, start
     assert worth / 1.1 <= found[-1] < worth * 2
 
 
-@pytest.mark.parametrize("worth", [33, 40, 47])
-def test_where_half_as_many_more_do_twice_as_many_are_not_kept(worth: int) -> None:
-    found = levels(limited(50e6, worth * 50e6), 10)
-    assert 32 in found
-    assert found[-1] <= 48
-
-
 @pytest.mark.parametrize("start", [1, 2, 8])
 def test_where_more_streams_bring_less_than_in_proportion_they_are_climbed_all_the_same(
     start: int,

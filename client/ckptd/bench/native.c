@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -23,6 +24,7 @@
 #include <unistd.h>
 
 #define PAGE_BYTES 4096
+#define WINDOW_BYTES (2 << 20)
 
 static struct sockaddr_in origin = {.sin_family = AF_INET};
 static const char *path;
@@ -43,10 +45,13 @@ static char *touched(void) {
   return memset(block, 1, block_bytes);
 }
 
+/* With a window that is wide from the start, as ckptd's are. */
 static int connected(void) {
-  int one = 1, sock = socket(AF_INET, SOCK_STREAM, 0);
+  int one = 1, window = WINDOW_BYTES, sock = socket(AF_INET, SOCK_STREAM, 0);
   if (sock < 0 || connect(sock, (struct sockaddr *)&origin, sizeof origin)) err(1, "connect");
   setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  setsockopt(sock, SOL_SOCKET, SO_RCVLOWAT, &window, sizeof window);
+  setsockopt(sock, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
   return sock;
 }
 
@@ -102,7 +107,7 @@ int main(int count, char **words) {
   for (int i = 0; i < connections; i++) blocks[i] = touched();
   double began = now();
   file = open(words[8], O_WRONLY | O_CREAT | O_TRUNC | O_DIRECT, 0600);
-  if (file < 0 || posix_fallocate(file, 0, size_bytes)) err(1, "%s", words[8]);
+  if (file < 0 || (errno = posix_fallocate(file, 0, size_bytes))) err(1, "%s", words[8]);
   for (int i = 0; i < connections; i++)
     if (pthread_create(&threads[i], NULL, bring, blocks[i])) errx(1, "pthread_create");
   for (int i = 0; i < connections; i++) pthread_join(threads[i], NULL);

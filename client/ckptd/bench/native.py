@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -67,5 +68,7 @@ def natives(folder: Path, counts: Sequence[int], size_bytes: int) -> list[Native
         return []
     command = [compiler, "-O2", "-pthread", "-o", str(program), str(_SOURCE)]
     if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        return []
+    if not os.access(program, os.X_OK):  # a disk of which nothing may be run
         return []
     return [Native(program, count, size_bytes) for count in counts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptd.bench.figures import OURS, Row, Verdict
@@ -73,31 +73,30 @@ def memory(ours: Row) -> Verdict:
     return at_most("the daemon's RssAnon, at worst,", found / 1e6, MEMORY_BYTES / 1e6, " MB", 0)
 
 
-def fixed(streams: int, size_bytes: int, ours: Row) -> Verdict:
-    """Judge how much of what *streams* connections might carry came, from first call to sync."""
-    share = size_bytes / ours.median("wall_s") / (streams * LIMIT_BYTES_S)
-    return _used_up(f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)", share)
+def fixed(streams: int, size_bytes: int, ours: Row, native: Row | None = None) -> Verdict:
+    """Judge how much of what *streams* connections might carry came, from first call to sync.
 
-
-def limited(ours: Row, natives: Mapping[int, Row]) -> Verdict:
-    """Judge how much of what its connections might carry ckptd got, from as many as it likes.
-
-    Less is enough once the machine is full: no core is idle, or a native program that does nothing
-    but receive and write gets no more from as many connections, or from the next more that were
-    tried of *natives*, by their connections.
+    Less is enough where the machine is full: where a *native* program that does nothing but receive
+    and write takes as long with as many connections.
     """
-    share, busy, streams = (ours.median(key) for key in ("stream_share", "busy_share", "streams"))
-    text = f"{share:.1%} of (streams x 50 MB/s), from {streams:.0f} of its own choice"
-    if share >= LIMITED_SHARE:
+    wall_s = ours.median("wall_s")
+    share = size_bytes / wall_s / (streams * LIMIT_BYTES_S)
+    text = f"with {streams} streams {share:.1%} of ({streams} x 50 MB/s)"
+    if share >= LIMITED_SHARE or native is None:
         return _used_up(text, share)
-    if busy >= FULL_SHARE:
+    part = native.median("wall_s") / wall_s
+    return _used_up(f"{text}, which is {part:.1%} of what {native.name} bring", part)
+
+
+def limited(ours: Row) -> Verdict:
+    """Judge how much of what its connections might carry ckptd got, from as many as it likes."""
+    share, busy = ours.median("stream_share"), ours.median("busy_share")
+    text = (
+        f"{share:.1%} of (streams x 50 MB/s), from {ours.median('streams'):.0f} of its own choice"
+    )
+    if share < LIMITED_SHARE and busy >= FULL_SHARE:
         return Verdict(f"{text}; the cores were full ({busy:.0%} busy)", True)
-    if not (more := [count for count in natives if count >= int(streams)]):
-        return _used_up(text, share)
-    native = natives[min(more)]
-    best = native.median("stream_share")
-    text = f"{text}, where a program that only receives and writes gets {best:.1%} ({native.name})"
-    return _used_up(f"{text}: {share / best:.1%} of that", share / best)
+    return _used_up(text, share)
 
 
 def chosen(ours: Row, fixed: Sequence[Row]) -> Verdict:

@@ -74,9 +74,9 @@ def limited(stage: Stage) -> Outcome:
     held = {count: row for count, one in fixed.items() if (row := found.row(one.name))}
     carried = {bar.connections: row for bar in bars if (row := found.row(bar.name))}
     verdicts = (
-        targets.limited(ours, carried),
+        targets.limited(ours),
         targets.chosen(ours, list(held.values())),
-        *(targets.fixed(count, size_bytes, held[count]) for count in FIXED if count in held),
+        *(targets.fixed(count, size_bytes, row, carried.get(count)) for count, row in held.items()),
         targets.memory(ours),
     )
     return replace(found, verdicts=verdicts)

@@ -1,12 +1,12 @@
 """How many streams one host is worth: up while that brings bytes, down when it costs them; pure.
 
-Whoever calls says what time it is and what came, in bytes per second. Twice as many are tried as
-long as they bring about twice as much, and else half as many more instead. They are kept if they
-bring enough more for their number, and more are tried at once; else they are given back, and it is
-a while until the next try. A host that brings much less although nothing failed is asked by half as
-many, and half of these, until that helps: it gets more only after a long while, and a longer one
-each time that was wrong. If nothing helps it was not the streams, and they come back. When nothing
-at all comes it is the network, and says nothing.
+Whoever calls says what time it is and what came, in bytes per second. Twice as many are tried,
+until what comes rises no more, and then half as many more. They are kept if they bring enough more
+for their number, and more are tried at once; else they are given back, and it is a while until the
+next try. A host that brings much less although nothing failed is asked by half as many, and half of
+these, until that helps: it gets more only after a long while, and a longer one each time that was
+wrong. If nothing helps it was not the streams, and they come back. When nothing at all comes it is
+the network, and says nothing.
 """
 
 from __future__ import annotations
@@ -138,18 +138,19 @@ class Climb:
         """Decide whether to keep more streams than *level*, which brought what was *before*."""
         if found < before * COLLAPSED:
             return  # too bad to be true, or a collapse: the next samples tell
-        is_linear = self._is_linear(found, level, before)
-        if self._step > STEP_LATE and not is_linear:  # then fewer may bring as much
-            self._step = STEP_LATE
-            self._try(level, before)
-            return
         if found < before * self._gain(WORTH, level):
-            self._wait(now)
-            self._change(level, usual=before)
+            if self._step > STEP_LATE:
+                self._step = STEP_LATE
+                self._try(level, before)
+            else:
+                self._wait(now)
+                self._change(level, usual=before)
             return
-        if is_linear:
+        if self._is_linear(found, level, before):
             self._step = STEP
             found = max(found, before * self.level / level)  # connections may still speed up
+        else:
+            self._step = STEP_LATE
         self._trial = None
         self._probe_s = PROBE_FIRST_S
         self._probe(now, found)

@@ -18,6 +18,9 @@ from ckptd_daemon.transfer.ranges import Range, Ranges
 RUN_MAX_CHUNKS = 4  # of one request: between two a connection brings nothing, and more is to lose
 TURNS = 2  # more, of the same length, are left for each connection: at the end all end together
 PART_MIN_BYTES = 4 << 20  # of a chunk: less is never worth a request
+CUT_BYTES = 1 << 20  # what is being received cannot be cut off; so little may be, and can be raced
+PIECES = 4  # of what is left of a claim, at least, if they are no smaller than that
+PIECES_OF_ALL = 64  # likewise
 
 
 @dataclass(eq=False, slots=True)
@@ -62,7 +65,8 @@ class Claim:
     def promise(self, piece_bytes: int) -> int:
         """Be about to receive a piece; returns its length, 0 when the block is full."""
         with self.plan.lock:
-            end = min(self.got + piece_bytes, self.block_end, self.end)
+            at_most = max(CUT_BYTES, min((self.end - self.got) // PIECES, self.plan.piece_bytes))
+            end = min(self.got + min(piece_bytes, at_most), self.block_end, self.end)
             self.promised = max(end, self.got)
             return self.promised - self.got
 
@@ -101,6 +105,8 @@ class Plan:
 
     def __init__(self, header: Header, missing: Iterable[int]) -> None:
         self.lock = threading.Lock()  # guards everything here, and in the claims
+        self.piece_bytes = (header.size_bytes or 0) // PIECES_OF_ALL
+        """What is worth bringing twice, if need be."""
         self._header = header
         self._gaps = Ranges()
         self._claims: list[Claim] = []

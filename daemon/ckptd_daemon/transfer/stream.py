@@ -33,6 +33,8 @@ from ckptd_proto.crc import crc32c
 
 REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
 PIECE_FIRST_BYTES = 64 << 10
+PIECE_TLS_BYTES = 1 << 20  # of which nothing is told before all is here
+PIECE_STALL_BYTES = 1 << 20  # as much has to come in `stall_s`
 PIECE_FAST_S = 0.1
 PIECE_SLOW_S = 1.0
 
@@ -134,7 +136,8 @@ class Stream:
                 self._adopt(sock)
                 secure.do_handshake()
             else:
-                sock = WholeSocket.of(sock)
+                sock = whole = WholeSocket.of(sock)
+                whole.on_part = self._came
                 self._adopt(sock)
         except PrivateAddressError as error:
             raise ChangedError("the origin is at a private address by now") from error
@@ -149,6 +152,8 @@ class Stream:
     def take_up(self, connection: http.client.HTTPConnection) -> None:
         """Use a connection that another stream made, and left by `release`."""
         self._connection, self._socket = connection, connection.sock
+        if isinstance(connection.sock, WholeSocket):
+            connection.sock.on_part = self._came
         self._is_idle = True
         try:
             self.address = str(self._socket.getpeername()[0])
@@ -304,21 +309,35 @@ class Stream:
             self._due = None  # to be held by a limit is no stall
             self._pace.take(want)
             began = time.monotonic()
-            self._due = began + self._config.stall_s
-            got = reply.readinto(block[at : at + want])
+            self._due = began + self._config.stall_s * max(1.0, want / PIECE_STALL_BYTES)
+            got = self._piece(reply, claim, block[at : at + want])
             at += got
-            claim.came(got)
-            self.received_bytes += got
             if got < want:  # the end, or an interruption: `readinto` raises for neither
                 raise TransientError("the reply broke off early")
-            self._adapt_piece(time.monotonic() - began)
+            self._adapt_piece(want, time.monotonic() - began)
 
-    def _adapt_piece(self, took_s: float) -> None:
+    def _piece(self, reply: http.client.HTTPResponse, claim: Claim, piece: memoryview) -> int:
+        """Receive a piece; returns how much of it came. Also before a failure that counts."""
+        before_bytes, got = self.received_bytes, 0
+        try:
+            got = reply.readinto(piece)
+        finally:
+            got = max(got, self.received_bytes - before_bytes)
+            self.received_bytes = before_bytes + got
+            claim.came(got)
+        return got
+
+    def _came(self, part_bytes: int) -> None:
+        """Have received a part of a piece."""
+        self.received_bytes += part_bytes
+
+    def _adapt_piece(self, want: int, took_s: float) -> None:
         """Keep pieces small enough on a slow link that each shows it is alive."""
-        if took_s < PIECE_FAST_S:
-            self._piece_bytes = min(self._piece_bytes * 2, PIECE_MAX_BYTES)
-        elif took_s > PIECE_SLOW_S:
-            self._piece_bytes = max(self._piece_bytes // 2, PIECE_MIN_BYTES)
+        most = PIECE_MAX_BYTES if isinstance(self._socket, WholeSocket) else PIECE_TLS_BYTES
+        if took_s > PIECE_SLOW_S:
+            self._piece_bytes = max(want // 2, PIECE_MIN_BYTES)
+        elif took_s < PIECE_FAST_S and want == self._piece_bytes:
+            self._piece_bytes = min(want * 2, most)
 
 
 def _land(

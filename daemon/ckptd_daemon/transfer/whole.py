@@ -1,6 +1,6 @@
 """A socket whose long reads come whole: the kernel waits for the rest, and not the interpreter.
 
-And one that takes much from the start. Python's own time limit makes a socket one that never blocks: each read is then a wait and a call,
+Python's own time limit makes a socket one that never blocks: each read is then a wait and a call,
 and brings what has come by then. Every one gives up the interpreter's lock and takes it again,
 which costs more the more streams there are; of 48 it was half of all such turns.
 """
@@ -12,8 +12,10 @@ import io
 import os
 import socket
 import struct
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 AHEAD_BYTES = io.DEFAULT_BUFFER_SIZE
 """What a buffered reader asks for when it needs a line; only more than that will surely come."""
+PART_S = 0.25
+"""A read that takes longer tells this often what has come of it."""
 WINDOW_BYTES = 2 << 20
 
 
@@ -38,31 +42,53 @@ def widen(sock: socket.socket) -> None:
 class WholeSocket(socket.socket):
     """A connected socket, with its limits of time kept by the kernel."""
 
+    _patience_s = inf
+    on_part: Callable[[int], object] | None = None
+    """Called with the length of each part of a long read that has come."""
+
     @classmethod
     def of(cls, connected: socket.socket) -> WholeSocket:
         """Take over a socket; the other object is closed from here on."""
         connected.setblocking(True)
-        return cls(fileno=connected.detach())
+        sock = cls(fileno=connected.detach())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(PART_S))
+        return sock
 
     def settimeout(self, value: float | None) -> None:
-        """Let a call stand still for *value* seconds at most, for ever if None.
+        """Let a read wait for *value* seconds for the next bytes, and a write to be rid of some.
 
-        A read then raises `TimeoutError`, a write `BlockingIOError`.
+        A read then raises `TimeoutError`, a write `BlockingIOError`; None is for ever.
         """
-        micros = 0 if value is None else max(1, ceil(value * 1e6))  # and 0 is for ever
-        limit = struct.pack("@ll", *divmod(micros, 1_000_000))
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._patience_s = inf if value is None else value
+        limit = _timeval(0.0 if value is None else max(value, 1e-6))  # zero is for ever
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         """Receive as a socket does, but for long reads: these end early only at the end.
 
-        Raises `TimeoutError` if nothing came in time; what came before that is returned first.
+        Raises `TimeoutError` if nothing comes in time, also when something came before.
         """
-        size_bytes = nbytes or memoryview(buffer).nbytes
-        if size_bytes > AHEAD_BYTES:
-            flags |= socket.MSG_WAITALL
-        try:
-            return super().recv_into(buffer, nbytes, flags)
-        except BlockingIOError as error:
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
+        view = memoryview(buffer).cast("B")
+        size_bytes = nbytes or view.nbytes
+        if size_bytes <= AHEAD_BYTES:
+            return self._part(view[:size_bytes], flags)
+        got, flags = 0, flags | socket.MSG_WAITALL
+        while got < size_bytes and (count := self._part(view[got:size_bytes], flags)):
+            got += count
+            if self.on_part is not None:
+                self.on_part(count)
+        return got
+
+    def _part(self, view: memoryview, flags: int) -> int:
+        """Receive what comes next, be it less."""
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return super().recv_into(view, 0, flags)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", *divmod(ceil(seconds * 1e6), 1_000_000))
