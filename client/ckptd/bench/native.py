@@ -17,12 +17,12 @@ from ckptd.bench.contestants import Run, run_program
 from ckptd.bench.processes import last_line
 from ckptd.bench.worker import Job
 
-_SOURCE: Final = Path(__file__).with_name("native.c")
-_REQUEST_BYTES: Final = 8 << 20
-"""An origin may be generous at the start of each reply; ours are for more."""
 NO_COMPILER: Final = (
     "what the machine brings at best: no C compiler (apt-get install build-essential)"
 )
+_SOURCE: Final = Path(__file__).with_name("native.c")
+_REQUEST_BYTES: Final = 8 << 20
+"""An origin may be generous at the start of each reply; ours are for more."""
 _BLOCK_BYTES: Final = 2 << 20
 """Of 1, 2, 4, and 8 MiB one of the best, for 8 connections as for 64."""
 
