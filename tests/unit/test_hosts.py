@@ -175,6 +175,23 @@ def test_a_level_is_judged_from_the_moment_it_is_reached() -> None:
         assert found == [8, 8, 8, 8, 16, 16, 32, 32, 64]
 
 
+def test_what_more_streams_bring_than_a_level_has_says_nothing_about_it() -> None:
+    hosts = Hosts(start=8, streams_max=64)
+    with ExitStack() as stack:
+        flight = Flight(hosts, stack, ONE)
+        host = flight.share.host
+        flight.fill()
+        host.climb.throttled(0.0)
+        host.climb.throttled(10.0)
+        assert host.climb.level == 2
+        for n in range(40):
+            if n >= 20:  # until then none has come to a border
+                flight.reach_a_border()
+            host.received_bytes += 1_000_000 * flight.share.seats
+            host.sample(10.0 + n * SAMPLE_S)
+        assert flight.share.seats == host.climb.level == 2
+
+
 def test_a_flight_that_ends_leaves_no_seat_behind() -> None:
     hosts = Hosts(start=2, streams_max=2)
     with ExitStack() as stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,53 +65,40 @@ def test_silence_has_its_time(size_bytes: int, ends: tuple[WholeSocket, socket.s
 
 def test_what_came_before_the_silence_is_told(ends: tuple[WholeSocket, socket.socket]) -> None:
     ours, theirs = ends
-    parts: list[int] = []
-    ours.on_part = parts.append
     ours.settimeout(SHORT_S)
     theirs.sendall(b"so far")
     with pytest.raises(TimeoutError):
         received(ours, LONG_BYTES)
-    assert sum(parts) == len(b"so far")
+    assert ours.came_bytes == len(b"so far")
 
 
 def test_what_comes_slowly_is_told_in_parts_and_is_no_silence(
     ends: tuple[WholeSocket, socket.socket],
 ) -> None:
     ours, theirs = ends
-    parts: list[int] = []
-    told = threading.Event()
-
-    def tell(n_bytes: int) -> None:
-        parts.append(n_bytes)
-        told.set()
-
-    ours.on_part = tell
     ours.settimeout(20)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(received, ours, LONG_BYTES)
-        for part in (b"one", b"two"):
-            told.clear()
-            theirs.sendall(part)
-            assert told.wait(20)
+        theirs.sendall(b"one")
+        eventually(lambda: ours.came_bytes == 3)
+        theirs.sendall(b"two")
+        eventually(lambda: ours.came_bytes == 6)
         theirs.sendall(bytes(LONG_BYTES))
         assert reading.result(20)[:6] == b"onetwo"
-    assert sum(parts) == LONG_BYTES
-    assert parts[:2] == [3, 3]
+    assert ours.came_bytes == LONG_BYTES
 
 
 def test_what_came_before_a_failure_is_told(ends: tuple[WholeSocket, socket.socket]) -> None:
     ours, theirs = ends
-    parts: list[int] = []
-    ours.on_part = parts.append
     theirs.sendall(b"so far")
     ours.sendall(b"unread, so that the other end resets")
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(received, ours, LONG_BYTES)
-        eventually(lambda: parts == [len(b"so far")])
+        eventually(lambda: ours.came_bytes == len(b"so far"))
         theirs.close()
         with pytest.raises(ConnectionResetError):
             reading.result(20)
-    assert sum(parts) == len(b"so far")
+    assert ours.came_bytes == len(b"so far")
 
 
 def test_who_takes_nothing_holds_up_no_writer(

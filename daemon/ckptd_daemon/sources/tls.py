@@ -17,7 +17,7 @@ BUFFER_BYTES = 8 << 10  # for heads; bodies go past it
 class _Records(io.RawIOBase):
     """Reads a socket record by record: what `SocketIO` does, in one frame instead of three."""
 
-    def __init__(self, sock: ssl.SSLSocket, file: io.RawIOBase) -> None:
+    def __init__(self, sock: RecordSocket, file: io.RawIOBase) -> None:
         self._socket = sock
         self._file = file  # keeps the socket open until this is closed
 
@@ -25,7 +25,9 @@ class _Records(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        return cast("int", self._socket.read(len(buffer), buffer))
+        if len(buffer) <= BUFFER_BYTES:
+            return cast("int", self._socket.read(len(buffer), buffer))
+        return self._socket.read_whole(buffer)
 
     def close(self) -> None:
         if not self.closed:
@@ -34,7 +36,25 @@ class _Records(io.RawIOBase):
 
 
 class RecordSocket(ssl.SSLSocket):
-    """A TLS connection for one reading thread."""
+    """A TLS connection for one reading thread, whose long reads come whole."""
+
+    came_bytes = 0
+    """Of all long reads; grows while they come."""
+
+    def read_whole(self, buffer: memoryview) -> int:
+        """Fill *buffer*; returns how much came, which is less only at the end.
+
+        Raises `TimeoutError` if nothing comes in time, also when something came before.
+        """
+        got, size_bytes = 0, len(buffer)
+        read = self._sslobj.read  # type: ignore[attr-defined]  # past a frame for each record
+        try:
+            while got < size_bytes and (count := read(size_bytes - got, buffer[got:])):
+                got += count
+                self.came_bytes += count
+        except ssl.SSLEOFError:
+            return got  # cut off: whoever reads knows how much there is to be
+        return got
 
     def makefile(self, *args: Any, **kwargs: Any) -> Any:
         """Return a file that reads; `http.client` wants no other."""

@@ -48,8 +48,8 @@ class Host:
             return False
         if now - at < 2 * SAMPLE_S:
             rate = (self.received_bytes - received) / (now - at)
-            is_full = self.lowest_seats >= self.climb.level and not self.is_held
-            self.climb.sample(now, rate, is_full=is_full)
+            is_full = self.seats <= self.climb.level <= self.lowest_seats
+            self.climb.sample(now, rate, is_full=is_full and not self.is_held)
         self.is_held = False
         self.is_filling = self.seats < self.climb.level
         self._sampled = now, self.received_bytes

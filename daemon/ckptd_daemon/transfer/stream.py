@@ -23,6 +23,7 @@ from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
 from ckptd_daemon.sources.http import unwell
 from ckptd_daemon.sources.proxies import tunnel
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
+from ckptd_daemon.sources.tls import RecordSocket
 from ckptd_daemon.store.buffers import touch
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.bottleneck import Stopwatch, Work
@@ -33,7 +34,6 @@ from ckptd_proto.crc import crc32c
 
 REFUSED_STATUS = frozenset({400, 401, 403, 404, 410})  # what a link that expired may answer
 PIECE_FIRST_BYTES = 64 << 10
-PIECE_TLS_BYTES = 1 << 20  # of which nothing is told before all is here
 PIECE_STALL_BYTES = 1 << 20  # as much has to come in `stall_s`
 PIECE_FAST_S = 0.1
 PIECE_SLOW_S = 1.0
@@ -77,7 +77,7 @@ class Stream:
         self._piece_bytes = PIECE_FIRST_BYTES
         self.address = ""
         """Of the other end, as far as is known."""
-        self.received_bytes = 0
+        self._received = 0, 0  # by pieces that ended, and what the socket had told by then
         self.time = Stopwatch()
         self.pause_s: float | None = None
         """How long the last reply asks not to be followed by another request."""
@@ -96,6 +96,17 @@ class Stream:
         """Whether something should have come by *now*, of the monotonic clock."""
         due = self._due
         return due is not None and due < now
+
+    @property
+    def received_bytes(self) -> int:
+        """How much came, also of a piece that is not whole."""
+        received, told = self._received
+        return received + self._came_bytes - told
+
+    @property
+    def _came_bytes(self) -> int:
+        sock = self._socket
+        return sock.came_bytes if isinstance(sock, WholeSocket | RecordSocket) else 0
 
     @property
     def is_interrupted(self) -> bool:
@@ -136,8 +147,7 @@ class Stream:
                 self._adopt(sock)
                 secure.do_handshake()
             else:
-                sock = whole = WholeSocket.of(sock)
-                whole.on_part = self._came
+                sock = WholeSocket.of(sock)
                 self._adopt(sock)
         except PrivateAddressError as error:
             raise ChangedError("the origin is at a private address by now") from error
@@ -152,8 +162,7 @@ class Stream:
     def take_up(self, connection: http.client.HTTPConnection) -> None:
         """Use a connection that another stream made, and left by `release`."""
         self._connection, self._socket = connection, connection.sock
-        if isinstance(connection.sock, WholeSocket):
-            connection.sock.on_part = self._came
+        self._received = 0, self._came_bytes
         self._is_idle = True
         try:
             self.address = str(self._socket.getpeername()[0])
@@ -165,6 +174,7 @@ class Stream:
         is_read = self._reply is not None and self._reply.isclosed()
         if self._interrupted or not is_read or not self.is_connected:
             return None
+        self._received = self.received_bytes, 0
         released, self._socket = self._connection, None
         _, self._connection = _connection(self._endpoint)
         return released
@@ -323,21 +333,16 @@ class Stream:
             got = reply.readinto(piece)
         finally:
             got = max(got, self.received_bytes - before_bytes)
-            self.received_bytes = before_bytes + got
+            self._received = before_bytes + got, self._came_bytes
             claim.came(got)
         return got
 
-    def _came(self, part_bytes: int) -> None:
-        """Have received a part of a piece."""
-        self.received_bytes += part_bytes
-
     def _adapt_piece(self, want: int, took_s: float) -> None:
         """Keep pieces small enough on a slow link that each shows it is alive."""
-        most = PIECE_MAX_BYTES if isinstance(self._socket, WholeSocket) else PIECE_TLS_BYTES
         if took_s > PIECE_SLOW_S:
             self._piece_bytes = max(want // 2, PIECE_MIN_BYTES)
         elif took_s < PIECE_FAST_S and want == self._piece_bytes:
-            self._piece_bytes = min(want * 2, most)
+            self._piece_bytes = min(want * 2, PIECE_MAX_BYTES)
 
 
 def _land(

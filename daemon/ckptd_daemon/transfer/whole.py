@@ -13,7 +13,6 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from math import ceil, inf
 from typing import TYPE_CHECKING
@@ -43,8 +42,8 @@ class WholeSocket(socket.socket):
     """A connected socket, with its limits of time kept by the kernel."""
 
     _patience_s = inf
-    on_part: Callable[[int], object] | None = None
-    """Called with the length of each part of a long read that has come."""
+    came_bytes = 0
+    """Of all long reads; grows while they come, every `PART_S` at least."""
 
     @classmethod
     def of(cls, connected: socket.socket) -> WholeSocket:
@@ -75,8 +74,7 @@ class WholeSocket(socket.socket):
         got, flags = 0, flags | socket.MSG_WAITALL
         while got < size_bytes and (count := self._part(view[got:size_bytes], flags)):
             got += count
-            if self.on_part is not None:
-                self.on_part(count)
+            self.came_bytes += count
         return got
 
     def _part(self, view: memoryview, flags: int) -> int:
