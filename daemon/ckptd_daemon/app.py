@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -99,6 +100,7 @@ async def serve(config: Config, listener: Listener, on_ready: Callable[[], None]
         tasks.start_soon(door.serve)
         if config.private:
             tasks.start_soon(ask_when_idle, stopping, config.idle_s, sessions, halves)
+        gc.freeze()  # what is here stays: a look through all of it would stop everybody for 20 ms
         _say_ready(listener)
         on_ready()
         await stopping.wait_asked()

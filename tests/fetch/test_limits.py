@@ -116,6 +116,39 @@ def test_being_held_is_no_stall(short_path: Path, origin: Origin, way: Fault | N
         client.configure({"max_bytes_per_s": None})
 
 
+@pytest.mark.parametrize("size_bytes", [4 * MB, 12 * MB], ids=["small", "streams"])
+def test_what_somebody_waits_for_comes_before_what_is_prefetched_by_many_streams(
+    short_path: Path, origin: Origin, size_bytes: int
+) -> None:
+    origin.put("big", bytes(256 << 20))
+    origin.put("wanted", bytes(size_bytes))
+    with Daemon(short_path, max_bytes_per_s=4 * MB, linger_s=0) as daemon:
+        client = daemon.client()
+        client.prefetch([origin.url("big")])
+        eventually(lambda: [each for each in held(daemon) if each.streams > 4])
+        (before,) = held(daemon)
+        client.fetch(origin.url("wanted"))
+        (after,) = held(daemon)
+        assert after.done_bytes - before.done_bytes < size_bytes / 2
+        client.withdraw([origin.url("big")])
+
+
+def test_two_that_are_waited_for_share_a_limit_evenly_however_many_streams_they_have(
+    short_path: Path, origin: Origin
+) -> None:
+    origin.put("big", bytes(256 << 20))
+    origin.put("wanted", bytes(8 * MB))
+    with Daemon(short_path, max_bytes_per_s=4 * MB) as daemon:
+        client = daemon.client()
+        with fetching(daemon, origin.url("big")):
+            eventually(lambda: [each for each in held(daemon) if each.streams > 4])
+            (before,) = held(daemon)
+            client.fetch(origin.url("wanted"))
+            (after,) = held(daemon)
+            assert after.done_bytes - before.done_bytes < 2 * 8 * MB
+            client.configure({"max_bytes_per_s": None})
+
+
 def test_a_source_has_a_limit_of_its_own(short_path: Path, origin: Origin, data: bytes) -> None:
     origin.put("slow", data)
     origin.put("fast", data)

@@ -16,7 +16,7 @@ from ckptd import errors
 from ckptd_daemon.config import Config
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Validator
 from ckptd_daemon.transfer import stream
-from ckptd_daemon.transfer.pace import Limits, Pacer
+from ckptd_daemon.transfer.pace import Flow, Limits, Pacer
 from ckptd_daemon.transfer.progress import Cause
 from ckptd_daemon.transfer.stream import Stream
 from ckptd_daemon.transfer.whole import AHEAD_BYTES, WholeSocket
@@ -369,7 +369,7 @@ async def test_who_leaves_while_it_connects_keeps_no_thread(short_path: Path) ->
         endpoint = Endpoint(f"http://127.0.0.1:{port}/model", {}, ssl.create_default_context())
         obj = Object("o", "t", "v", "n", 1, True, Validator('"v"', None, True), endpoint.url, False)
         config = Config(socket=short_path / "s", state_dir=short_path, connect_s=600)
-        stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print), config)
+        stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print, Flow()), config)
         failures: list[Exception] = []
 
         def connect() -> None:

@@ -11,13 +11,13 @@ MB = 1 << 20
 
 @dataclass(eq=False)
 class Piece:
-    got: int
+    reached: int
     end: int
     rate: float = 0.0
 
     @property
     def promised(self) -> int:
-        return min(self.got + 4096, self.end)
+        return min(self.reached + 4096, self.end)
 
 
 def looked(pieces: list[Piece], size_bytes: int = 1 << 30, looks: int = LOOKS + 1) -> EndGame:
@@ -26,7 +26,7 @@ def looked(pieces: list[Piece], size_bytes: int = 1 << 30, looks: int = LOOKS + 
         game.look(n * LOOK_S, pieces)
         if n + 1 < looks:
             for piece in pieces:
-                piece.got = min(piece.end, piece.got + int(piece.rate * LOOK_S))
+                piece.reached = min(piece.end, piece.reached + int(piece.rate * LOOK_S))
     return game
 
 
@@ -80,5 +80,5 @@ def test_races_cost_no_more_than_a_small_part_of_the_object() -> None:
     raced = 0
     while (help_ := game.help(pieces)) is not None:
         assert help_.keep_bytes is None
-        raced += pieces[0].end - pieces[0].got
+        raced += pieces[0].end - pieces[0].reached
     assert 0 < raced <= size_bytes // 20

@@ -192,6 +192,27 @@ def test_what_more_streams_bring_than_a_level_has_says_nothing_about_it() -> Non
         assert flight.share.seats == host.climb.level == 2
 
 
+@pytest.mark.parametrize("dip_s", [6, 8, 20])
+def test_a_network_that_recovers_before_streams_have_left_costs_none_for_long(dip_s: int) -> None:
+    host = Host(Climb(48, 64))
+    host.climb.ceiling = 48
+    host.seats = host.lowest_seats = 48
+    found = []
+    for n in range(int(60 / SAMPLE_S)):
+        now = n * SAMPLE_S
+        is_dip = 10 <= now < 10 + dip_s
+        if host.seats > host.climb.level and not is_dip:  # claims end again
+            host.seats -= 1
+            host.lowest_seats = min(host.lowest_seats, host.seats)
+        while host.seats < host.climb.level:
+            host.seated()
+        host.received_bytes += host.seats * (1_000 if is_dip else 10_000)
+        host.sample(now)
+        found.append(host.climb.level)
+    assert min(found) == 24
+    assert min(found[int((12 + dip_s) / SAMPLE_S) :]) > 40
+
+
 def test_a_flight_that_ends_leaves_no_seat_behind() -> None:
     hosts = Hosts(start=2, streams_max=2)
     with ExitStack() as stack:

@@ -22,7 +22,7 @@ from ckptd_daemon.sources.tls import context
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import PAGE_BYTES, Partial
 from ckptd_daemon.transfer import stream as streams
-from ckptd_daemon.transfer.pace import PIECE_MAX_BYTES, Limits, Pacer
+from ckptd_daemon.transfer.pace import PIECE_MAX_BYTES, Flow, Limits, Pacer
 from ckptd_daemon.transfer.plan import PIECES, PIECES_OF_ALL, Claim, Plan
 from ckptd_daemon.transfer.stream import PIECE_FIRST_BYTES, PIECE_STALL_BYTES, Stream
 from fakes.certificates import Authority
@@ -48,7 +48,7 @@ class Connection:
         url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/model"
         endpoint = Endpoint(url, {}, context(authority and authority.file))
         obj = Object("o", "t", "v", "n", SIZE_BYTES, True, Validator('"v"', None, True), url, False)
-        self.stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print), Config())
+        self.stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print, Flow()), Config())
         stack.callback(self.stream.close)
         connecting = pool.submit(self.stream.connect)
         self.origin, _ = server.accept()
@@ -57,7 +57,8 @@ class Connection:
         stack.enter_context(self.origin)
         connecting.result(20)
         header = Header("o", "t", "v", "n", SIZE_BYTES, SIZE_BYTES, is_resumable=True)
-        self.claim: Claim = Plan(header, [0]).claim(0, CLAIM_BYTES)
+        self.plan = Plan(header, [0])
+        self.claim: Claim = self.plan.claim(0, CLAIM_BYTES)
         partial = cast(Partial, SimpleNamespace(header=header, write=lambda *_: None))
         block = memoryview(mmap.mmap(-1, 2 * PIECE_MAX_BYTES))
         stack.callback(self.stream.interrupt)  # before the pool waits for it
@@ -110,6 +111,8 @@ def big_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("big_pieces")
 def test_of_a_big_piece_is_told_what_came_and_it_has_more_time(connection: Connection) -> None:
     connection.wait_for(CAME_BYTES - io.DEFAULT_BUFFER_SIZE)  # what came with the head is told last
+    assert connection.claim.reached == connection.stream.received_bytes
+    assert connection.plan.left_bytes == SIZE_BYTES - connection.stream.received_bytes
     stall_s, now = Config().stall_s, time.monotonic()
     times = PIECE_MAX_BYTES / PIECE_STALL_BYTES
     assert times > 2

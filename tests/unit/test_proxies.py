@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ckptd_daemon.config import Config
 from ckptd_daemon.sources.proxies import Proxies, parsed
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError, Validator
-from ckptd_daemon.transfer.pace import Limits, Pacer
+from ckptd_daemon.transfer.pace import Flow, Limits, Pacer
 from ckptd_daemon.transfer.stream import Stream
 from ckptd_proto.errors import FailedPrecondition
 
@@ -59,7 +59,7 @@ def test_a_proxy_that_speaks_no_http_is_a_failure_that_may_pass(said: bytes) -> 
             url=URL,
             is_public=False,
         )
-        pace = Pacer(Limits()).pace([URL], lambda name, wait_s: None)
+        pace = Pacer(Limits()).pace([URL], lambda name, wait_s: None, Flow())
         stream = Stream(obj, endpoint, pace, Config())
         with pytest.raises(TransientError, match="the answer is not valid HTTP"):
             stream.connect()

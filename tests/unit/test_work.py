@@ -15,7 +15,7 @@ from ckptd_daemon.sources.source import Endpoint, Object, Validator
 from ckptd_daemon.store.journal import Header
 from ckptd_daemon.store.partials import Partial
 from ckptd_daemon.transfer.demand import Demand
-from ckptd_daemon.transfer.pace import Limits, Pacer
+from ckptd_daemon.transfer.pace import Flow, Limits, Pacer
 from ckptd_daemon.transfer.plan import Plan
 from ckptd_daemon.transfer.stream import Stream
 from ckptd_daemon.transfer.work import Work
@@ -53,6 +53,6 @@ def test_a_claim_that_needs_no_request_teaches_nothing_of_the_way(tmp_path: Path
     header = Header("o", "t", "v", "n", 1, MIB, is_resumable=True)
     claim = Plan(header, [0]).claim(0, 1)
     claim.at = claim.end  # another connection has brought it
-    stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print), Config())
+    stream = Stream(obj, endpoint, Pacer(Limits()).pace([], print, Flow()), Config())
     stream.fetch(claim, Partial(tmp_path, header), memoryview(mmap.mmap(-1, MIB)), print)
     assert stream.late_s is None

@@ -15,7 +15,7 @@ BUFFER_BYTES = 8 << 10  # for heads; bodies go past it
 
 
 class _Records(io.RawIOBase):
-    """Reads a socket record by record: what `SocketIO` does, in one frame instead of three."""
+    """Reads a socket as `SocketIO` does, in fewer frames, and all of what is much at once."""
 
     def __init__(self, sock: RecordSocket, file: io.RawIOBase) -> None:
         self._socket = sock
@@ -39,7 +39,7 @@ class RecordSocket(ssl.SSLSocket):
     """A TLS connection for one reading thread, whose long reads come whole."""
 
     came_bytes = 0
-    """Of all long reads; grows while they come."""
+    """Of all long reads, to which a head and what came with it do not belong; grows while they come."""
 
     def read_whole(self, buffer: memoryview) -> int:
         """Fill *buffer*; returns how much came, which is less only at the end.

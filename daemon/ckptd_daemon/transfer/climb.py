@@ -95,6 +95,18 @@ class Climb:
             self._judge(now, found)
             del self._samples[:-COLLAPSE_SAMPLES]
 
+    def leaving(self, streams: int, bytes_per_s: float) -> None:
+        """Take note of what *streams* brought, while those above the level are on their way out.
+
+        If so many bring enough again after a collapse, as many are judged as its cure, not fewer.
+        """
+        if self._collapse is None or streams <= self.level:
+            return
+        before, fallen_to = self._collapse
+        if bytes_per_s > fallen_to * RELIEF:
+            self.level = min(streams, before)
+            self._samples.clear()
+
     def _found(self) -> float | None:
         """Return what the level brings, once that is clear."""
         settled = self._samples[SETTLE_SAMPLES:]
@@ -158,9 +170,10 @@ class Climb:
     def _relieve(self, now: float, found: float, level: int, before: float) -> None:
         """Decide whether fewer streams are the cure for what *level* of them brought."""
         if found > before * RELIEF:
-            self.ceiling = self.level
-            self._ceiling_until = now + self._ceiling_s
-            self._ceiling_s = min(2 * self._ceiling_s, CEILING_MAX_S)
+            if self.level < level:
+                self.ceiling = self.level
+                self._ceiling_until = now + self._ceiling_s
+                self._ceiling_s = min(2 * self._ceiling_s, CEILING_MAX_S)
         elif self.level > 1 and found >= before * HARM:
             self._change(self.level // 2)
             return

@@ -27,8 +27,8 @@ class Coming(Protocol):
     """What is known of a claim."""
 
     @property
-    def got(self) -> int:
-        """Up to where it has come."""
+    def reached(self) -> int:
+        """Up to where it has come, also within a piece."""
 
     @property
     def promised(self) -> int:
@@ -60,9 +60,10 @@ class EndGame:
         seen: dict[Coming, deque[tuple[float, int]]] = {}
         for claim in claims:
             looks = seen[claim] = self._seen.get(claim, deque(maxlen=LOOKS + 1))
-            if looks and claim.got < looks[-1][1]:
+            reached = claim.reached
+            if looks and reached < looks[-1][1]:
                 looks.clear()  # it broke off, and begins again
-            looks.append((now, claim.got))
+            looks.append((now, reached))
         self._seen = seen
         self._best_rate = max([self._best_rate, *(self._rate(claim) for claim in claims)])
 
@@ -72,7 +73,7 @@ class EndGame:
         looked_at = [
             (self._late_s(claim, rate), n)
             for n, (claim, rate) in enumerate(zip(claims, rates, strict=True))
-            if len(self._seen.get(claim, ())) > LOOKS and claim.got < claim.end
+            if len(self._seen.get(claim, ())) > LOOKS and claim.reached < claim.end
         ]
         if not looked_at:
             return None
@@ -84,7 +85,7 @@ class EndGame:
         keep_bytes = int(rest * rate / (rate + max(rate, self._best_rate))) if rate else 0
         if rest - keep_bytes >= SPLIT_MIN_BYTES:
             return Help(n, keep_bytes)
-        tail = claim.end - claim.got
+        tail = claim.end - claim.reached
         if tail > self._extra_bytes or rate > self._best_rate / 2:
             return None
         self._extra_bytes -= tail
@@ -110,4 +111,4 @@ class EndGame:
         ]
 
     def _late_s(self, claim: Coming, rate: float) -> float:
-        return (claim.end - claim.got) / rate if rate else inf
+        return (claim.end - claim.reached) / rate if rate else inf

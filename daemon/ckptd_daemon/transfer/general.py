@@ -14,6 +14,7 @@ from ckptd_daemon.store.partials import DamagedError, Partial
 from ckptd_daemon.transfer.demand import Demand, Wishes
 from ckptd_daemon.transfer.hosts import Share
 from ckptd_daemon.transfer.means import GENERAL_BLOCK_BYTES, Means
+from ckptd_daemon.transfer.pace import Flow
 from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
 from ckptd_daemon.transfer.reply import Reply
 from ckptd_daemon.transfer.retry import Damages, Patience, unbraked
@@ -51,7 +52,7 @@ class General:
         self._demand = demand
         self._urls = [obj.url] if obj.direct is None else [obj.url, obj.direct.url]
         self._wishes = Wishes(demand, partial, is_whole=not obj.is_rangeable)
-        self._pace = means.pacer.pace([obj.url], gauge.held)
+        self._pace = means.pacer.pace([obj.url], gauge.held, Flow(demand.is_awaited))
         is_giving = functools.partial(means.hosts.is_giving, self._urls[-1])
         self._patience = Patience(obj.title, means.config.retries, is_giving, self._has_bytes)
         self._damages = Damages(obj.title)

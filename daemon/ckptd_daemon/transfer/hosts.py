@@ -48,6 +48,8 @@ class Host:
             return False
         if now - at < 2 * SAMPLE_S:
             rate = (self.received_bytes - received) / (now - at)
+            if self.seats > self.climb.level and not self.is_held:
+                self.climb.leaving(self.lowest_seats, rate)
             is_full = self.seats <= self.climb.level <= self.lowest_seats
             self.climb.sample(now, rate, is_full=is_full and not self.is_held)
         self.is_held = False

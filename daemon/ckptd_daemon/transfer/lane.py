@@ -21,6 +21,7 @@ from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.hosts import Share
 from ckptd_daemon.transfer.link import Link
 from ckptd_daemon.transfer.means import BLOCKS_BYTES, Means
+from ckptd_daemon.transfer.pace import Flow
 from ckptd_daemon.transfer.plan import Claim
 from ckptd_daemon.transfer.progress import Gauge, Phase
 from ckptd_daemon.transfer.retry import Damages, Patience, delay_s
@@ -50,6 +51,7 @@ class Crew:
         self.gauge = gauge
         self.work = Work(partial, demand)
         self.link = Link(means, obj, endpoint, self.work, gauge)
+        self.flow = Flow(demand.is_awaited)
         self.damages = Damages(obj.title)
         self.lanes: set[Lane] = set()
         self.open: set[Stream] = set()
@@ -208,7 +210,7 @@ class Lane:
     async def _connected(self, endpoint: Endpoint) -> AsyncIterator[Stream]:
         """Yield a connection, and leave it to others at the end if it has brought what it was to."""
         crew, means, is_public = self._crew, self._crew.means, self._crew.object.is_public
-        pace = means.pacer.pace([crew.object.url, endpoint.url], crew.gauge.held)
+        pace = means.pacer.pace([crew.object.url, endpoint.url], crew.gauge.held, crew.flow)
         self._stream = stream = Stream(crew.object, endpoint, pace, means.config)
         try:
             if (idle := means.idle.take(endpoint, is_public=is_public)) is not None:

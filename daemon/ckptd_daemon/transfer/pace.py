@@ -17,6 +17,7 @@ import anyio
 
 BURST_S = 0.1  # what may come at once after a rest, in time at the limit's rate
 PIECE_S = 0.05
+ROUNDING_BYTES = 0.01
 PIECE_MIN_BYTES = 4 << 10
 PIECE_MAX_BYTES = 4 << 20  # each costs some turns at the interpreter's lock
 
@@ -29,28 +30,39 @@ class Limits:
     sources: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, frozen=True)
+class Flow:
+    """All that is brought for one object: however many connections do, it has one share."""
+
+    is_urgent: Callable[[], bool] = lambda: True
+    """Tells whether somebody waits for it; asked by any thread."""
+
+
+@dataclass(eq=False, slots=True, frozen=True)
 class Ticket:
     """A place in the queue of one limit."""
 
     n_bytes: float
-    at: float
-    """How many bytes have to be served before it may go; falls when those before it leave."""
+    flow: Flow
+    start: float
+    """What its flow had claimed before, in bytes; never less than others that were served."""
 
 
 class Bucket:
     """One limit; pure: whoever calls says what time it is, in seconds.
 
-    Who wants bytes claims them, and may have them once as many have been served; so those who
-    wait are served in the order they came, whatever becomes of the rate.
+    Start-time fair queueing (Goyal, Vin and Cheng, 1996): flows that wait get equal shares,
+    whatever the number of their tickets, and those of one flow are served in the order they came.
+    What nobody waits for comes last.
     """
 
     def __init__(self, name: str, rate: float, now: float) -> None:
         self.name = name
         self.rate: float | None = rate
-        self._served = 0.0
-        self._claimed = 0.0
+        self._free_bytes = 0.0  # may go now
         self._waiting: dict[Ticket, None] = {}  # first come first
+        self._served = 0.0  # the start of what was served last
+        self._claimed: dict[Flow, float] = {}  # where the tickets of a flow end
         self._at = now
 
     def __str__(self) -> str:
@@ -58,40 +70,59 @@ class Bucket:
 
     def change(self, rate: float | None, now: float) -> None:
         """Serve at *rate* from *now* on; None: whatever is claimed."""
-        self._serve(now)
+        self._fill(now)
         self.rate = rate
 
-    def claim(self, n_bytes: float, now: float) -> Ticket:
+    def claim(self, n_bytes: float, now: float, flow: Flow) -> Ticket:
         """Ask for *n_bytes*; returns the ticket to wait with."""
-        self._serve(now)
-        self._claimed += n_bytes
-        ticket = Ticket(n_bytes, self._claimed)
+        self._fill(now)
+        start = max(self._served, self._claimed.get(flow, 0.0))
+        self._claimed[flow] = start + n_bytes
+        ticket = Ticket(n_bytes, flow, start)
         self._waiting[ticket] = None
         return ticket
 
     def give_back(self, ticket: Ticket) -> None:
-        """Have never claimed what *ticket* is for; those behind it move up, those before do not."""
-        self._claimed -= ticket.n_bytes
-        for other in reversed(self._waiting):
-            if other is ticket:
-                del self._waiting[ticket]
-                return
-            other.at -= ticket.n_bytes
+        """Have never claimed what *ticket* is for, be it granted or not."""
+        if ticket.flow in self._claimed:
+            self._claimed[ticket.flow] -= ticket.n_bytes
+        if ticket in self._waiting:
+            del self._waiting[ticket]
+        elif self.rate is not None:
+            self._free_bytes += ticket.n_bytes
 
     def wait_s(self, ticket: Ticket, now: float) -> float:
-        """Return how long *ticket* has to wait still if the rate stays; 0: no longer."""
-        self._serve(now)
-        if self.rate is None or ticket.at <= self._served:
-            self._waiting.pop(ticket, None)
-            return 0.0
-        return (ticket.at - self._served) / self.rate
-
-    def _serve(self, now: float) -> None:
+        """Return how long *ticket* has to wait still if rate and queue stay; 0: no longer."""
+        self._fill(now)
         if self.rate is None:
-            self._served = max(self._served, self._claimed)
+            self._serve(ticket)
+            return 0.0
+        missing_bytes = self._before_bytes(ticket) + ticket.n_bytes - self._free_bytes
+        if missing_bytes > ROUNDING_BYTES:
+            return missing_bytes / self.rate
+        self._free_bytes -= ticket.n_bytes
+        self._serve(ticket)
+        return 0.0
+
+    def _before_bytes(self, ticket: Ticket) -> float:
+        """Return how much is to go before *ticket*."""
+        is_late = {flow: not flow.is_urgent() for flow in {one.flow for one in self._waiting}}
+        order = [(is_late[one.flow], one.start, n) for n, one in enumerate(self._waiting)]
+        turns = dict(zip(self._waiting, order, strict=True))
+        return sum(one.n_bytes for one, turn in turns.items() if turn < turns[ticket])
+
+    def _serve(self, ticket: Ticket) -> None:
+        del self._waiting[ticket]
+        self._served = max(self._served, ticket.start)
+        self._claimed = {flow: end for flow, end in self._claimed.items() if end > self._served}
+
+    def _fill(self, now: float) -> None:
+        if self.rate is None:
+            self._free_bytes = 0.0
         else:
-            served = self._served + self.rate * max(0.0, now - self._at)
-            self._served = min(served, self._claimed + self.rate * BURST_S)
+            free_bytes = self._free_bytes + self.rate * max(0.0, now - self._at)
+            waiting_bytes = sum(ticket.n_bytes for ticket in self._waiting)
+            self._free_bytes = min(free_bytes, waiting_bytes + self.rate * BURST_S)
         self._at = now
 
 
@@ -131,12 +162,12 @@ class Pacer:
         self.changed.set()
         self.changed = anyio.Event()
 
-    def pace(self, urls: Iterable[str], held: Callable[[str, float], object]) -> Pace:
-        """Return the pace for what comes from *urls*: each limit of theirs, and the daemon's.
+    def pace(self, urls: Iterable[str], held: Callable[[str, float], object], flow: Flow) -> Pace:
+        """Return the pace for what comes of *flow* from *urls*: each limit of theirs, and the daemon's.
 
         *held* gets to know, in whatever thread, what holds the bytes up and for how many seconds.
         """
-        return Pace(self, frozenset(name for url in urls for name in _names(url)), held)
+        return Pace(self, frozenset(name for url in urls for name in _names(url)), held, flow)
 
     def buckets(self, sources: frozenset[str]) -> list[Bucket]:
         """Return the limits on bytes from *sources*, the daemon's last."""
@@ -144,10 +175,10 @@ class Pacer:
             found = [bucket for name, bucket in self._sources.items() if name in sources]
             return found if self._total is None else [*found, self._total]
 
-    def claim(self, bucket: Bucket, n_bytes: int) -> Ticket:
+    def claim(self, bucket: Bucket, n_bytes: int, flow: Flow) -> Ticket:
         """Claim *n_bytes* of *bucket*; returns the ticket."""
         with self._lock:
-            return bucket.claim(n_bytes, self._clock())
+            return bucket.claim(n_bytes, self._clock(), flow)
 
     def give_back(self, claimed: Iterable[tuple[Bucket, Ticket]]) -> None:
         """Have claimed nothing of what *claimed* says."""
@@ -176,11 +207,16 @@ class Pace:
     """One connection's way through the limits."""
 
     def __init__(
-        self, pacer: Pacer, sources: frozenset[str], held: Callable[[str, float], object]
+        self,
+        pacer: Pacer,
+        sources: frozenset[str],
+        held: Callable[[str, float], object],
+        flow: Flow,
     ) -> None:
         self._pacer = pacer
         self._sources = sources
         self._held = held
+        self._flow = flow
         self._woken = threading.Event()
         self._is_interrupted = False
 
@@ -232,7 +268,7 @@ class Pace:
         is_granted = False
         try:
             for bucket in self._pacer.buckets(self._sources):
-                ticket = self._pacer.claim(bucket, n_bytes)
+                ticket = self._pacer.claim(bucket, n_bytes, self._flow)
                 claimed.append((bucket, ticket))
                 while (wait_s := self._pacer.wait_s(bucket, ticket)) > 0:
                     self._held(str(bucket), wait_s)

@@ -7,7 +7,7 @@ under one lock, so that a claim can be cut short, or raced, while its bytes come
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from ckptd_daemon.store import crc
@@ -43,6 +43,14 @@ class Claim:
     is_racer: bool = False
     """Began only to beat its rival: may write nothing before all of it has come."""
     is_beaten: bool = False
+    coming: Callable[[], int] = field(default=int, repr=False)
+    """Tells how much has come of the piece that is being received."""
+
+    @property
+    def reached(self) -> int:
+        """Up to where it has come, also within a piece."""
+        with self.plan.lock:
+            return self.got + self.coming()
 
     @property
     def is_over(self) -> bool:
@@ -63,7 +71,7 @@ class Claim:
             return self.block_end - self.at
 
     def promise(self, piece_bytes: int) -> int:
-        """Be about to receive a piece; returns its length, 0 when the block is full."""
+        """Return how much to receive next as one piece, 0 when the block is full."""
         with self.plan.lock:
             at_most = max(CUT_BYTES, min((self.end - self.got) // PIECES, self.plan.piece_bytes))
             end = min(self.got + min(piece_bytes, at_most), self.block_end, self.end)
@@ -71,9 +79,10 @@ class Claim:
             return self.promised - self.got
 
     def came(self, piece_bytes: int) -> None:
-        """Have received so much more."""
+        """Have received a piece, or so much of it."""
         with self.plan.lock:
             self.got += piece_bytes
+            self.coming = int
 
     def settle(self) -> int:
         """Return how much of what came may be written, and end a race by that."""
@@ -131,8 +140,10 @@ class Plan:
     def left_bytes(self) -> int:
         """How much has not come."""
         with self.lock:
-            coming = (max(0, one.end - one.got) for one in self._claims if not one.is_racer)
-            return self._gaps.total_bytes + sum(coming)
+            missing = (
+                max(0, one.end - one.got - one.coming()) for one in self._claims if not one.is_racer
+            )
+            return self._gaps.total_bytes + sum(missing)
 
     def chunk_end(self, offset: int) -> int:
         """Return where the chunk ends that holds *offset*."""

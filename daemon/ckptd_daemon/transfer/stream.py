@@ -329,6 +329,7 @@ class Stream:
     def _piece(self, reply: http.client.HTTPResponse, claim: Claim, piece: memoryview) -> int:
         """Receive a piece; returns how much of it came. Also before a failure that counts."""
         before_bytes, got = self.received_bytes, 0
+        claim.coming = lambda: self.received_bytes - before_bytes
         try:
             got = reply.readinto(piece)
         finally:

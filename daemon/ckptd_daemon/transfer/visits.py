@@ -19,6 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from ckptd_daemon.sources.source import Endpoint, Object, TransientError
 from ckptd_daemon.transfer.endgame import LOOK_S
 from ckptd_daemon.transfer.means import Means
+from ckptd_daemon.transfer.pace import Flow
 from ckptd_daemon.transfer.progress import Cause, Gauge, Phase
 from ckptd_daemon.transfer.stream import Stream
 from ckptd_daemon.transfer.streams import IN_USE
@@ -88,7 +89,7 @@ class Visit:
         self._means = means = visits.means
         self._is_public = obj.is_public
         self._endpoint = endpoint
-        pace = means.pacer.pace([obj.url, endpoint.url], self._held)
+        pace = means.pacer.pace([obj.url, endpoint.url], self._held, Flow(is_urgent))
         self.stream = Stream(obj, endpoint, pace, means.config)
         self._stack = ExitStack()
         self._share = self._stack.enter_context(

@@ -43,7 +43,8 @@ class WholeSocket(socket.socket):
 
     _patience_s = inf
     came_bytes = 0
-    """Of all long reads; grows while they come, every `PART_S` at least."""
+    """Of all long reads, to which a head and what came with it do not belong; grows while they come,
+    every `PART_S` at least."""
 
     @classmethod
     def of(cls, connected: socket.socket) -> WholeSocket:
