@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from ckptd_daemon.transfer.endgame import LOOK_S, LOOKS, EndGame, Help
 
 MB = 1 << 20
@@ -51,6 +53,15 @@ def test_a_stream_that_dribbles_keeps_next_to_nothing() -> None:
 def test_a_short_rest_is_raced_once_the_rest_is_known_to_lag() -> None:
     pieces = [Piece(0, MB // 2, 5000), Piece(0, 400 * MB, 100 * MB)]
     assert looked(pieces).help(pieces) == Help(0, None)
+
+
+@pytest.mark.parametrize("rest", [MB // 2, 2 * MB], ids=["raced", "split"])
+def test_one_that_is_alone_and_slower_than_those_that_ended_gets_help(rest: int) -> None:
+    pieces = [Piece(0, rest, 5000)]
+    game = looked(pieces)
+    assert game.help(pieces) is None  # all are like that, as far as is known
+    game.learn(100 * MB)
+    assert game.help(pieces) is not None
 
 
 def test_what_is_soon_here_is_left_alone() -> None:

@@ -67,6 +67,10 @@ class EndGame:
         self._seen = seen
         self._best_rate = max([self._best_rate, *(self._rate(claim) for claim in claims)])
 
+    def learn(self, bytes_per_s: float) -> None:
+        """Learn what a claim brought that has ended, maybe between two looks."""
+        self._best_rate = max(self._best_rate, bytes_per_s)
+
     def help(self, claims: Sequence[Coming]) -> Help | None:
         """Return what would bring the end nearer, if one more connection can."""
         rates = [self._rate(claim) for claim in claims]

@@ -87,6 +87,7 @@ class Work:
         """Learn from a request how late its reply was, and what that brought from then on."""
         self._late_s = min(self._late_s, late_s)
         self._part_bytes = int(LATENCIES * self._late_s * bytes_per_s)
+        self._end_game.learn(bytes_per_s)
 
     async def turned(self) -> None:
         """Wait until there may be something else to do."""
