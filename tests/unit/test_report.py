@@ -61,6 +61,12 @@ def test_an_idle_daemon_shows_its_room_and_says_that_nothing_is_going_on() -> No
     ]
 
 
+def test_a_daemon_whose_files_are_held_is_in_use_though_nothing_moves() -> None:
+    held = lines(replace(IDLE, idle=False), NOW)
+    assert held[0].startswith("daemon  in use;")
+    assert held[-1] == "Nothing is being fetched or saved."
+
+
 def test_a_busy_daemon_shows_what_moves_how_fast_and_who_waits() -> None:
     assert "; 2 blobs and 12.0 GB on its way, 1 lease;" in lines(BUSY, NOW)[4]
     assert lines(BUSY, NOW)[7:] == [

@@ -38,7 +38,7 @@ def lines(status: DaemonStatus, now: float) -> list[str]:
 
 def _daemon(status: DaemonStatus) -> list[tuple[str, ...]]:
     kind = "private" if status.private else "service"
-    mood = "idle" if status.idle else "busy"
+    mood = "busy" if status.flights or status.attempts else "idle" if status.idle else "in use"
     if status.stopping:
         mood = "draining (it takes nothing new, and ends when its work is done or its time is up)"
     processes = counted(status.sessions, "client process", "client processes")
