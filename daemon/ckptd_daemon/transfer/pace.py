@@ -107,9 +107,16 @@ class Bucket:
     def _before_bytes(self, ticket: Ticket) -> float:
         """Return how much is to go before *ticket*."""
         is_late = {flow: not flow.is_urgent() for flow in {one.flow for one in self._waiting}}
-        order = [(is_late[one.flow], one.start, n) for n, one in enumerate(self._waiting)]
-        turns = dict(zip(self._waiting, order, strict=True))
-        return sum(one.n_bytes for one, turn in turns.items() if turn < turns[ticket])
+        turn = is_late[ticket.flow], ticket.start
+        before_bytes, is_passed = 0.0, False
+        for one in self._waiting:
+            if one is ticket:
+                is_passed = True
+                continue
+            its_turn = is_late[one.flow], one.start
+            if its_turn < turn or (its_turn == turn and not is_passed):
+                before_bytes += one.n_bytes
+        return before_bytes
 
     def _serve(self, ticket: Ticket) -> None:
         del self._waiting[ticket]
