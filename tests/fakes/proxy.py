@@ -9,15 +9,21 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+MUTTER_S = 0.02
+
 
 class Proxy:
-    """Forwards while the block lasts; with *user* and *password*, for those who know them."""
+    """Forwards while the block lasts; with *user* and *password*, for those who know them.
 
-    def __init__(self, user: str = "", password: str = "") -> None:
+    One that *mutters* makes no tunnels: it says that instead, a byte now and then, without end.
+    """
+
+    def __init__(self, user: str = "", password: str = "", *, mutters: str | None = None) -> None:
         self.requests: list[str] = []
         """The first line of each that was let through."""
         self.port = 0
         userinfo = f"{user}:{password}".encode()
+        self._mutters = mutters
         self._expected = f"Basic {base64.b64encode(userinfo).decode()}" if user else None
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
@@ -72,6 +78,8 @@ class Proxy:
             await writer.drain()
             return True
         self.requests.append(first)
+        if method == "CONNECT" and self._mutters is not None:
+            await _mutter(self._mutters.encode(), writer)
         parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
         there, here = await asyncio.open_connection(parts.hostname, parts.port or 80)
         try:
@@ -92,6 +100,15 @@ class Proxy:
             return left == 0
         finally:
             here.transport.abort()
+
+
+async def _mutter(words: bytes, writer: asyncio.StreamWriter) -> None:
+    while True:
+        for byte in words:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(MUTTER_S)
+        await asyncio.sleep(MUTTER_S)
 
 
 def _parsed(head: bytes) -> tuple[str, dict[str, str]]:

@@ -49,6 +49,14 @@ async def test_a_head_that_dribbles_is_no_answer(source: HttpSource, endless: st
         await source.stat(endless, only_public=False)
 
 
+async def test_who_takes_a_connection_and_never_shakes_hands_is_not_waited_for() -> None:
+    async with HttpSource.open(connect_s=0.1, first_byte_s=60, stall_s=60) as source:
+        with socket.create_server(("127.0.0.1", 0)) as mute, anyio.fail_after(20):
+            url = f"https://127.0.0.1:{mute.getsockname()[1]}/model"
+            with pytest.raises(TransientError, match="no answer in time"):
+                await source.stat(url, only_public=False)
+
+
 async def test_a_body_that_dribbles_is_a_stall(source: HttpSource, origin: Origin) -> None:
     file = origin.put("model", bytes(100_000))
     obj = await source.stat(origin.url("model"), only_public=False)

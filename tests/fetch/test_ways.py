@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from ckptd import errors
 from fakes.certificates import Authority
 from fakes.daemon import Daemon
 from fakes.nginx import Nginx
+from fakes.node import fetching
 from fakes.origin import Origin
 from fakes.proxy import Proxy
 from fakes.running import ckptd
@@ -144,6 +148,31 @@ def test_a_proxy_that_wants_another_password_is_named_and_no_secret_is(
             assert "hunter2" not in str(refused.value)
         assert origin.requests == []
         assert "hunter2" not in daemon.log_text()
+
+
+@contextmanager
+def mute() -> Iterator[str]:
+    """The https URL of somebody who takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/model"
+
+
+@pytest.mark.parametrize(
+    "mutters",
+    ["", "HTTP/1.1 100 Continue\r\n\r\n", "a: b\r\n", None],
+    ids=["mute", "interim", "endless", "tunnel_to_the_mute"],
+)
+async def test_a_proxy_that_comes_to_no_tunnel_is_given_up_and_named_without_its_password(
+    mutters: str | None, short_path: Path
+) -> None:
+    with Proxy("user", "hunter2", mutters=mutters) as proxy, mute() as url:
+        hasty = {"connect_s": 0.1, "first_byte_s": 0.1, "retries": 1}
+        async with fetching(short_path, proxy=proxy.url("user:hunter2"), **hasty) as node:
+            with pytest.raises(errors.Unavailable, match="given up after 2 tries") as given_up:
+                await node.fetch(url)
+    assert f"the origin, over the proxy 127.0.0.1:{proxy.port}, cannot" in str(given_up.value)
+    assert "hunter2" not in str(given_up.value)
+    assert len(proxy.requests) == 2
 
 
 def test_a_proxy_that_is_no_http_proxy_is_refused(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
@@ -32,10 +34,9 @@ def test_without_any_the_way_is_direct() -> None:
     assert Proxies(None).of(URL) is None
 
 
-@pytest.mark.parametrize(
-    "said", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 Connected\r\n" + b"a: b\r\n" * 200 + b"\r\n"]
-)
-def test_a_proxy_that_speaks_no_http_is_a_failure_that_may_pass(said: bytes) -> None:
+@contextmanager
+def connecting(said: bytes, *, again: bytes = b"", **settings: float) -> Iterator[Stream]:
+    """A stream to be connected over a proxy that says this, and the rest for ten seconds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -43,6 +44,16 @@ def test_a_proxy_that_speaks_no_http_is_a_failure_that_may_pass(said: bytes) -> 
                 while not taken.recv(1 << 16).endswith(b"\r\n\r\n"):
                     pass
                 taken.sendall(said)
+                taken.settimeout(0.02)
+                for _ in range(500 if again else 0):
+                    try:
+                        taken.sendall(again)
+                        if not taken.recv(1):
+                            return
+                    except TimeoutError:
+                        continue
+                    except OSError:
+                        return  # the asker has had enough
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -60,11 +71,32 @@ def test_a_proxy_that_speaks_no_http_is_a_failure_that_may_pass(said: bytes) -> 
             is_public=False,
         )
         pace = Pacer(Limits()).pace([URL], lambda name, wait_s: None, Flow())
-        stream = Stream(obj, endpoint, pace, Config())
-        with pytest.raises(TransientError, match="the answer is not valid HTTP"):
-            stream.connect()
-        stream.close()
-        thread.join(10)
+        stream = Stream(obj, endpoint, pace, Config(**settings))
+        try:
+            yield stream
+        finally:
+            stream.close()
+            thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "said", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 Connected\r\n" + b"a: b\r\n" * 200 + b"\r\n"]
+)
+def test_a_proxy_that_speaks_no_http_is_a_failure_that_may_pass(said: bytes) -> None:
+    with (
+        connecting(said) as stream,
+        pytest.raises(TransientError, match="the answer is not valid HTTP"),
+    ):
+        stream.connect()
+
+
+def test_a_proxy_whose_answer_dribbles_has_no_more_time_than_one_that_is_mute() -> None:
+    endless = b"HTTP/1.1 200 Connected\r\na: "
+    with (
+        connecting(endless, again=b"b", connect_s=0.2) as stream,
+        pytest.raises(TransientError, match="nothing came in time"),
+    ):
+        stream.connect()
 
 
 def test_the_setting_beats_the_environment_and_no_proxy_beats_both(

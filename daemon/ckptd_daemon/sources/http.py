@@ -183,7 +183,7 @@ class HttpSource:
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=stall_s)
         tls = context(ca_file)
-        trace = heads_within(first_byte_s)
+        trace = heads_within(connect_s, first_byte_s)
 
         def session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(

@@ -5,12 +5,19 @@ from __future__ import annotations
 import base64
 import errno
 import http.client
+import io
 import socket
+import time
 import urllib.request
+from math import inf
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from ckptd_daemon.sources.source import Proxy
 from ckptd_proto import errors
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 DEFAULT_PORT = 3128
 
@@ -51,15 +58,41 @@ def parsed(text: str, where: str) -> Proxy:
 
 
 def tunnel(sock: socket.socket, host: str, port: int, proxy: Proxy) -> None:
-    """Have the *proxy* that *sock* is connected to connect it to *host*; `OSError` if it does not."""
+    """Have the *proxy* that *sock* is connected to connect it to *host*; `OSError` if it does not.
+
+    Blocks for at most the timeout of *sock*, however the answer dribbles.
+    """
+    patience_s = sock.gettimeout()
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     headers = {"Host": target, **proxy.headers}
     lines = [f"CONNECT {target} HTTP/1.1", *(f"{key}: {value}" for key, value in headers.items())]
     sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-    with http.client.HTTPResponse(sock, method="CONNECT") as reply:
+    answer = _Answer(sock, patience_s)
+    with http.client.HTTPResponse(answer, method="CONNECT") as reply:  # type: ignore[arg-type]
         reply.begin()
         if reply.status != 200:
             raise OSError(errno.ECONNREFUSED, f"the proxy answers {reply.status}")
+    sock.settimeout(patience_s)
+
+
+class _Answer(io.RawIOBase):
+    """What comes over a socket within a time that is for all of it; for `HTTPResponse` to read."""
+
+    def __init__(self, sock: socket.socket, patience_s: float | None) -> None:
+        self._sock = sock
+        self._due = inf if patience_s is None else time.monotonic() + patience_s
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if (left_s := self._due - time.monotonic()) <= 0:
+            raise TimeoutError
+        self._sock.settimeout(None if left_s == inf else left_s)
+        return self._sock.recv_into(buffer)
 
 
 def _authorization(parts: SplitResult) -> str | None:

@@ -11,6 +11,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from math import inf
 from types import SimpleNamespace
 
@@ -29,8 +30,21 @@ from ckptd_proto.urls import display
 REDIRECTS_MAX = 10
 USER_AGENT = "ckptd"
 NETRC_S = 1.0  # for so long one reading of the file is believed
+TUNNEL_STEPS = 4  # the proxy's name, its connection, its answer, and TLS with the origin behind it
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROXY_AUTHORIZATION = "Proxy-Authorization"
+
+
+@dataclass(slots=True)
+class Head:
+    """The wait for the head of one reply, and how it is come by; for aiohttp to hand around."""
+
+    is_tunnelled: bool
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    def within(self, seconds: float) -> None:
+        """Wait for so long from now on, whatever was said before."""
+        self.scope.deadline = anyio.current_time() + seconds
 
 
 class Way:
@@ -127,9 +141,10 @@ class Way:
         for_proxy = None if proxy is None else proxy.headers
         if url.scheme == "http" and for_proxy:  # no tunnel: it reads what we ask
             headers = {**headers, **for_proxy}
-        head = anyio.CancelScope()
+        head = Head(is_tunnelled=proxy is not None and url.scheme == "https")
+        whom = "the origin" if proxy is None else f"the origin, over the proxy {proxy},"
         try:
-            with head:
+            with head.scope:
                 return await self._session.get(
                     url,
                     headers=headers,
@@ -150,17 +165,27 @@ class Way:
             refused = getattr(error, "os_error", None)
             if isinstance(refused, PrivateAddressError):
                 raise refused from None
-            raise TransientError(f"the origin cannot be reached: {words(error)}") from error
-        raise TransientError("the origin cannot be reached: no answer in time")
+            raise TransientError(f"{whom} cannot be reached: {words(error)}") from error
+        raise TransientError(f"{whom} cannot be reached: no answer in time")
 
 
-def heads_within(first_byte_s: float) -> aiohttp.TraceConfig:
-    """Have the head of every answer be there so soon after its request, however it dribbles."""
+def heads_within(connect_s: float, first_byte_s: float) -> aiohttp.TraceConfig:
+    """Have the head of every answer be there so soon after its request, however it dribbles.
+
+    And every tunnel: what the proxy answers has no limit of aiohttp's, unlike all other steps.
+    """
+
+    async def connecting(_: object, context: SimpleNamespace, __: object) -> None:
+        head: Head = context.trace_request_ctx
+        if head.is_tunnelled:
+            head.within(TUNNEL_STEPS * connect_s)
 
     async def sent(_: object, context: SimpleNamespace, __: object) -> None:
-        context.trace_request_ctx.deadline = anyio.current_time() + first_byte_s
+        head: Head = context.trace_request_ctx
+        head.within(first_byte_s)
 
     found = aiohttp.TraceConfig()
+    found.on_connection_create_start.append(connecting)
     found.on_request_headers_sent.append(sent)
     return found
 
