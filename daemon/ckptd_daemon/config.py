@@ -139,8 +139,8 @@ class Config(BaseSettings):
     stall_s: float = Field(20.0, gt=0)
     """A stream that brings nothing for so long is given up and its rest asked for again."""
     retries: int = Field(5, ge=0)
-    """How often one range may fail in a row before the flight does; not counting 429 and 503 while
-    others are served."""
+    """How often one range may fail in a row before the flight does; not counting 429, 503,
+    509 and 529 while others are served."""
     linger_s: float = Field(10.0, ge=0)
     """How long a flight goes on after its last waiter has left."""
     failure_s: float = Field(5.0, ge=0)

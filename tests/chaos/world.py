@@ -56,6 +56,8 @@ MOODS = {
     Fault.THROTTLE: 8,
     Fault.THROTTLE_UNTIL: 4,
     Fault.UNAVAILABLE: 12,
+    Fault.OVERLOADED: 4,
+    Fault.CUT_OFF: 4,
     Fault.UNAUTHORIZED: 2,
     Fault.FORBID: 2,
     Fault.LOSE: 2,

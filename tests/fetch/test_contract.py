@@ -52,7 +52,7 @@ ENDLESS: Outcome = (
 )
 NO_WAY: Outcome = (
     errors.FailedPrecondition,
-    "416, which is no way to send a file; see with `curl -v`",
+    "(416|501), which is no way to send a file; see with `curl -v`",
 )
 
 OUTCOMES: dict[Fault, tuple[Outcome, Outcome]] = {
@@ -86,6 +86,9 @@ OUTCOMES: dict[Fault, tuple[Outcome, Outcome]] = {
     Fault.THROTTLE: (GIVEN_UP, GIVEN_UP),
     Fault.THROTTLE_UNTIL: (GIVEN_UP, GIVEN_UP),
     Fault.UNAVAILABLE: (GIVEN_UP, GIVEN_UP),
+    Fault.OVERLOADED: (GIVEN_UP, GIVEN_UP),
+    Fault.CUT_OFF: (GIVEN_UP, GIVEN_UP),
+    Fault.UNABLE: (NO_WAY, NO_WAY),
     Fault.UNAUTHORIZED: (NO_CREDENTIALS, NO_CREDENTIALS),
     Fault.FORBID: (FORBIDDEN, FORBIDDEN),
     Fault.LOSE: (GONE, GONE),
@@ -98,6 +101,7 @@ ELSEWHERE = {
 ANSWERS_THAT_COUNT = {  # for the question: they are believed at once
     Fault.OTHER_TOTAL,
     Fault.GZIP,
+    Fault.UNABLE,
     Fault.UNAUTHORIZED,
     Fault.FORBID,
     Fault.LOSE,

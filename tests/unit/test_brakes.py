@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_daemon.sources.brakes import PAUSE_MAX_S, Brakes, pause_s
+from ckptd_daemon.sources.http import refusal, unwell
+from ckptd_daemon.sources.source import TransientError
 
 
 def asked(status: int, **headers: str) -> float | None:
@@ -41,6 +43,22 @@ def test_what_a_reply_asks_for(
     status: int, headers: dict[str, str], expected: float | None
 ) -> None:
     assert asked(status, **headers) == expected
+
+
+def test_whatever_is_wrong_at_the_origins_end_may_pass_but_what_it_will_never_learn() -> None:
+    passing = {s for s in range(400, 600) if isinstance(refusal(s, {}, "model"), TransientError)}
+    assert passing == {408, 421, 425, 429} | set(range(500, 600)) - {501, 505}
+
+
+@pytest.mark.parametrize("status", [429, 503, 509, 529])
+def test_who_is_asked_too_much_is_asked_for_less(status: int) -> None:
+    told: list[str] = []
+    brakes = Brakes()
+    brakes.on_throttled = told.append
+    brakes.heed("http://one/", status, {}.get)
+    assert told == ["http://one/"]
+    assert unwell(status, {}.get).is_throttled
+    assert not unwell(500, {}.get).is_throttled
 
 
 def test_dates_are_understood_as_well_as_seconds() -> None:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-THROTTLED_STATUS = frozenset({429, 503})
+LASTING_STATUS = frozenset({501, 505})  # a method or a protocol that it does not know
+TRANSIENT_STATUS = frozenset({408, 421, 425, 429, *range(500, 600)}) - LASTING_STATUS
+THROTTLED_STATUS = frozenset({429, 503, 509, 529})  # the latter two of nobody's standard
 PAUSE_MAX_S = 900.0  # no reply may stop us for longer; who wants more says so again
 EPOCH_S = 10**9  # a number of seconds that is a date, in some origins' headers
 HOSTS_MAX = 4096

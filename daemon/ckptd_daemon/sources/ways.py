@@ -21,7 +21,7 @@ from anyio import to_thread
 from yarl import URL
 
 from ckptd_daemon.sources.addresses import PrivateAddressError, is_literally_private
-from ckptd_daemon.sources.brakes import Brakes
+from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, Brakes
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import BrakedError, Endpoint, Proxy, TransientError
 from ckptd_proto import errors
@@ -288,7 +288,7 @@ def _refused(proxy: Proxy | None, name: str, status: int) -> Exception:
             f"{name}: the proxy {proxy} wants credentials, or other ones; put them into its URL, "
             "in the daemon's setting proxy or in the environment"
         )
-    if status >= 500:
+    if status in TRANSIENT_STATUS:
         return TransientError(f"the proxy {proxy} answers {status}")
     return errors.PermissionDenied(
         f"{name}: the proxy {proxy} answers {status}: it refuses the way; ask who runs it, or have "

@@ -72,7 +72,7 @@ class Reply:
 
 
 def _reason(status: int) -> str:
-    return HTTPStatus(status).phrase
+    return HTTPStatus(status).phrase if status in set(HTTPStatus) else "Whatever"
 
 
 def reply_to(request: Request, file: File, fault: Fault | None) -> Reply:
@@ -99,6 +99,12 @@ def _refusal(request: Request, file: File, fault: Fault | None) -> Reply | None:
             return Reply(429, {"Retry-After": just_now(file.retry_after_s)})
         case Fault.UNAVAILABLE:
             return Reply(503)
+        case Fault.OVERLOADED:
+            return Reply(529)
+        case Fault.CUT_OFF:
+            return Reply(522)
+        case Fault.UNABLE:
+            return Reply(501)
         case Fault.UNAUTHORIZED:
             return Reply(401)
         case Fault.FORBID:
