@@ -16,7 +16,7 @@ from fakes.certificates import Authority
 from fakes.daemon import Daemon
 from fakes.nginx import Nginx
 from fakes.node import fetching
-from fakes.origin import Origin
+from fakes.origin import Fault, Origin
 from fakes.proxy import Proxy
 from fakes.running import ckptd
 from fakes.waiting import eventually
@@ -123,14 +123,27 @@ def test_https_is_tunnelled_through_the_proxy_of_the_environment_in_parallel(
         assert len(proxy.requests) > 2
 
 
-def test_no_proxy_excepts_hosts_from_any_proxy(
+@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "localhost, 127.0.0.0/8", "127.0.0.1:PORT"])
+def test_no_proxy_excepts_hosts_from_any_proxy_on_both_paths(
+    no_proxy: str, short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("fast", data)
+    origin.put("general", data).lasting = Fault.NO_RANGES
+    monkeypatch.setenv("no_proxy", no_proxy.replace("PORT", str(origin.port)))
+    with Proxy() as proxy, Daemon(short_path / "d", proxy=proxy.url()) as daemon:
+        for name in ("fast", "general"):
+            assert daemon.client().fetch(origin.url(name)).read_bytes() == data
+        assert proxy.requests == []
+
+
+def test_no_proxy_for_one_port_leaves_the_others_to_the_proxy(
     short_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin.put("model", b"data")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1:1")
     with Proxy() as proxy, Daemon(short_path / "d", proxy=proxy.url()) as daemon:
         assert daemon.client().fetch(origin.url("model")).read_bytes() == b"data"
-        assert proxy.requests == []
+        assert len(proxy.requests) == len(origin.requests)
 
 
 def test_a_proxy_that_wants_another_password_is_named_and_no_secret_is(

@@ -13,6 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from ckptd_daemon.sources.exempt import Exempt
 from ckptd_daemon.sources.source import Proxy
 from ckptd_proto import errors
 
@@ -28,12 +29,13 @@ class Proxies:
     def __init__(self, configured: str | None) -> None:
         self._configured = configured
         self._named = urllib.request.getproxies()  # once: no environment changes under a process
+        self._exempt = Exempt(self._named.get("no", ""))
 
     def of(self, url: str) -> Proxy | None:
         """Return the proxy that *url* is asked for over, if any; raises `FailedPrecondition`."""
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        if "no" in self._named and urllib.request.proxy_bypass(host):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if self._exempt.has(parts.hostname or "", port):
             return None
         if self._configured is not None:
             return parsed(self._configured, "the setting proxy")
