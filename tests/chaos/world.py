@@ -42,6 +42,7 @@ MOODS = {
     Fault.SURPLUS: 6,
     Fault.OVERLONG: 3,
     Fault.UNSATISFIABLE: 3,
+    Fault.NO_TAIL: 3,
     Fault.GZIP: 3,
     Fault.TRUNCATE: 20,
     Fault.RESET: 20,

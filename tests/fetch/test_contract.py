@@ -71,6 +71,7 @@ OUTCOMES: dict[Fault, tuple[Outcome, Outcome]] = {
     Fault.SURPLUS: (RIGHT, RIGHT),
     Fault.OVERLONG: (GIVEN_UP, GIVEN_UP),
     Fault.UNSATISFIABLE: (NO_WAY, NO_WAY),
+    Fault.NO_TAIL: (RIGHT, RIGHT),
     Fault.CHURN: (CHANGES, CHANGES),
     Fault.GZIP: (ENCODED, ENCODED),
     Fault.TRUNCATE: (GIVEN_UP, GIVEN_UP),
@@ -257,6 +258,35 @@ async def test_two_versions_are_never_mixed(
     file.faults = [Fault.TRUNCATE, Fault.CHANGE]
     async with way.node() as node:
         await expect(node, way, new, RIGHT)
+    assert "an odd reply" not in caplog.text
+
+
+async def test_where_no_tail_is_to_be_had_after_all_the_whole_comes_once_more(
+    way: Way, long: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = way.origin.put("model", long)
+    first = [Fault.NONE] * way.is_fast + [Fault.TRUNCATE]
+    file.faults = [*first, *[Fault.NO_TAIL] * 1000]
+    async with way.node(streams=1, streams_max=1) as node:
+        await expect(node, way, long, RIGHT)
+    assert "is thrown away" not in caplog.text, "no other version"
+    *_, tail, whole = way.origin.bodies("model")
+    assert whole is None
+    assert tail is not None
+    assert not tail.startswith("bytes=0-"), "something has landed"
+
+
+async def test_a_version_that_is_shorter_now_is_told_by_the_416_that_states_its_length(
+    way: Way, long: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    new = long[:1000]
+    file = way.origin.put("model", long, ignores_match=True)
+    file.next_version = File(new, '"v2"', ignores_match=True)
+    file.faults = [Fault.NONE] * way.is_fast + [Fault.TRUNCATE, Fault.CHANGE]
+    async with way.node(streams=1, streams_max=1) as node:
+        await expect(node, way, new, RIGHT)
+    assert f"the origin now has 1000 bytes instead of {len(long)}" in caplog.text
     assert "an odd reply" not in caplog.text
 
 

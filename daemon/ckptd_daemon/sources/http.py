@@ -142,6 +142,14 @@ def refusal(status: int, headers: Mapping[str, str], name: str) -> Exception:
             )
 
 
+def other_total(content_range: str, size_bytes: int | None) -> ChangedError | None:
+    """Return the error that a Content-Range means, if it states another length of the whole."""
+    found = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d{1,18})", content_range, re.ASCII)
+    if found is None or int(found[1]) == size_bytes:
+        return None
+    return ChangedError(f"the origin now has {found[1]} bytes instead of {size_bytes}")
+
+
 class Unplugged(aiohttp.TCPConnector):
     """Connects to nobody, and asks nobody for an address: whatever else failed to notice."""
 
@@ -303,19 +311,17 @@ class HttpSource:
             raise ChangedError("the origin is at a private address by now") from error
 
     def _check(self, obj: Object, start: int, reply: aiohttp.ClientResponse) -> None:
-        if start and reply.status == 200:
+        said = reply.headers.get("Content-Range", "")
+        if start and reply.status == 416 and (changed := other_total(said, obj.size_bytes)):
+            raise changed
+        if start and reply.status in {200, 416}:
             raise NoRangesError
-        if start and reply.status == 416:
-            raise ChangedError(f"the origin now has no more than {start} bytes")
         if reply.status != (206 if start else 200):
             raise refusal(reply.status, reply.headers, obj.title)
         if not obj.validator.admits(reply.headers.get("ETag"), reply.headers.get("Last-Modified")):
             raise ChangedError("the origin has another version by now")
         size = obj.size_bytes
-        if (
-            start
-            and reply.headers.get("Content-Range") != f"bytes {start}-{(size or 0) - 1}/{size}"
-        ):
+        if start and said != f"bytes {start}-{(size or 0) - 1}/{size}":
             raise NoRangesError
         length = reply.content_length
         if length is not None and size is not None and length != size - start:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from ckptd_daemon.config import Config
 from ckptd_daemon.sources.addresses import Info, PrivateAddressError, dial, resolve
 from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
-from ckptd_daemon.sources.http import unwell
+from ckptd_daemon.sources.http import other_total, unwell
 from ckptd_daemon.sources.proxies import tunnel
 from ckptd_daemon.sources.source import ChangedError, Endpoint, Object, TransientError
 from ckptd_daemon.sources.tls import RecordSocket
@@ -300,15 +300,17 @@ class Stream:
     def _check(self, reply: http.client.HTTPResponse, start: int, end: int) -> None:
         if reply.status == 412:
             raise ChangedError("the origin has another version by now")
+        validator, size = self._object.validator, self._object.size_bytes
+        said = reply.getheader("Content-Range", "")
+        if reply.status == 416 and (changed := other_total(said, size)):
+            raise changed
         if not _is_plain_part(reply):
             raise NotFastError(f"status {reply.status}")
-        validator, size = self._object.validator, self._object.size_bytes
         if not validator.admits(reply.getheader("ETag"), reply.getheader("Last-Modified")):
             raise ChangedError("the origin has another version by now")
-        said = reply.getheader("Content-Range", "")
         if said != f"bytes {start}-{end - 1}/{size}":
-            if (total := re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", said)) and int(total[1]) != size:
-                raise ChangedError(f"the origin now has {total[1]} bytes instead of {size}")
+            if changed := other_total(said, size):
+                raise changed
             raise NotFastError("another range than was asked for")
         if reply.length != end - start:
             raise NotFastError("no Content-Length, or a wrong one")

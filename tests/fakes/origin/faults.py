@@ -22,6 +22,7 @@ class Fault(StrEnum):
     SURPLUS = "sends more bytes than it announced"
     OVERLONG = "answers 200, chunked, with a byte more than the object has"
     UNSATISFIABLE = "answers 416"
+    NO_TAIL = "answers 416 to a range that begins later than the object does"
 
     # the content
     CHANGE = "has another version from now on"

@@ -139,6 +139,8 @@ def _part(file: File, asked: str, fault: Fault | None) -> Reply:
     end = min(int(found[2]) + 1, size) if found[2] else size
     if start >= size:
         return Reply(416, {"Content-Range": f"bytes */{size}"})
+    if fault is Fault.NO_TAIL and start:
+        return Reply(416)
     if fault is Fault.OTHER_RANGE:
         start, end = max(0, start - 1), max(1, end - 1)
     total = size + (fault is Fault.OTHER_TOTAL)
