@@ -21,7 +21,7 @@ from ckptd_daemon.transfer.stream import Stream
 from ckptd_proto import errors
 from fakes.certificates import Authority
 from fakes.node import Node, clean
-from fakes.origin import Fault, File, Origin
+from fakes.origin import FIRST_BYTE, Fault, File, Origin
 from fakes.tls import TlsFront
 
 Outcome = tuple[type[errors.CkptdError], str] | None
@@ -259,6 +259,9 @@ async def test_two_versions_are_never_mixed(
     async with way.node() as node:
         await expect(node, way, new, RIGHT)
     assert "an odd reply" not in caplog.text
+    asked = zip(way.origin.requests, way.origin.headers, strict=True)
+    matches = {headers.get("If-Match") for (_, range_), headers in asked if range_ != FIRST_BYTE}
+    assert matches == {'"v1"', '"v2"'}, "who asks for bytes says of which version"
 
 
 async def test_where_no_tail_is_to_be_had_after_all_the_whole_comes_once_more(

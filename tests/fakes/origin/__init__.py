@@ -5,7 +5,7 @@ a request (plain values, no I/O), `server` sends that over sockets of its own.
 """
 
 from fakes.origin.faults import Fault
-from fakes.origin.files import OLD, File, just_now
+from fakes.origin.files import FIRST_BYTE, OLD, File, just_now
 from fakes.origin.server import Origin
 
-__all__ = ["OLD", "Fault", "File", "Origin", "just_now"]
+__all__ = ["FIRST_BYTE", "OLD", "Fault", "File", "Origin", "just_now"]
