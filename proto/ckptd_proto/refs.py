@@ -14,7 +14,10 @@ _LATER = frozenset({"abfs", "abfss", "az", "ckpt", "gs", "hf", "s3"})
 _LATER_BARE = re.compile(r"(aml|zoo):.", re.DOTALL)
 _SUPPORTED = "local paths, " + ", ".join(f"{scheme}://" for scheme in SCHEMES)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_FRAGMENT = re.compile(r"(.*)#sha256=([^#]*)", re.DOTALL)
+_FRAGMENT = re.compile(r"(.*)#sha256=([^#]*)", re.DOTALL | re.IGNORECASE)
+_STATEMENT = re.compile(r"#([^#=]*)=")
+_HASHES = re.compile(r"blake|crc|hash|md5|sha|sum", re.IGNORECASE)
+_SHOWN = re.compile(r"[\w-]{1,12}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,6 +39,7 @@ def parse(ref: str, sha256: str | None = None) -> Ref:
     found = _SCHEME.match(bare)
     if found is None:
         return Ref(sha256, path=Path(bare))
+    _require_understood(bare)
     scheme = found[1].lower()
     if scheme not in SCHEMES:
         if scheme in _LATER:
@@ -63,6 +67,9 @@ def missing(named: Path, tried: Path) -> errors.CkptdError:
 
     Only then may it have been meant as something else: a file may be called anything.
     """
+    stated = _STATEMENT.search(str(named))
+    if stated and _HASHES.search(stated[1]):
+        return _misstated(stated[1])
     if found := _LATER_BARE.match(str(named)):
         return _not_yet(f"{found[1]}:")
     text = f"there is no file {tried}, the only place where this can be; supported are {_SUPPORTED}"
@@ -78,6 +85,23 @@ def _not_yet(kind: str) -> errors.Unimplemented:
 def _split_sha256(ref: str) -> tuple[str, str | None]:
     found = _FRAGMENT.fullmatch(ref)
     return (found[1], found[2]) if found else (ref, None)
+
+
+def _require_understood(url: str) -> None:
+    """Refuse what a URL states and nobody here would check, rather than drop it in silence."""
+    if stated := _STATEMENT.search(url):
+        raise _misstated(stated[1])
+
+
+def _misstated(name: str) -> errors.InvalidArgument:
+    """Return the error for a reference that, its hash taken off, still states *name*."""
+    if name.lower() == "sha256":
+        return errors.InvalidArgument("the reference states more than one #sha256=; leave one")
+    shown = f"#{name}=" if _SHOWN.fullmatch(name) else "#…="  # it may be a secret
+    return errors.InvalidArgument(
+        f"the reference ends with {shown}, which states nothing that is known here; did you mean "
+        "#sha256= and 64 hexadecimal digits? (a # in a name is written %23 in a URL)"
+    )
 
 
 def _agreed(stated: str | None, sha256: str | None) -> str | None:

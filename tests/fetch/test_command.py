@@ -81,6 +81,7 @@ def test_each_kind_of_failure_has_its_exit_code(
         (2, [fine, fine, "--sha256", WRONG], "InvalidArgument"),
         (2, [fine, fine, "-o", str(tmp_path / "file")], "InvalidArgument"),
         (2, [fine, "--keep", "soon"], "InvalidArgument"),
+        (2, [f"{fine}#sha265={WRONG}"], "InvalidArgument"),
         (3, [origin.url("gone")], "NotFound"),
         (3, [origin.url("never"), "--offline"], "NotFound"),
         (4, [origin.url("forbidden")], "PermissionDenied"),
@@ -88,6 +89,7 @@ def test_each_kind_of_failure_has_its_exit_code(
         (4, [origin.url("gone"), "-o", "/none/model"], "FailedPrecondition"),
         (2, [str(tmp_path), "-o", str(tmp_path / "copy")], "InvalidArgument"),
         (5, [fine, "--sha256", WRONG], "DataLoss"),
+        (5, [f"{fine}#SHA256={WRONG}"], "DataLoss"),
     ]
     for code, arguments, name in cases:
         done = ckptd("fetch", *arguments, "--json", env=daemon.env)

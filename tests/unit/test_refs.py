@@ -25,6 +25,9 @@ HASH = "ab" * 32
         ("file://localhost/a", "/a", None, None),
         ("HTTPS://Host/x", None, "https://Host/x", None),
         (f"http://h/x?q=1#sha256={HASH.upper()}", None, "http://h/x?q=1", HASH),
+        (f"http://h/x#SHA256={HASH}", None, "http://h/x", HASH),
+        ("http://h/x#readme", None, "http://h/x#readme", None),
+        ("/runs/x#lr=0.1", "/runs/x#lr=0.1", None, None),
     ],
 )
 def test_what_a_reference_means(
@@ -73,6 +76,33 @@ def test_a_missing_path_is_told_with_what_was_tried() -> None:
     assert isinstance(error, errors.NotFound)
     assert "/here/model" in str(error)
     assert "https://" in str(error)
+
+
+@pytest.mark.parametrize("end", ["sha265=", "sha-256=", "md5=", "a#sha1=", "SHA256 =", "a&sha256="])
+def test_a_statement_that_nobody_would_check_is_refused_with_what_may_be_meant(end: str) -> None:
+    for ref in (f"http://h/x#{end}{HASH}", f"file:///x#{end}{HASH}", f"http://h/x/#{end}{HASH}"):
+        with pytest.raises(errors.InvalidArgument, match="did you mean #sha256="):
+            parse(ref)
+
+
+def test_a_path_may_have_any_name_but_one_that_is_missing_may_have_stated_a_hash() -> None:
+    kinds = {end: missing(Path(f"x#{end}=1"), Path("/x")) for end in ("sha265", "md5", "lr")}
+    assert isinstance(kinds["sha265"], errors.InvalidArgument)
+    assert isinstance(kinds["md5"], errors.InvalidArgument)
+    assert isinstance(kinds["lr"], errors.NotFound)
+
+
+def test_a_refused_statement_is_not_repeated_where_it_may_be_a_secret() -> None:
+    for secret in ("key=hunter2", "aHVudGVyMiBpcyBteSBwYXNz=="):
+        with pytest.raises(errors.InvalidArgument) as refusal:
+            parse(f"http://h/x#{secret}")
+        assert "hunter2" not in str(refusal.value)
+        assert "aHVud" not in str(refusal.value)
+
+
+def test_a_hash_that_is_stated_twice_is_refused() -> None:
+    with pytest.raises(errors.InvalidArgument, match="more than one"):
+        parse(f"http://h/x#sha256={'0' * 64}#sha256={HASH}")
 
 
 def test_two_hashes_that_differ_are_refused() -> None:
