@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from ckptd import environment
 from ckptd.values import Progress
 from ckptd_proto import errors, refs
 from ckptd_proto.urls import display
@@ -185,7 +186,7 @@ def opened(connect: Callable[[], Connection], ask: Ask) -> Iterator[Path]:
 
 def is_offline() -> bool:
     """Say whether this process's environment wants everything answered from the cache."""
-    return os.environ.get("CKPTD_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    return environment.flag("CKPTD_OFFLINE", default=False)
 
 
 def usual_connection() -> Connection:

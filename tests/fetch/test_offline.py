@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import ckptd
-from ckptd import errors
+from ckptd import environment, errors
+from ckptd.fetching import is_offline
+from ckptd_daemon import config
 from ckptd_daemon.sources.http import HttpSource
 from fakes.daemon import Daemon
 from fakes.origin import Origin
@@ -59,6 +61,27 @@ def test_the_environment_makes_all_of_a_process_offline_and_nobody_else(
     daemon.client().fetch(origin.url("model"), keep_s=60)
     code = f"import ckptd; print(ckptd.fetch({origin.url('model')!r}).read_text())"
     assert python(code, env=offline) == "data\n"
+
+
+@pytest.mark.parametrize("name", ["CKPTD_OFFLINE", "CKPTD_AUTOSTART"])
+def test_a_word_of_the_environment_that_is_neither_yes_nor_no_is_refused(
+    daemon: Daemon, origin: Origin, tmp_path: Path, name: str
+) -> None:
+    origin.put("model", b"data")
+    done = run("fetch", "-q", origin.url("model"), env=daemon.env | {name: "maybe"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{name} is 'maybe' in the environment; write 1 or 0" in done.stderr
+    assert origin.requests == []
+
+
+def test_what_the_environment_may_say_of_yes_and_no_is_what_settings_may_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for word in ("1", "TRUE", "yes", "On", "t", "y", "0", "False", "no", "OFF", "f", "n"):
+        monkeypatch.setenv("CKPTD_OFFLINE", word)
+        assert is_offline() is config.load({}, file=None).offline
+    for default in (True, False):
+        assert environment.flag("CKPTD_NEVER_SET", default=default) is default
 
 
 def test_a_daemon_that_an_offline_process_starts_serves_others_online(

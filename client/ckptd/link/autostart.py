@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckptd import environment
 from ckptd.link import discovery
 from ckptd_proto import errors
 
@@ -33,7 +34,7 @@ _OURS = frozenset({"CKPTD_OFFLINE"})  # about this process, and the daemon serve
 
 def is_allowed() -> bool:
     """Say whether the user lets us start daemons."""
-    return os.environ.get("CKPTD_AUTOSTART", "1").lower() not in {"0", "no", "false", "off"}
+    return environment.flag("CKPTD_AUTOSTART", default=True)
 
 
 def ensure_running(socket: Path) -> bool:
