@@ -38,7 +38,7 @@ from ckptd_proto.urls import display
 SOCKET_PATH_MAX_BYTES = 107  # sun_path of Linux, less the final NUL
 
 
-def _default_socket() -> Path:
+def default_socket() -> Path:
     """systemd's runtime directory, else the user's, else a private one below /tmp."""
     if runtime := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(runtime.split(":")[0], "ckptd.sock")
@@ -69,7 +69,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CKPTD_", extra="forbid", frozen=True)
 
-    socket: Path = Field(default_factory=_default_socket)
+    socket: Path = Field(default_factory=default_socket)
     """The public unix socket."""
     state_dir: Path = Field(default_factory=_default_state_dir)
     """Cache, leases, log and lock; on a local disk."""

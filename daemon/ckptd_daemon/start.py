@@ -75,7 +75,8 @@ def _parsed(arguments: list[str]) -> dict[str, Any]:
 def _run(settings: config.Config, *, detached: bool) -> None:
     _allow_descriptors()
     make_state_dir(settings)
-    with locks.held(settings.state_dir / "daemon.lock", f"the state in {settings.state_dir}"):
+    lock = settings.state_dir / "daemon.lock"
+    with locks.held(lock, f"the state in {settings.state_dir}", settings.socket):
         log = settings.state_dir / "daemon.log"
         logs.set_up(settings.log_level, log if detached else None)
         others = bool(settings.allow_uids - {os.geteuid()})

@@ -235,5 +235,8 @@ def test_any_other_daemon_of_another_version_is_an_error_that_says_what_to_run(
         said = python(code, env=daemon.env | {"CKPTD_AUTOSTART": "1"})
         assert f"(pid {daemon.pid}) is version {theirs} and this client is" in said
         assert "run `ckptd stop`" in said
+        by_name = code.replace("Client()", f"Client({str(daemon.socket)!r})")
+        elsewhere = daemon.env | {"CKPTD_SOCKET": str(short_path / "none")}
+        assert f"run `ckptd stop --socket {daemon.socket}`" in python(by_name, env=elsewhere)
         done = ckptd("stop", env=daemon.env)
         assert done.returncode == 0, "whatever its version"

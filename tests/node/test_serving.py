@@ -114,6 +114,7 @@ def test_a_second_daemon_on_the_socket_names_the_first(daemon: Daemon) -> None:
     )
     assert done.returncode == 4
     assert f"(pid {daemon.pid}) already serves the socket {daemon.socket}" in done.stderr
+    assert f"stop it with `ckptd stop --socket {daemon.socket}`" in done.stderr
     assert done.stderr.count("\n") == 1
     assert daemon.client().status().pid == daemon.pid
 
@@ -124,6 +125,30 @@ def test_a_second_daemon_on_the_state_names_the_first(daemon: Daemon) -> None:
     )
     assert done.returncode == 4
     assert f"(pid {daemon.pid}) already serves the state in {daemon.state_dir}" in done.stderr
+    assert f"stop it with `ckptd stop --socket {daemon.socket}`" in done.stderr
+
+
+def test_at_the_usual_socket_the_first_daemon_is_stopped_by_the_plain_command(
+    short_path: Path,
+) -> None:
+    daemon = Daemon(short_path)
+    (short_path / "ckptd").mkdir()
+    daemon.socket = short_path / "ckptd" / "ckptd.sock"
+    with daemon:
+        env = daemon.env | {"XDG_RUNTIME_DIR": str(short_path)}
+        del env["CKPTD_SOCKET"]
+        done = ckptd("serve", f"--state-dir={short_path}/b", env=env)
+        assert (
+            f"already serves the socket {daemon.socket}; stop it with `ckptd stop`," in done.stderr
+        )
+
+
+def test_a_client_that_finds_no_daemon_says_how_to_name_one(short_path: Path) -> None:
+    done = ckptd("status", env=os.environ | {"XDG_RUNTIME_DIR": str(short_path)})
+    assert done.returncode == 6
+    assert f"tried /run/ckptd/ckptd.sock, {short_path}/ckptd/ckptd.sock" in done.stderr
+    assert "in CKPTD_SOCKET" in done.stderr
+    assert "--socket" in done.stderr
 
 
 def test_the_socket_of_a_killed_daemon_is_taken_over(daemon: Daemon) -> None:

@@ -238,7 +238,11 @@ class Connection:
             if len(paths) == 1 or self._may_start:
                 raise
             tried = ", ".join(map(str, paths))
-            text = f"no daemon runs here (tried {tried}); start one with `ckptd serve`"
+            text = (
+                f"no daemon runs here (tried {tried}); start one with `ckptd serve`, or name the "
+                "socket of one that listens elsewhere in CKPTD_SOCKET (for `ckptd status` and "
+                "`stop` also by --socket)"
+            )
             raise errors.Unavailable(text) from error
 
     def _connect(self, path: Path, *, may_start: bool) -> _Link:
@@ -325,7 +329,7 @@ def _agrees(link: _Link, *, may_replace: bool) -> bool:
     link.channel.close()
     text = (
         f"the daemon at {link.path} (pid {pid}) is version {theirs} and this client is {ours}; "
-        f"run `ckptd stop` and start it anew, or install ckptd=={theirs} here"
+        f"run `{discovery.stop_command(link.path)}` and start it anew, or install ckptd=={theirs} here"
     )
     raise errors.FailedPrecondition(text)
 

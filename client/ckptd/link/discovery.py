@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import stat
 from pathlib import Path
@@ -30,6 +31,12 @@ def candidates(explicit: Path | None) -> list[Path]:
         found.append(Path(runtime, "ckptd", "ckptd.sock"))
     found.append(private_directory() / "ckptd.sock")
     return found
+
+
+def stop_command(path: Path) -> str:
+    """Return the command that stops the daemon at *path*."""
+    is_usual = path in candidates(None)
+    return "ckptd stop" if is_usual else f"ckptd stop --socket {shlex.quote(str(path))}"
 
 
 def private_directory() -> Path:

@@ -39,7 +39,8 @@ def listening(path: Path, *, for_others: bool) -> Iterator[Listener]:
         calls = next((p for p in passed if p.suffix != DESCRIPTORS_SUFFIX), None)
         if calls is None:
             _make_directory(path.parent)
-            stack.enter_context(locks.held(_sibling(path, ".lock"), f"the socket {path}"))
+            lock = locks.held(_sibling(path, ".lock"), f"the socket {path}", path)
+            stack.enter_context(lock)
             passed[path] = stack.enter_context(_bound(path, mode))
             calls = path
         sibling = _sibling(calls, DESCRIPTORS_SUFFIX)

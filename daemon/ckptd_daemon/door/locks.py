@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckptd_daemon.config import default_socket
 from ckptd_proto import errors
+
+_HOLDER_MAX_BYTES = 4096
 
 
 @contextmanager
-def held(lock: Path, of: str) -> Iterator[None]:
+def held(lock: Path, of: str, socket: Path) -> Iterator[None]:
     """Hold *lock*, which protects *of*, in the block; raises `FailedPrecondition` if taken.
+
+    Who finds it taken is told at which *socket* its holder can be stopped.
 
     The kernel drops it with the process, however that ends. The file stays: removing it would
     let two processes hold two files of one name.
@@ -23,15 +29,23 @@ def held(lock: Path, of: str) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            by = f"pid {holder}" if holder else "another process"
-            text = f"a daemon ({by}) already serves {of}; stop it with `ckptd stop`, or use another"
-            raise errors.FailedPrecondition(text) from None
+            raise errors.FailedPrecondition(_taken(fd, of)) from None
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(fd, os.fsencode(f"{os.getpid()}\n{socket}\n"), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _taken(fd: int, of: str) -> str:
+    """Say who holds the lock *fd*, and how to stop it."""
+    holder, _, rest = os.fsdecode(os.pread(fd, _HOLDER_MAX_BYTES, 0)).partition("\n")
+    socket = rest.partition("\n")[0]  # none, if a daemon of before wrote it
+    by = f"pid {holder}" if holder else "another process"
+    command = f"ckptd stop --socket {shlex.quote(socket)}"
+    if socket in {"", str(default_socket())}:
+        command = "ckptd stop"
+    return f"a daemon ({by}) already serves {of}; stop it with `{command}`, or use another"
 
 
 def _opened(lock: Path) -> int:
