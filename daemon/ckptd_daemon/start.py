@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ckptd_daemon import app, config, logs, mounts
+from ckptd_daemon import app, config, environment, logs, mounts
 from ckptd_daemon.door import listener, locks
 from ckptd_proto import errors
 from ckptd_proto.exits import EXIT_CODES, INTERRUPTED, last_words
@@ -79,6 +79,8 @@ def _run(settings: config.Config, *, detached: bool) -> None:
     with locks.held(lock, f"the state in {settings.state_dir}", settings.socket):
         log = settings.state_dir / "daemon.log"
         logs.set_up(settings.log_level, log if detached else None)
+        for warning in environment.warnings(os.environ):
+            logger.warning(warning)
         others = bool(settings.allow_uids - {os.geteuid()})
         with listener.listening(settings.socket, for_others=others) as sockets:
             ready = partial(_let_go, log) if detached else None

@@ -151,6 +151,13 @@ def test_a_client_that_finds_no_daemon_says_how_to_name_one(short_path: Path) ->
     assert "--socket" in done.stderr
 
 
+def test_a_misspelt_variable_is_told_once_in_the_log_and_is_no_error(short_path: Path) -> None:
+    with Daemon(short_path, streems=3) as daemon:
+        assert daemon.log_text().count("CKPTD_STREEMS") == 1
+        assert "did you mean CKPTD_STREAMS?" in daemon.log_text()
+        assert "level=warning" in daemon.log_text()
+
+
 def test_the_socket_of_a_killed_daemon_is_taken_over(daemon: Daemon) -> None:
     daemon.kill()
     assert daemon.socket.is_socket()
