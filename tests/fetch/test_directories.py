@@ -100,6 +100,34 @@ def test_nginx_index_pages_are_walked(listing: str, daemon: Daemon, short_path: 
     assert tree.name == "model"
 
 
+def test_a_directory_that_its_origin_does_not_list_is_told_from_wrong_credentials(
+    daemon: Daemon, short_path: Path
+) -> None:
+    with Nginx(short_path / "nginx", "autoindex off;") as nginx:
+        write(nginx.files / "model", FILES)
+        with pytest.raises(errors.PermissionDenied) as refusal:
+            daemon.client().fetch(nginx.url("model/"))
+    said = str(refusal.value)
+    assert "403: it does not list this directory" in said
+    assert "ckptd-manifest.json" in said
+
+
+@pytest.mark.parametrize("are_many", [False, True])
+@pytest.mark.parametrize("server", ["nginx", "python"])
+def test_a_directory_without_its_final_slash_is_refused_and_no_page_passes_for_a_file(
+    server: str, are_many: bool, daemon: Daemon, short_path: Path
+) -> None:
+    root, client = short_path / "nginx", daemon.client()
+    with Nginx(root, "autoindex on;") as nginx, python_server(nginx.files) as python:
+        write(nginx.files / "my model", FILES)
+        url = (nginx.url("") if server == "nginx" else python) + "my%20model"
+        with pytest.raises(errors.FailedPrecondition) as refusal:
+            client.fetch_many([url, f"{url}/config.json"]) if are_many else client.fetch(url)
+        assert f"it is a directory there, for the origin redirects to {url}/;" in str(refusal.value)
+        assert "end the reference with /" in str(refusal.value)
+        assert content(client.fetch(f"{url}/")) == FILES
+
+
 def test_the_size_of_a_directory_is_known_once_each_file_has_said_its_own(
     daemon: Daemon, origin: Origin
 ) -> None:

@@ -55,6 +55,15 @@ async def test_another_host_brings_the_bytes_that_a_redirect_names(
         assert elsewhere.bodies("real")
 
 
+async def test_a_slash_at_the_end_of_another_name_is_a_redirect_like_any_other(
+    short_path: Path, origin: Origin, data: bytes
+) -> None:
+    origin.put("files/model/", data)
+    origin.redirect("model", "/files/model/")
+    async with clean(short_path, origin) as node:
+        assert (await node.fetch(origin.url("model"))).read_bytes() == data
+
+
 async def test_where_a_redirect_leads_to_wants_a_pause_that_is_told_and_holds_up_no_other_question(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:

@@ -27,7 +27,7 @@ from ckptd_daemon.sources.brakes import (
     pause_s,
 )
 from ckptd_daemon.sources.checksums import stated
-from ckptd_daemon.sources.listing import SIZE_END
+from ckptd_daemon.sources.listing import SIZE_END, unlisted
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.resolver import Resolver
 from ckptd_daemon.sources.source import (
@@ -257,6 +257,8 @@ class HttpSource:
     async def _page(self, max_bytes: int, url: str, is_public: bool) -> Page:
         name = display(url)
         async with self._way(is_public).get(url, {}, name) as reply:
+            if reply.status == 403 and URL(url).path.endswith("/"):
+                raise unlisted(name)
             if reply.status != 200:
                 raise refusal(reply.status, reply.headers, name)
             _require_identity(reply, name)

@@ -82,6 +82,15 @@ def refused(title: str, why: str) -> errors.FailedPrecondition:
     )
 
 
+def unlisted(title: str) -> errors.PermissionDenied:
+    """Return the error for a directory whose origin answers 403, as many do that list none."""
+    return errors.PermissionDenied(
+        f"{title}: the origin answers 403: it does not list this directory, or not with these "
+        "credentials; have whoever runs it put a ckptd-manifest.json there or switch its index on, "
+        "name single files, or give other credentials in the URL"
+    )
+
+
 def wrong_path(path: str) -> str:
     """Say what is wrong with a relative path; empty if nothing is."""
     parts = path.split("/")

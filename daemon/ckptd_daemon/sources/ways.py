@@ -253,12 +253,26 @@ def _redirect(reply: aiohttp.ClientResponse, name: str) -> URL | None:
             f"{name}: the origin redirects to what is no http(s) URL; see with `curl -v` where to, and "
             "tell whoever runs it"
         )
+    if _only_ends_with_slash(reply.url, target):
+        raise errors.FailedPrecondition(
+            f"{name}: it is a directory there, for the origin redirects to {display(str(target))}; end "
+            "the reference with / to fetch what is in it, or name one of its files"
+        )
     if reply.url.scheme == "https" and target.scheme == "http":
         raise errors.FailedPrecondition(
             f"{name}: the origin redirects from https to {display(str(target))}, which anyone on "
             "the way could change; ask for that address itself if you trust the way"
         )
     return target
+
+
+def _only_ends_with_slash(asked: URL, target: URL) -> bool:
+    """Whether *target* is *asked* with a final slash: a page about a directory would pass for a file.
+
+    Scheme and port may differ, as behind a proxy servers know their own only.
+    """
+    is_same = (asked.host, asked.raw_query_string) == (target.host, target.raw_query_string)
+    return is_same and not asked.path.endswith("/") and target.path == asked.path + "/"
 
 
 def _untrusted(url: URL, name: str, error: Exception) -> errors.CkptdError:
