@@ -74,7 +74,8 @@ def prefetch(
     Nobody needs to wait: the flights go on when this process has ended, until they are done or
     have failed, which `ckptd status` tells, or `ckptd prefetch --withdraw` ends them. A daemon
     that is restarted goes on with them, but for a URL with a password or query: these are not
-    written down, and `ckptd status` tells that it has to be asked for again.
+    written down, and `ckptd status` tells that it has to be asked for again. Offline, what is not
+    in the cache is refused.
 
     Args:
         refs: URLs, as for `fetch_many`; one that ends with `/` is a directory.

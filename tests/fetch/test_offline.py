@@ -63,6 +63,30 @@ def test_the_environment_makes_all_of_a_process_offline_and_nobody_else(
     assert python(code, env=offline) == "data\n"
 
 
+def test_a_prefetch_that_may_ask_nobody_is_refused_unless_all_is_here(
+    short_path: Path, origin: Origin
+) -> None:
+    origin.put("model", b"data")
+    origin.put("tree/", b"<h1>Index of /tree/</h1><a href='a'>a</a>", etag=None)
+    origin.put("tree/a", b"a")
+    with Daemon(short_path) as daemon:
+        offline = daemon.env | {"CKPTD_OFFLINE": "1"}
+        for name in ("model", "tree/"):
+            done = run("prefetch", origin.url(name), env=offline)
+            assert (done.returncode, done.stdout) == (3, "")
+            assert "in the cache" in done.stderr
+            daemon.client().fetch(origin.url(name), keep_s=600)
+            done = run("prefetch", origin.url(name), env=offline)
+            assert (done.returncode, done.stderr) == (0, "")
+        daemon.stop()
+    with Daemon(short_path, offline=1) as daemon:
+        daemon.client().prefetch([origin.url("model"), origin.url("tree/")])
+        for absent in ("other", "other/"):
+            with pytest.raises(errors.NotFound, match="in the cache"):
+                daemon.client().prefetch([origin.url(absent)])
+        assert daemon.client().status().misses == ()
+
+
 @pytest.mark.parametrize("name", ["CKPTD_OFFLINE", "CKPTD_AUTOSTART"])
 def test_a_word_of_the_environment_that_is_neither_yes_nor_no_is_refused(
     daemon: Daemon, origin: Origin, tmp_path: Path, name: str

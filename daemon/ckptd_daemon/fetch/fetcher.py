@@ -246,7 +246,7 @@ class Fetcher:
         or among the statistics' misses.
         """
         self._require_taking()
-        await self._prefetches.take_on(request, uid)
+        await self._prefetches.take_on(self._in_force(request), uid)
 
     def withdraw(self, ref: str, uid: int) -> int:
         """End the prefetches of *ref* that *uid* asked for; returns how many there were."""

@@ -122,7 +122,8 @@ class Prefetches:
     async def take_on(self, request: Request, uid: int) -> None:
         """Fetch for nobody in particular, with the rights of *uid*; noted when this returns.
 
-        `keep_s` counts from when it is here. What is asked for again is one wish. Raises
+        `keep_s` counts from when it is here. What is asked for again is one wish. Offline, what is
+        here is kept, and all else refused as a fetch would be: there is nothing to wait for. Raises
         `InvalidArgument`, or what the disk has to say.
         """
         ref = refs.parse(request.ref, request.sha256)
@@ -141,6 +142,9 @@ class Prefetches:
             request.exclude,
             time.time(),
         )
+        if wish.offline:
+            await self._brought(wish)
+            return
         async with self._noting:
             if wish.id in self._going:
                 return
@@ -191,6 +195,17 @@ class Prefetches:
 
     async def _is_settled(self, wish: Wish) -> bool:
         """Bring what *wish* is for, or keep the failure; False if the next life is to try."""
+        try:
+            await self._brought(wish)
+        except Exception as error:  # noqa: BLE001  kept for whoever asks for the status
+            if self._is_stopping and isinstance(error, errors.Unavailable):
+                return False
+            target = _target(wish.url, wish.include, wish.exclude, wish.uid)
+            self.misses.note(target, wish.title, error)
+        return True
+
+    async def _brought(self, wish: Wish) -> None:
+        """Bring what *wish* is for; raises one of our typed errors."""
         request = Request(
             wish.url,
             wish.sha256,
@@ -200,16 +215,9 @@ class Prefetches:
             exclude=wish.exclude,
             is_detached=True,
         )
-        try:
-            with self._calling(request, Process(0, 0, wish.uid)) as call:
-                await call.wait_ended()
-                call.result()
-        except Exception as error:  # noqa: BLE001  kept for whoever asks for the status
-            if self._is_stopping and isinstance(error, errors.Unavailable):
-                return False
-            target = _target(wish.url, wish.include, wish.exclude, wish.uid)
-            self.misses.note(target, wish.title, error)
-        return True
+        with self._calling(request, Process(0, 0, wish.uid)) as call:
+            await call.wait_ended()
+            call.result()
 
 
 def _target(url: str, include: tuple[str, ...], exclude: tuple[str, ...], uid: int) -> Target:
