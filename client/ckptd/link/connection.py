@@ -240,8 +240,8 @@ class Connection:
             tried = ", ".join(map(str, paths))
             text = (
                 f"no daemon runs here (tried {tried}); start one with `ckptd serve`, or name the "
-                "socket of one that listens elsewhere in CKPTD_SOCKET (for `ckptd status` and "
-                "`stop` also by --socket)"
+                "socket of one that listens elsewhere in CKPTD_SOCKET (`ckptd status`, `config` "
+                "and `stop` also take --socket)"
             )
             raise errors.Unavailable(text) from error
 
