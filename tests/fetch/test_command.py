@@ -140,7 +140,11 @@ def test_an_interrupted_command_ends_at_once_in_words(
     assert origin.held.wait(30)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err.strip()) == (130, "", "ckptd: interrupted")
+    assert (process.returncode, out, err.strip()) == (
+        130,
+        "",
+        "ckptd: interrupted; the daemon keeps what has come, for whoever asks again",
+    )
 
 
 def test_a_stated_hash_is_checked(daemon: Daemon, origin: Origin) -> None:

@@ -72,8 +72,9 @@ def _run(arguments: list[str]) -> int:
         return 2
     except click.ClickException as error:
         return _tell("InvalidArgument", error.format_message(), error.exit_code, as_json)
-    except (click.Abort, KeyboardInterrupt):
-        return _tell("Interrupted", "interrupted", INTERRUPTED, as_json)
+    except (click.Abort, KeyboardInterrupt) as error:
+        sentence = "; ".join(["interrupted", *map(str, error.args)])
+        return _tell("Interrupted", sentence, INTERRUPTED, as_json)
     except SystemExit:
         if sys.stdout is stdout:
             raise

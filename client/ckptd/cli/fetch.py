@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +73,7 @@ def fetch(
         text = f"there is no directory {output.parent} to put {output.name} in; create it first"
         raise errors.FailedPrecondition(text)
     name = short(refs[0]) if len(refs) == 1 else counted(len(refs), "reference")
-    with showing(name, is_quiet=quiet) as on_progress:
+    with _interruptible(), showing(name, is_quiet=quiet) as on_progress:
         ask = fetching.Ask(
             refs[0], sha256, on_progress, keep, offline, include=include, exclude=exclude
         )
@@ -91,6 +93,16 @@ def fetch(
             "verification": handed.verification,
         }
         click.echo(json.dumps(said) if as_json else str(path))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have Ctrl-C in the block say what becomes of the work."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        click.echo(err=True)  # ends the line with the terminal's ^C
+        raise click.Abort("the daemon keeps what has come, for whoever asks again") from error
 
 
 @click.command()

@@ -38,9 +38,10 @@ def open_tensors(
     timeout: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Iterator[Tensors]:
-    """Read the tensors of a safetensors object while it is being fetched.
+    """Read the tensors of a safetensors object while it is being fetched; for `with` only.
 
-    The block gets a `Tensors` as soon as the header is here: its names, shapes and metadata at
+    Write `with ckptd.open_tensors(url) as tensors:`; the file is held that long. The
+    block gets a `Tensors` as soon as the header is here: its names, shapes and metadata at
     once, each tensor when its bytes are. All processes of the node share one transfer, and what
     somebody waits for is fetched first. Leaving the block waits for no more than its verdict:
 
