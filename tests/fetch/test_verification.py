@@ -9,6 +9,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ckptd import errors
 from ckptd_proto.crc import crc32c
 from fakes.daemon import Daemon
 from fakes.origin import Fault, Origin
+from fakes.waiting import eventually
 
 CHUNK_BYTES = 16 << 20
 
@@ -222,3 +224,61 @@ def test_what_was_damaged_on_its_way_and_seems_cut_short_comes_once_more(
     with Daemon(short_path, streams=1, streams_max=1) as daemon:
         assert daemon.client().fetch(origin.url("m.safetensors")).read_bytes() == data
         assert "its safetensors header cannot be read" in daemon.log_text()
+
+
+LAST_VOLUME = b"the end of a member" * 1000  # of a split archive: no volume ends with all of it
+LOOKS_LIKE_A_ZIP = b"PK\x03\x04" + bytes(4 * CHUNK_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("model.zip", LAST_VOLUME), ("weights.bin", LOOKS_LIKE_A_ZIP)],
+    ids=["small", "streams"],
+)
+def test_a_sha256_that_is_stated_and_right_overrules_what_the_name_suggests(
+    name: str, data: bytes, daemon: Daemon, origin: Origin
+) -> None:
+    origin.put(name, data, headers=digest(data))  # the origin's own says what it has, and no more
+    with pytest.raises(errors.DataLoss, match="state its SHA-256 if it is meant to be so"):
+        daemon.client().fetch(origin.url(name))
+    sha256 = hashlib.sha256(data).hexdigest()  # and nobody waits for the failure to be forgotten
+    path = daemon.client().fetch(f"{origin.url(name)}#sha256={sha256}")
+    assert path.read_bytes() == data
+    assert daemon.log_text().count("is as its stated SHA-256 wants it, and kept") == 1
+
+
+def test_a_manifest_that_states_the_sha256_overrules_what_the_name_suggests(
+    daemon: Daemon, origin: Origin
+) -> None:
+    origin.put("m/model.zip", LAST_VOLUME)
+    sha256 = hashlib.sha256(LAST_VOLUME).hexdigest()
+    entry = {"path": "model.zip", "size_bytes": len(LAST_VOLUME), "sha256": sha256}
+    manifest = {"format": 1, "files": [entry]}
+    origin.put("m/ckptd-manifest.json", json.dumps(manifest).encode(), etag=None)
+    tree = daemon.client().fetch(origin.url("m/"))
+    assert (tree / "model.zip").read_bytes() == LAST_VOLUME
+
+
+def test_who_states_the_sha256_gets_it_though_whoever_came_first_does_not(
+    daemon: Daemon, origin: Origin
+) -> None:
+    origin.put("model.zip", LAST_VOLUME)
+    origin.hold()
+    client, url = daemon.client(), origin.url("model.zip")
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(client.fetch, url)
+        assert origin.held.wait(30)
+        sha256 = hashlib.sha256(LAST_VOLUME).hexdigest()
+        second = callers.submit(client.fetch, url, sha256=sha256)
+        eventually(lambda: [flight.waiters for flight in client.status().flights] == [2])
+        origin.release()
+        assert second.result(30).read_bytes() == LAST_VOLUME
+        with pytest.raises(errors.DataLoss, match="no sound file of its kind"):
+            first.result(30)
+
+
+def test_a_wrong_sha256_overrules_nothing(daemon: Daemon, origin: Origin) -> None:
+    origin.put("model.zip", LAST_VOLUME)
+    with pytest.raises(errors.DataLoss, match="not the stated"):
+        daemon.client().fetch(origin.url("model.zip"), sha256="0" * 64)
+    assert daemon.client().blobs() == []

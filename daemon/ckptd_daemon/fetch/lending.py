@@ -18,6 +18,7 @@ from ckptd_daemon.store.blob import Blob, Verification, key_of
 from ckptd_daemon.store.blobs import BlobStore
 from ckptd_daemon.store.leases import Leases
 from ckptd_daemon.store.partials import CHUNK_BYTES
+from ckptd_daemon.transfer.soundness import UnsoundError
 from ckptd_daemon.transfer.transfer import Transfer
 from ckptd_daemon.transfer.verdict import MismatchError
 from ckptd_proto import errors
@@ -101,7 +102,9 @@ class Lender:
                 work = partial(self._bring_second, obj)
             if obj is None or work is None:
                 raise GoneError
-            asker = _asker(obj)
+            right = _right(obj)
+            # what is no sound file of its kind for others may be right for who knows its SHA-256
+            asker = right if sha256 is None else f"{right} {sha256}"
             flown_by = asker
             try:
                 async with self._flights.board(key, work, asker=asker) as flight:
@@ -117,8 +120,12 @@ class Lender:
                     failure.shared_as(error.id)
                     raise failure from error
             except (errors.Unauthenticated, errors.PermissionDenied):
-                if flown_by == asker:
+                if flown_by.partition(" ")[0] == right:
                     raise  # else they were another caller's credentials: try one's own
+            except errors.DataLoss as error:
+                is_known_better = sha256 is not None and flown_by != asker
+                if not (is_known_better and isinstance(error.__cause__, UnsoundError)):
+                    raise
 
     async def _is_whole(self, blob: Blob) -> bool:
         """Tell whether the blob's file is what was published; a crowd that waited for it asks."""
@@ -178,7 +185,7 @@ def _require_sha256(blob: Blob, sha256: str | None) -> Blob:
     raise error
 
 
-def _asker(obj: Object) -> str:
+def _right(obj: Object) -> str:
     """Tell callers of one object apart by what their URLs grant, without keeping it."""
     return hashlib.sha256(obj.url.encode()).hexdigest()
 

@@ -6,6 +6,7 @@ these, and not the hours that the rest of it takes.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial as bound
 
@@ -16,6 +17,8 @@ from ckptd_daemon.store.partials import DATA, Partial
 from ckptd_daemon.transfer import formats
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_proto import errors
+
+logger = logging.getLogger(__name__)
 
 FEW_CHUNKS = 2  # nothing is saved by knowing early of so few
 
@@ -32,8 +35,12 @@ class _MissingError(Exception):
         self.chunks = chunks
 
 
-def require_sound(obj: Object, partial: Partial, size_bytes: int) -> None:
-    """Raise `DataLoss` if the file is not as long as its format says; blocks on the disk."""
+def require_sound(obj: Object, partial: Partial, size_bytes: int, *, is_stated: bool) -> None:
+    """Raise `DataLoss` if the file is not as long as its format says; blocks on the disk.
+
+    If *is_stated*, its SHA-256 is what somebody who knows the file has said: then it is what it is
+    meant to be, whatever its name suggests (a volume of a split archive, say).
+    """
     fd = os.open(partial.path / DATA, os.O_RDONLY | os.O_CLOEXEC)
     try:
 
@@ -43,8 +50,13 @@ def require_sound(obj: Object, partial: Partial, size_bytes: int) -> None:
         complaint = formats.complaint(obj.name, size_bytes, read_at)
     finally:
         os.close(fd)
-    if complaint is not None:
-        raise errors.DataLoss(unsound(obj, complaint))
+    if complaint is None:
+        return
+    if is_stated:
+        logger.warning("%s is as its stated SHA-256 wants it, and kept: %s", obj.title, complaint)
+        return
+    text = unsound(obj, complaint)
+    raise errors.DataLoss(text) from UnsoundError(text)
 
 
 def is_telling(obj: Object, partial: Partial) -> bool:
@@ -81,7 +93,7 @@ def unsound(obj: Object, complaint: str) -> str:
     """Say what to do about a file that is none of its kind."""
     return (
         f"{obj.title} is no sound file of its kind, and is not handed out: {complaint}; "
-        "ask whoever publishes it to upload it again"
+        "ask whoever publishes it to upload it again, or state its SHA-256 if it is meant to be so"
     )
 
 

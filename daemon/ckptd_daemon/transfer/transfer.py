@@ -109,8 +109,7 @@ class Transfer:
     ) -> Blob:
         async with self._opened(obj, partial, gauge):
             demand.open(partial)
-            wanted = sha256 or obj.checksums.sha256
-            size_bytes, found = await self._filled(obj, partial, wanted, gauge, demand)
+            size_bytes, found = await self._filled(obj, partial, sha256, gauge, demand)
             publish = functools.partial(
                 self._published, obj, partial, size_bytes, sha256, found, demand
             )
@@ -131,8 +130,9 @@ class Transfer:
         except MismatchError as error:
             if error.is_of_origin or demand.is_stated_by_all(error.expected):
                 raise
+            sha256 = None
             verification = judged(obj, partial, size_bytes, None, found)  # right for the others
-        require_sound(obj, partial, size_bytes)
+        require_sound(obj, partial, size_bytes, is_stated=sha256 is not None)
         blob = self._store.publish(partial, size_bytes, found or None, verification)
         self._discard_remains(blob.key)  # repaired
         return blob
@@ -259,9 +259,11 @@ class Transfer:
     ) -> tuple[int, str]:
         """Fill *partial*; returns its size and, if one was stated, the SHA-256 that it has.
 
-        Raises `UnsoundError` as soon as what has come cannot be a file of its kind.
+        Raises `UnsoundError` as soon as what has come cannot be a file of its kind, unless there is
+        *sha256*, which knows better.
         """
-        tells = is_telling(obj, partial)
+        tells = sha256 is None and is_telling(obj, partial)
+        sha256 = sha256 or obj.checksums.sha256
         if sha256 is None and not tells:
             return await self._downloader.fill(obj, partial, gauge, demand), ""
         digests: list[str | None] = []
