@@ -73,12 +73,16 @@ class Openings:
     async def _asked(self, door: Object, gauge: Gauge) -> Object | None:
         endpoint, means = door.direct, self._visits.means
         assert endpoint is not None, "a door is where one can ask"
-        is_braked = means.brakes.left_s(endpoint.url) > 0
-        if is_braked or not means.abilities.may_be_fast(host_of(endpoint.url), door.id):
+        if not means.abilities.may_be_fast(host_of(endpoint.url), door.id):
+            return None
+        if means.brakes.left_s(endpoint.url) > 0:
             return None
         visit = self._visits.begin(door, endpoint, gauge, lambda: True)
         try:
             await visit.connect()
+            if means.brakes.left_s(endpoint.url) > 0:  # since it waits for its seat
+                visit.close()
+                return None
             asked = await self._visits.work(visit, lambda: visit.stream.begin(SMALL_BYTES))
             size_bytes, headers = asked
             obj = described(door, size_bytes, CIMultiDict(headers.items()), is_whole=False)
@@ -87,6 +91,7 @@ class Openings:
                 visit.failed(error)
             visit.close()
             raise
+        means.brakes.hold(endpoint.url, visit.stream.pause_s)
         if size_bytes > SMALL_BYTES:
             visit.close()
         else:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ckptd_daemon.sources.brakes import host_of
-from ckptd_daemon.sources.source import Object, TransientError
+from ckptd_daemon.sources.source import BrakedError, Object, TransientError
 from ckptd_daemon.store.partials import DamagedError, Partial
 from ckptd_daemon.transfer.demand import Demand
 from ckptd_daemon.transfer.openings import SMALL_BYTES, Openings
@@ -61,25 +61,30 @@ class Small:
         it. Raises `ChangedError`, what these raise, or one of our typed errors.
         """
         assert obj.direct is not None, "is_for"
-        visit = self._openings.take(partial.path.name)
-        if visit is None:
-            hold = functools.partial(gauge.enter, Phase.WAITING, Cause.THROTTLED)
-            await unbraked(self._means.brakes, hold, obj.direct.url)
-            visit = self._visits.begin(obj, obj.direct, gauge, demand.is_awaited)
-        visit.gauge = gauge
-        try:
-            return await self._brought(visit, obj, partial, begin, finish)
-        except TransientError as error:
-            visit.failed(error)
-            gauge.retry(error)
-            failure = error
-        except (DamagedError, NotFastError, RefusedError, StaleError) as error:
-            logger.debug("%s goes the long way: %s", obj.title, error)
-            return None
-        finally:
-            visit.close()
-        is_giving = functools.partial(self._means.hosts.is_giving, obj.direct.url)
-        await Patience(obj.title, self._means.config.retries, is_giving).wait(failure)
+        means, url = self._means, obj.direct.url
+        hold = functools.partial(gauge.enter, Phase.WAITING, Cause.THROTTLED)
+        while True:
+            visit = self._openings.take(partial.path.name)
+            if visit is None:
+                await unbraked(means.brakes, hold, url)
+                visit = self._visits.begin(obj, obj.direct, gauge, demand.is_awaited)
+            visit.gauge = gauge
+            try:
+                return await self._brought(visit, obj, partial, begin, finish)
+            except BrakedError:
+                continue
+            except TransientError as error:
+                visit.failed(error)
+                gauge.retry(error)
+                failure = error
+                break
+            except (DamagedError, NotFastError, RefusedError, StaleError) as error:
+                logger.debug("%s goes the long way: %s", obj.title, error)
+                return None
+            finally:
+                visit.close()
+        is_giving = functools.partial(means.hosts.is_giving, url)
+        await Patience(obj.title, means.config.retries, is_giving).wait(failure)
         return None
 
     async def _brought(
@@ -90,8 +95,8 @@ class Small:
         begin: Callable[[], bool],
         finish: Callable[[memoryview], V],
     ) -> V | None:
-        await visit.connect()
         stream, loop = visit.stream, asyncio.get_running_loop()
+        await self._connected(visit, obj)
         visit.gauge.enter(Phase.DOWNLOADING)
         visit.gauge.total_bytes, visit.gauge.streams = obj.size_bytes, 1
         visit.gauge.done_bytes = lambda: stream.received_bytes
@@ -112,3 +117,13 @@ class Small:
                     partial.close()
 
             return await self._visits.work(visit, work)
+
+    async def _connected(self, visit: Visit, obj: Object) -> None:
+        """Have *visit* connected, at a host that may be asked; raises `BrakedError`."""
+        if visit.stream.is_connected:  # it has been asked already
+            return
+        await visit.connect()
+        assert obj.direct is not None, "is_for"
+        url = obj.direct.url
+        if (left_s := self._means.brakes.left_s(url)) > 0:  # since it waits for its seat
+            raise BrakedError(url, left_s)
