@@ -140,7 +140,7 @@ class Config(BaseSettings):
     """A stream that brings nothing for so long is given up and its rest asked for again."""
     retries: int = Field(5, ge=0)
     """How often one range may fail in a row before the flight does; not counting 429, 503,
-    509 and 529 while others are served."""
+    509 and 529 for two minutes, while others are served or nothing has ever come from that host."""
     linger_s: float = Field(10.0, ge=0)
     """How long a flight goes on after its last waiter has left."""
     failure_s: float = Field(5.0, ge=0)

@@ -111,6 +111,7 @@ NOT_ODD = {fault for fault, (outcome, _) in OUTCOMES.items() if outcome in {GIVE
 """What the fast path waits out, rather than leaving it to the general one."""
 NOT_ODD.remove(Fault.OVERLONG)
 SILENT = {Fault.STALL, Fault.DRIBBLE, Fault.MUTE}
+BORNE_S = 0.5  # for so long a host that refuses for too much may begin to give
 CHUNK_BYTES = 16 << 20
 SIZE_BYTES = CHUNK_BYTES + (1 << 20) + 4  # a chunk, and a tail that ends off a page
 SIZES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, SIZE_BYTES)
@@ -159,6 +160,7 @@ def way(
     """Each byte path, which gets every chance; the other is what it falls back to, or nothing."""
     path, transport = request.param.split("-")
     monkeypatch.setattr("ckptd_daemon.transfer.retry.BASE_S", 0.01)
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BORNE_S", BORNE_S)
     if path == "general":
         monkeypatch.setattr(
             "ckptd_daemon.transfer.abilities.Abilities.may_be_fast", lambda *_: False
@@ -348,8 +350,14 @@ async def test_a_fault_of_the_first_answers_costs_time_and_no_byte(
 
 @pytest.mark.parametrize(("fault", "outcome"), [(f, o) for f, (_, o) in OUTCOMES.items()], ids=ids)
 async def test_a_fault_of_every_answer_has_its_outcome(
-    fault: Fault, outcome: Outcome, short_path: Path, origin: Origin, content: bytes
+    fault: Fault,
+    outcome: Outcome,
+    short_path: Path,
+    origin: Origin,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BORNE_S", BORNE_S)
     origin.put("model", content).lasting = fault
     way = Way(origin, short_path)
     async with way.node(fault) as node:

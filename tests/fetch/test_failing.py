@@ -56,7 +56,7 @@ def test_all_waiters_get_one_error_with_one_id_which_is_in_the_log(
 def test_only_where_bytes_are_here_are_any_said_to_be_kept(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:
-    origin.put("none", data).lasting = Fault.UNAVAILABLE
+    origin.put("none", data).lasting = Fault.HANG_UP
     file = origin.put("some", data)
     file.faults = [Fault.NONE, *[Fault.HANG_UP] * 100]
     with Daemon(short_path, retries=0, streams=1, streams_max=1) as daemon:

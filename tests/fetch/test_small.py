@@ -183,7 +183,7 @@ async def test_a_fault_of_the_first_body_costs_time_and_no_byte(
 async def test_a_fault_of_every_body_has_its_outcome(
     short_path: Path, origin: Origin, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckptd_daemon.transfer.retry.BORNE_S", 1.0)  # others are served meanwhile
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BORNE_S", 1.0)
     came = await outcomes(short_path, origin, content, 1000, is_many=True)
     for fault, (outcome, _) in OUTCOMES.items():
         if outcome is RIGHT or fault is Fault.CHURN:  # which cannot come between one reply

@@ -22,7 +22,7 @@ from ckptd_daemon.transfer.stream import Stream
 from ckptd_daemon.transfer.whole import AHEAD_BYTES, WholeSocket
 from fakes.certificates import Authority
 from fakes.deaf import deaf
-from fakes.node import clean, fetching
+from fakes.node import FETCH_S, clean, fetching
 from fakes.origin import Fault, File, Origin
 from fakes.origin.files import FIRST_BYTE
 from fakes.tls import TlsFront
@@ -289,6 +289,22 @@ async def test_a_storm_of_refusals_ends_no_batch_of_small_files(
     async with fetching(short_path, retries=2) as node:
         await node.fetch(origin.url("first"))
         assert (await node.fetch(origin.url("second"))).read_bytes() == b"2" * 1000
+
+
+@pytest.mark.parametrize("way", ["small", "streams", "one reply"])
+async def test_a_storm_of_refusals_before_anything_came_ends_no_fetch_and_is_told(
+    way: str, short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.CAP_S", 0.2)
+    file = origin.put("model", data[:1000] if way == "small" else data)
+    file.question_faults, file.faults = [Fault.UNAVAILABLE] * 6, [Fault.UNAVAILABLE] * 30
+    file.lasting = Fault.NO_RANGES if way == "one reply" else None
+    async with clean(short_path, origin, retries=0) as node:
+        with node.calling(origin.url("model")) as call:
+            await until(lambda: call.progress().cause is Cause.THROTTLED)
+            assert "the origin answers 503" in call.progress().reason
+            assert await call.wait(FETCH_S)
+            assert call.result().path.read_bytes() == file.data
 
 
 @pytest.mark.parametrize("way", ["small", "streams", "one reply"])

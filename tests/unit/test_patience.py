@@ -114,13 +114,35 @@ def test_a_host_that_has_brought_nothing_for_a_while_counts_as_giving_no_more(
     clock: Clock,
 ) -> None:
     hosts = Hosts(start=8, streams_max=8)
-    assert not hosts.is_giving(URL)
     with hosts.share(URL, lambda: 1) as share:
+        share.received(1, is_held=False)
+        clock.now += GIVING_S
         share.received(0, is_held=False)
+        assert not share.is_giving()
         assert not hosts.is_giving(URL)
         share.received(1, is_held=False)
         assert share.is_giving()
     assert hosts.is_giving(URL)
-    assert not hosts.is_giving("http://other/")
-    clock.now += GIVING_S
-    assert not hosts.is_giving(URL)
+
+
+async def test_a_host_that_has_brought_nothing_yet_may_give_and_has_as_long_to_begin(
+    waits: list[float], clock: Clock
+) -> None:
+    hosts = Hosts(start=8, streams_max=8)
+    patience = Patience("model", retries=0, is_giving=lambda: hosts.is_giving(URL))
+    for _ in range(20):
+        await patience.wait(REFUSED)
+    with hosts.share(URL, lambda: 1) as share:
+        share.received(0, is_held=False)
+        assert share.is_giving()
+    clock.now += BORNE_S
+    with pytest.raises(errors.Unavailable, match="the origin answers 503"):
+        await patience.wait(REFUSED)
+
+
+async def test_a_host_that_fails_without_being_asked_too_much_gets_no_such_time(
+    waits: list[float],
+) -> None:
+    patience = Patience("model", retries=0, is_giving=lambda: True)
+    with pytest.raises(errors.Unavailable):
+        await patience.wait(BROKEN)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from math import inf
 
 import anyio
 
@@ -33,7 +32,7 @@ class Host:
         self.lowest_seats = 0  # since the last sample, or since the level was reached after it
         self.is_filling = True  # the level has not been reached since the last sample
         self.received_bytes = 0
-        self.gave_at = -inf
+        self.gave_at: float | None = None  # when it brought something last
         self.is_held = False  # by a limit of ours, some time since the last sample
         self._sampled: tuple[float, int] | None = None
         self.questions = 0
@@ -57,6 +56,10 @@ class Host:
         self._sampled = now, self.received_bytes
         self.lowest_seats = self.seats
         return True
+
+    def is_giving(self) -> bool:
+        """Whether it has brought something lately; it may, too, as long as nobody has seen it."""
+        return self.gave_at is None or anyio.current_time() - self.gave_at < GIVING_S
 
     def seated(self) -> None:
         """Have one more stream; what comes counts for the level once that is reached."""
@@ -170,8 +173,8 @@ class Share:
         self.host.gave_at = anyio.current_time()
 
     def is_giving(self) -> bool:
-        """Tell whether the host has brought something lately, to whomever."""
-        return anyio.current_time() - self.host.gave_at < GIVING_S
+        """Tell whether the host counts as giving, to whomever."""
+        return self.host.is_giving()
 
     def throttled(self) -> None:
         """Tell that the host refused for having been asked too much."""
@@ -240,8 +243,8 @@ class Hosts:
             host.answered = anyio.Event()
 
     def is_giving(self, url: str) -> bool:
-        """Tell whether the host of *url* has brought something lately, to whomever."""
-        return anyio.current_time() - self._host(url).gave_at < GIVING_S
+        """Tell whether the host of *url* counts as giving, to whomever."""
+        return self._host(url).is_giving()
 
     def throttled(self, url: str) -> None:
         """Tell that the host of *url* refused for having been asked too much."""

@@ -22,7 +22,7 @@ from ckptd_proto import errors
 BASE_S = 0.1
 CAP_S = 15.0
 LOOK_S = 1.0  # how often it is told what a pause leaves to wait
-BORNE_S = 120.0  # for so long refusals cost nothing where others are served
+BORNE_S = 120.0  # for so long refusals cost nothing where others are, or may be, served
 CHUNK_TRIES = 3  # a connection may damage what it brings
 
 V = TypeVar("V")
@@ -48,7 +48,8 @@ class Patience:
     """Counts the failures in a row of one thing, and waits between them.
 
     A refusal for having asked too much is no failure while the host *is_giving* to somebody: it
-    serves, and who is refused waits for his turn, longer each time. Only `BORNE_S` bound that.
+    serves, and who is refused waits for his turn, longer each time. Only `BORNE_S` bound that. A
+    host that this node has had nothing from yet gets the same chance: others of the fleet ask, too.
     """
 
     def __init__(
