@@ -32,6 +32,23 @@ def test_systemd_says_where_socket_and_state_go(monkeypatch: pytest.MonkeyPatch)
     assert settings.state_dir == Path("/var/lib/ckptd")
 
 
+@pytest.mark.parametrize(
+    ("is_pod", "has_kubelet", "percent"),
+    [(False, False, 5), (True, False, 16), (False, True, 16)],
+    ids=["elsewhere", "in a pod", "beside a kubelet"],
+)
+def test_where_a_kubelet_evicts_below_15_percent_more_than_that_is_left_free(
+    is_pod: bool, has_kubelet: bool, percent: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CKPTD_FREE_FLOOR_PERCENT", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if is_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(Path, "exists", lambda path: has_kubelet and "kubelet" in str(path))
+    assert config.load({}, file=None).free_floor_percent == percent
+    assert config.load({"free_floor_percent": 0}, file=None).free_floor_percent == 0
+
+
 def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = config.load({"socket": Path("a.sock"), "state_dir": Path("state")}, file=None)
