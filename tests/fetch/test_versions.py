@@ -115,6 +115,38 @@ async def test_a_new_version_of_another_length_is_noticed_by_a_cdn_that_names_no
         assert (await node.fetch(origin.url("m"))).read_bytes() == new
 
 
+WEAK, LONGER = 'W/"v1"', 4
+
+
+@pytest.mark.parametrize(
+    ("new", "more_bytes", "is_noticed"),
+    [
+        (('W/"v2"', None), 0, True),
+        ((WEAK, YEAR_2000), 0, True),
+        ((WEAK, None), LONGER, True),
+        ((WEAK, None), 0, False),  # nobody can tell; a file whose server sends no more is kept
+    ],
+    ids=["other etag", "date", "other length", "same"],
+)
+async def test_from_one_fetch_to_the_next_a_weak_etag_names_a_version_with_length_and_date(
+    new: tuple[str, str | None],
+    more_bytes: int,
+    is_noticed: bool,
+    short_path: Path,
+    origin: Origin,
+    data: bytes,
+    other_data: bytes,
+) -> None:
+    before, after = data[:1000], other_data[: 1000 + more_bytes]
+    origin.put("m", before, etag=WEAK, last_modified=None)
+    async with clean(short_path, origin) as node:
+        assert (await node.fetch(origin.url("m"))).read_bytes() == before
+        origin.put("m", after, etag=new[0], last_modified=new[1])
+        found = (await node.fetch(origin.url("m"))).read_bytes()
+    assert found == (after if is_noticed else before)
+    assert len(origin.bodies("m")) == 1 + is_noticed
+
+
 async def test_an_object_that_keeps_changing_is_an_error_that_says_so(
     short_path: Path, origin: Origin, data: bytes
 ) -> None:

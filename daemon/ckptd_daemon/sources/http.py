@@ -91,6 +91,7 @@ def version_of(validator: Validator, size_bytes: int | None) -> str:
     """Return the words that name the version; new at each call if the origin has none."""
     length = "" if size_bytes is None else f" {size_bytes} bytes"
     if validator.etag is not None:
+        # without a date a weak one has to do: else every call would fetch the object anew
         is_alone = validator.is_strong or validator.last_modified is None
         date = "" if is_alone else f" modified {validator.last_modified}"
         return f"etag {validator.etag}{date}{length}"
