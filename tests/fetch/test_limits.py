@@ -149,6 +149,23 @@ def test_two_that_are_waited_for_share_a_limit_evenly_however_many_streams_they_
             client.configure({"max_bytes_per_s": None})
 
 
+def test_what_is_late_by_a_limit_is_neither_split_nor_raced(
+    short_path: Path, origin: Origin
+) -> None:
+    """Each part moves and is seconds from its end, and there are seats for helpers."""
+    origin.put("model", bytes(17 << 20))
+    with (
+        Daemon(short_path, max_bytes_per_s=2 * MB) as daemon,
+        fetching(daemon, origin.url("model")),
+    ):
+        client = daemon.client()
+        held(daemon)
+        began = client.status().uptime_s
+        eventually(lambda: client.status().uptime_s > began + 3)  # longer than the end game looks
+        assert len(origin.bodies("model")) == 5  # a connection for each part
+        client.configure({"max_bytes_per_s": None})
+
+
 def test_a_source_has_a_limit_of_its_own(short_path: Path, origin: Origin, data: bytes) -> None:
     origin.put("slow", data)
     origin.put("fast", data)
