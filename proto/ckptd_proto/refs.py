@@ -12,6 +12,7 @@ from ckptd_proto import errors
 SCHEMES = ("file", "http", "https")
 _LATER = frozenset({"abfs", "abfss", "az", "ckpt", "gs", "hf", "s3"})
 _LATER_BARE = re.compile(r"(aml|zoo):.", re.DOTALL)
+_HOST_PORT = re.compile(r"([\w.-]+|\[[\da-f:]+\]):\d{1,5}(?=/|$)", re.ASCII | re.IGNORECASE)
 _SUPPORTED = "local paths, " + ", ".join(f"{scheme}://" for scheme in SCHEMES)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FRAGMENT = re.compile(r"(.*)#sha256=([^#]*)", re.DOTALL | re.IGNORECASE)
@@ -72,8 +73,13 @@ def missing(named: Path, tried: Path) -> errors.CkptdError:
         return _misstated(stated[1])
     if found := _LATER_BARE.match(str(named)):
         return _not_yet(f"{found[1]}:")
-    text = f"there is no file {tried}, the only place where this can be; supported are {_SUPPORTED}"
-    return errors.NotFound(text)
+    hint = ""
+    if found := _HOST_PORT.match(str(named)):
+        hint = f"; if {found[0]} is a server, put http:// or https:// in front"
+    return errors.NotFound(
+        f"there is no file {tried}, the only place where this can be{hint}; "
+        f"supported are {_SUPPORTED}"
+    )
 
 
 def _not_yet(kind: str) -> errors.Unimplemented:

@@ -108,6 +108,29 @@ async def test_an_address_that_never_takes_a_connection_is_given_up(
     assert origin.bodies("model") == []
 
 
+CHECK = "; check host and port, or try again later"
+
+
+async def test_where_nobody_listens_the_address_is_to_be_checked(
+    origin: Origin, data: bytes, asked: Callable[..., Awaitable[Path | errors.Unavailable]]
+) -> None:
+    origin.put("model", data)
+    failure = await asked(origin, "127.0.0.2")
+    assert f"Connection refused{CHECK}" in str(failure)
+
+
+async def test_a_name_that_is_not_known_is_to_be_checked(
+    short_path: Path, resolving: Callable[[Resolve], None]
+) -> None:
+    def unknown(port: object) -> list[tuple[object, ...]]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    resolving(unknown)
+    async with fetching(short_path, retries=0) as node:
+        with pytest.raises(errors.Unavailable, match=f"not known{CHECK}"):
+            await node.fetch(f"http://{NAME}/model")
+
+
 async def test_after_an_address_that_never_takes_a_connection_the_next_is_tried(
     origin: Origin, data: bytes, asked: Callable[..., Awaitable[Path | errors.Unavailable]]
 ) -> None:

@@ -18,7 +18,7 @@ from fakes.node import FETCH_S, Node, clean
 from fakes.origin import Fault, Origin
 from fetch.test_contract import OUTCOMES, RIGHT
 
-REFUSALS = {Fault.THROTTLE, Fault.THROTTLE_UNTIL, Fault.UNAVAILABLE}
+REFUSALS = {Fault.THROTTLE, Fault.THROTTLE_UNTIL, Fault.UNAVAILABLE, Fault.OVERLOADED}
 FIRST_BYTES = f"bytes=0-{SMALL_BYTES - 1}"
 NOBODY = 65534
 

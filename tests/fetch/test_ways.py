@@ -188,6 +188,15 @@ async def test_a_proxy_that_comes_to_no_tunnel_is_given_up_and_named_without_its
     assert len(proxy.requests) == 2
 
 
+async def test_a_proxy_that_is_not_there_is_to_be_checked(short_path: Path) -> None:
+    with Proxy() as gone:
+        pass
+    async with fetching(short_path, proxy=gone.url("user:hunter2"), retries=0) as node:
+        with pytest.raises(errors.Unavailable, match="refused; check host and port") as failed:
+            await node.fetch("https://models.example/model")
+    assert f"the proxy 127.0.0.1:{gone.port} cannot be reached" in str(failed.value)
+
+
 def test_a_proxy_that_is_no_http_proxy_is_refused(
     short_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

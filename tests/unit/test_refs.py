@@ -105,6 +105,27 @@ def test_a_hash_that_is_stated_twice_is_refused() -> None:
         parse(f"http://h/x#sha256={'0' * 64}#sha256={HASH}")
 
 
+@pytest.mark.parametrize(
+    ("named", "server"),
+    [
+        ("127.0.0.1:39471/x", "127.0.0.1:39471"),
+        ("localhost:80", "localhost:80"),
+        ("[::1]:8080/a/b", "[::1]:8080"),
+        ("models", None),
+        ("models/a:1/b", None),
+        ("/a:1/b", None),
+        ("model:best/weights", None),
+        ("10:30am", None),
+    ],
+)
+def test_what_looks_like_a_server_without_its_scheme_is_told_to_have_one(
+    named: str, server: str | None
+) -> None:
+    said = str(missing(Path(named), Path("/here") / named))
+    hint = f"if {server} is a server, put http:// or https:// in front"
+    assert (hint in said) if server else ("in front" not in said)
+
+
 def test_two_hashes_that_differ_are_refused() -> None:
     assert parse(f"/a#sha256={HASH}", HASH.upper()).sha256 == HASH
     with pytest.raises(errors.InvalidArgument):

@@ -47,6 +47,11 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and not is_special
 
 
+def is_nowhere(error: BaseException | None) -> bool:
+    """Tell whether *error* means that a host is not known, or that nobody listens at its port."""
+    return isinstance(error, socket.gaierror | ConnectionRefusedError)
+
+
 def is_literally_private(host: str) -> bool:
     """Tell whether *host* is an IP address, and not a public one."""
     try:

@@ -73,7 +73,7 @@ def tunnel(sock: socket.socket, host: str, port: int, proxy: Proxy) -> None:
     with http.client.HTTPResponse(answer, method="CONNECT") as reply:  # type: ignore[arg-type]
         reply.begin()
         if reply.status != 200:
-            raise OSError(errno.ECONNREFUSED, f"the proxy answers {reply.status}")
+            raise OSError(errno.EPROTO, f"the proxy answers {reply.status}")
     sock.settimeout(patience_s)
 
 

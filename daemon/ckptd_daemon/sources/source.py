@@ -97,12 +97,19 @@ class TransientError(Exception):
     """The origin failed for now; the message says how, without secrets."""
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, is_throttled: bool = False
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        is_throttled: bool = False,
+        is_nowhere: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.is_throttled = is_throttled
         """The origin asks for fewer requests, rather than failing by itself."""
+        self.is_nowhere = is_nowhere
+        """Nobody is where the origin should be: the address may be a wrong one."""
 
 
 class BrakedError(TransientError):

@@ -20,7 +20,11 @@ import anyio
 from anyio import to_thread
 from yarl import URL
 
-from ckptd_daemon.sources.addresses import PrivateAddressError, is_literally_private
+from ckptd_daemon.sources.addresses import (
+    PrivateAddressError,
+    is_literally_private,
+    is_nowhere,
+)
 from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, Brakes
 from ckptd_daemon.sources.proxies import Proxies
 from ckptd_daemon.sources.source import BrakedError, Endpoint, Proxy, TransientError
@@ -160,12 +164,14 @@ class Way:
         except aiohttp.ClientHttpProxyError as error:
             raise _refused(proxy, name, error.status) from error
         except aiohttp.ClientProxyConnectionError as error:
-            raise TransientError(f"the proxy {proxy} cannot be reached: {words(error)}") from error
+            text = f"the proxy {proxy} cannot be reached: {words(error)}"
+            raise TransientError(text, is_nowhere=is_nowhere(error.os_error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             refused = getattr(error, "os_error", None)
             if isinstance(refused, PrivateAddressError):
                 raise refused from None
-            raise TransientError(f"{whom} cannot be reached: {words(error)}") from error
+            text = f"{whom} cannot be reached: {words(error)}"
+            raise TransientError(text, is_nowhere=is_nowhere(refused)) from error
         raise TransientError(f"{whom} cannot be reached: no answer in time")
 
 

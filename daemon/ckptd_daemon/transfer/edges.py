@@ -10,7 +10,7 @@ from collections.abc import Callable
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-from ckptd_daemon.sources.addresses import Info, resolve
+from ckptd_daemon.sources.addresses import Info, is_nowhere, resolve
 from ckptd_daemon.sources.source import TransientError
 
 BLAMED_S = 60.0
@@ -50,7 +50,8 @@ class Edges:
             raise TransientError(text) from None
         except OSError as error:
             why = error.strerror or type(error).__name__
-            raise TransientError(f"cannot connect: {why}") from error
+            text = f"cannot connect: {why}"
+            raise TransientError(text, is_nowhere=is_nowhere(error)) from error
         return self.ordered(found)
 
     def ordered(self, found: list[Info]) -> list[Info]:

@@ -84,12 +84,16 @@ class Patience:
             return
         self._failures += 1
         if self._failures > self._retries:
-            kept = "what was fetched is kept, " if self._has_bytes() else ""
             raise errors.Unavailable(
                 f"{self._name}: given up after {self._failures} tries in a row: {error}; "
-                f"{kept}try again later"
+                f"{self._advice(error)}try again later"
             ) from error
         await anyio.sleep(delay_s(self._failures, random.random()))
+
+    def _advice(self, error: TransientError) -> str:
+        if self._has_bytes():
+            return "what was fetched is kept, "
+        return "check host and port, or " if error.is_nowhere else ""
 
     def _is_borne(self, now: float) -> bool:
         """Whether a refusal *now* costs no try."""

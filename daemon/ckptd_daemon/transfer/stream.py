@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from ckptd_daemon.config import Config
-from ckptd_daemon.sources.addresses import Info, PrivateAddressError, dial, resolve
+from ckptd_daemon.sources.addresses import Info, PrivateAddressError, dial, is_nowhere, resolve
 from ckptd_daemon.sources.brakes import TRANSIENT_STATUS, pause_s
 from ckptd_daemon.sources.http import other_total, unwell
 from ckptd_daemon.sources.proxies import tunnel
@@ -154,7 +154,8 @@ class Stream:
         except (OSError, http.client.HTTPException) as error:  # the latter of a proxy
             if self._socket is not None:
                 self._socket.close()
-            raise TransientError(f"cannot connect: {_words(error)}") from error
+            text = f"cannot connect: {_words(error)}"
+            raise TransientError(text, is_nowhere=is_nowhere(error)) from error
         self._connection.sock = sock
         if self._interrupted:
             self.close()
