@@ -65,8 +65,9 @@ async def test_a_slash_at_the_end_of_another_name_is_a_redirect_like_any_other(
 
 
 async def test_where_a_redirect_leads_to_wants_a_pause_that_is_told_and_holds_up_no_other_question(
-    short_path: Path, origin: Origin, data: bytes
+    short_path: Path, origin: Origin, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ckptd_daemon.transfer.retry.BORNE_S", 0.0)  # the first refusal is final
     with Origin() as cdn:
         busy = cdn.put("busy", b"")
         busy.question_faults, busy.retry_after_s = [Fault.THROTTLE], 5
