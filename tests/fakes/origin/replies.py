@@ -12,6 +12,16 @@ from fakes.origin.files import FIRST_BYTE, File, just_now
 
 HEADERS_TOO_LONG = "x" * 300_000
 BOUNDARY = "part"
+REFUSED = {
+    Fault.UNAVAILABLE: 503,
+    Fault.OVERLOADED: 529,
+    Fault.CUT_OFF: 522,
+    Fault.UNABLE: 501,
+    Fault.UNAUTHORIZED: 401,
+    Fault.FORBID: 403,
+    Fault.LOSE: 404,
+}
+"""By a status that says it all."""
 WHOLE = {Fault.NO_RANGES, Fault.NO_LENGTH, Fault.OVERLONG, Fault.UNFRAMED}
 
 
@@ -92,25 +102,13 @@ def reply_to(request: Request, file: File, fault: Fault | None) -> Reply:
 
 
 def _refusal(request: Request, file: File, fault: Fault | None) -> Reply | None:
+    if fault is not None and (status := REFUSED.get(fault)):
+        return Reply(status)
     match fault:
         case Fault.THROTTLE:
             return Reply(429, {"Retry-After": str(file.retry_after_s)})
         case Fault.THROTTLE_UNTIL:
             return Reply(429, {"Retry-After": just_now(file.retry_after_s)})
-        case Fault.UNAVAILABLE:
-            return Reply(503)
-        case Fault.OVERLOADED:
-            return Reply(529)
-        case Fault.CUT_OFF:
-            return Reply(522)
-        case Fault.UNABLE:
-            return Reply(501)
-        case Fault.UNAUTHORIZED:
-            return Reply(401)
-        case Fault.FORBID:
-            return Reply(403)
-        case Fault.LOSE:
-            return Reply(404)
         case Fault.UNSATISFIABLE:
             return Reply(416, {"Content-Range": f"bytes */{len(file.data)}"})
         case Fault.LOOP:
